@@ -1,0 +1,122 @@
+"""Expressions on vectors of floats that the CPU kernels share.
+
+All of them are portable: LLVM splits a vector of `LANES` floats into whatever registers the machine has. They work
+in TVMScript and with TVM's IR builder alike. `fma` is written out everywhere, never left to the contraction of
+`a * b + c`: one fused rounding is part of a kernel's meaning, since results must not depend on the code around it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tvm.script import tirx as T
+
+LANES = 16
+"""Floats that one vector expression works on: a cache line."""
+
+Expr = Any
+"""A TIR expression; TVM is untyped."""
+
+LOG2_E = 1.4426950408889634
+LN2_HIGH = 0.693359375
+"""ln 2 to 9 bits: its product with any exponent is exact in f32."""
+LN2_LOW = -2.12194440054690583e-4
+EXP_TAIL = (0.4999999403953552, 0.1666652113199234, 0.04166838899254799, 0.008368716575205326, 0.001381459878757596)
+"""(e^r - 1 - r) / r^2 for |r| <= ln(2) / 2, a minimax fit (relative error of e^r: 4e-9), lowest power first."""
+EXP_MIN, EXP_MAX = -87.33654, 88.37626
+"""Where e^x leaves the normal f32 range, and where 2^round(x / ln 2) does."""
+
+
+def dtype(base: str, lanes: int = LANES) -> str:
+    """`float32` of 16 lanes is `float32x16`, of one lane `float32`."""
+    return base if lanes == 1 else f"{base}x{lanes}"
+
+
+def splat(value: Expr, lanes: int = LANES) -> Expr:
+    """A scalar expression, or a Python float meant as f32, in all lanes."""
+    scalar = T.float32(value) if isinstance(value, (int, float)) else value
+    return scalar if lanes == 1 else T.broadcast(scalar, lanes)
+
+
+def words(value: int, lanes: int = LANES) -> Expr:
+    """A u32 constant in all lanes."""
+    return T.uint32(value) if lanes == 1 else T.broadcast(T.uint32(value), lanes)
+
+
+def at(start: Expr, lanes: int = LANES) -> Expr:
+    """The index of `lanes` consecutive elements."""
+    return start if lanes == 1 else T.ramp(start, 1, lanes)
+
+
+def fma(a: Expr, b: Expr, c: Expr, lanes: int = LANES) -> Expr:
+    """`a * b + c` in f32, rounded once."""
+    return T.call_llvm_pure_intrin(dtype("float32", lanes), "llvm.fma", a, b, c)
+
+
+def total(x: Expr) -> Expr:
+    """The sum of a vector's lanes, from the first to the last."""
+    return T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fadd", T.float32(0), x)
+
+
+def largest(x: Expr) -> Expr:
+    """The greatest of a vector's lanes."""
+    return T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", x)
+
+
+def exp(x: Expr, lanes: int = LANES) -> Expr:
+    """e^x in f32 with a relative error below 2e-7; 0 below `EXP_MIN` (and at -inf), e^EXP_MAX above `EXP_MAX`.
+
+    e^x = 2^k e^r with k = round(x / ln 2), so |r| <= ln(2) / 2, where a polynomial does. Not for NaN.
+    """
+    bounded = T.bind(T.min(T.max(x, splat(EXP_MIN, lanes)), splat(EXP_MAX, lanes)))
+    scaled = bounded * splat(LOG2_E, lanes)
+    k = T.bind(T.call_llvm_pure_intrin(dtype("float32", lanes), "llvm.rint", scaled))
+    r = T.bind(fma(k, splat(-LN2_LOW, lanes), fma(k, splat(-LN2_HIGH, lanes), bounded, lanes), lanes))
+    tail = splat(EXP_TAIL[-1], lanes)
+    for coefficient in EXP_TAIL[-2::-1]:
+        tail = fma(tail, r, splat(coefficient, lanes), lanes)
+    power = fma(tail, r * r, r, lanes) + splat(1.0, lanes)
+    exponent = T.Cast(dtype("uint32", lanes), T.Cast(dtype("int32", lanes), k)) + words(127, lanes)
+    two_to_k = T.reinterpret(dtype("float32", lanes), T.shift_left(exponent, words(23, lanes)))
+    return T.Select(x < splat(EXP_MIN, lanes), splat(0.0, lanes), power * two_to_k)
+
+
+def sigmoid(x: Expr, lanes: int = LANES) -> Expr:
+    """1 / (1 + e^-x)."""
+    return splat(1.0, lanes) / (splat(1.0, lanes) + exp(T.bind(-x), lanes))
+
+
+def silu(x: Expr, lanes: int = LANES) -> Expr:
+    """x * sigmoid(x)."""
+    return x / (splat(1.0, lanes) + exp(T.bind(-x), lanes))
+
+
+def _bf16(pairs: Expr, odd: bool) -> Expr:
+    """bf16 is the upper half of an f32."""
+    return T.bitwise_and(pairs, words(0xFFFF0000)) if odd else T.shift_left(pairs, words(16))
+
+
+def _f16(pairs: Expr, odd: bool) -> Expr:
+    """The f16 as an f32 that is 2^112 times too small: sign in place, exponent and mantissa moved down 3 bits."""
+    signed = T.reinterpret("int32x16", pairs if odd else T.shift_left(pairs, words(16)))
+    moved = T.shift_right(signed, T.broadcast(T.int32(3), LANES))
+    return T.bitwise_and(T.reinterpret("uint32x16", moved), words(0x8FFFE000))
+
+
+def widen(pairs: Expr, wdtype: str, odd: bool) -> Expr:
+    """The exact f32 values of one half of 16 words, each of which holds two 2-byte floats.
+
+    Args:
+        pairs: u32x16; even elements in the low halves, odd ones in the high halves.
+        wdtype: `bf16`, or `f16` (finite; subnormal numbers are exact too).
+        odd: which half.
+    """
+    if wdtype == "bf16":
+        return T.reinterpret("float32x16", _bf16(pairs, odd))
+    return T.reinterpret("float32x16", _f16(pairs, odd)) * splat(2.0**112)
+
+
+def prefetch(element: Expr) -> None:
+    """Ask for the cache line of a buffer element, to be read soon."""
+    hint = T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), T.int32(0), T.int32(3), T.int32(1))
+    T.evaluate(hint)

@@ -1,0 +1,62 @@
+"""Fixtures that compile one CPU kernel and call it on numpy arrays."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tvm
+
+Array = npt.NDArray[Any]
+Run = Callable[..., None]
+X86 = {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu"}
+
+
+def aligned(array: Array) -> Array:
+    """A copy at a 64-byte boundary: kernels load whole cache lines."""
+    raw = np.empty(array.nbytes + 64, np.uint8)
+    start = -raw.ctypes.data % 64
+    copy: Array = raw[start : start + array.nbytes].view(array.dtype).reshape(array.shape)
+    copy[...] = array
+    return copy
+
+
+def compile_kernel(kernel: Any, mcpu: str = "x86-64-v3") -> tuple[Any, str]:
+    name = str(kernel.attrs["global_symbol"])
+    return tvm.compile(tvm.IRModule({name: kernel}), target=tvm.target.Target({**X86, "mcpu": mcpu})), name
+
+
+@pytest.fixture
+def build() -> Callable[[Any], Run]:
+    """Kernel -> function on numpy arrays, which writes the kernel's outputs into them."""
+
+    def make(kernel: Any) -> Run:
+        executable, name = compile_kernel(kernel)
+        function = executable[name]
+
+        def run(*arrays: Array) -> None:
+            copies = [aligned(a) for a in arrays]
+            function(*(tvm.runtime.from_dlpack(c) for c in copies))
+            for array, copy in zip(arrays, copies, strict=True):
+                array[...] = copy
+
+        return run
+
+    return make
+
+
+@pytest.fixture
+def assembly() -> Callable[[Any, str], str]:
+    """The kernel's assembly for an x86 CPU level."""
+    return lambda kernel, mcpu: str(compile_kernel(kernel, mcpu)[0].mod.inspect_source("asm"))
+
+
+@pytest.fixture
+def threads() -> Iterator[Callable[[int], None]]:
+    """Set the number of threads of TVM's pool; the test's end restores it."""
+    configure = tvm.get_global_func("runtime.config_threadpool")
+    yield lambda count: configure(1, count)
+    configure(1, 2)
