@@ -1,0 +1,1 @@
+"""What a machine can do, as data, and the kernels for it: one folder a family of machines."""

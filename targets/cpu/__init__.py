@@ -1,0 +1,1 @@
+"""CPU kernels: portable vector code that LLVM fits to the instruction sets a `CpuTarget` promises."""

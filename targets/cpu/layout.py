@@ -1,0 +1,86 @@
+"""How weights lie in memory for the CPU kernels: 16 output columns side by side, the inner dimension outside.
+
+One vector of a packed weight holds what one input element means to 16 outputs, so a kernel multiplies and
+adds without horizontal sums, and reads a block of columns as one long stream. Two-byte floats lie in pairs
+along the inner dimension: a u32 word has the even element in its low half and the odd one in its high half.
+
+    f32         w[..., N, K] -> f32[..., N16, K, 16]           packed[j, k, l] = w[16 j + l, k]
+    bf16, f16   w[..., N, K] -> u32[..., N16, ceil(K/2), 16]   packed[j, k/2, l] >> 16 (k % 2) = w[16 j + l, k]
+
+What lies beyond N or K is zero.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepzig.ir import TensorType
+
+LANES = 16
+"""Floats in a cache line, and columns in a block."""
+
+Array = npt.NDArray[Any]
+
+
+def blocks(size: int) -> int:
+    """How many blocks of `LANES` hold `size` columns."""
+    return -(-size // LANES)
+
+
+def inner(size: int, dtype: str) -> int:
+    """How many vectors along the inner dimension hold `size` elements."""
+    return size if dtype == "f32" else -(-size // 2)
+
+
+def stored(dtype: str) -> str:
+    """The element type of a packed weight."""
+    return "f32" if dtype == "f32" else "u32"
+
+
+def packed_type(weight: TensorType) -> TensorType:
+    """The type that `pack_columns` stores a weight [..., N, K] in."""
+    *lead, n, k = (int(d) for d in weight.shape)
+    return TensorType(stored(weight.dtype), (*lead, blocks(n), inner(k, weight.dtype), LANES))
+
+
+def pack_columns(weight: Array) -> Array:
+    """Pack [..., N, K], f32 or the bits of two-byte floats, as the module says."""
+    words = _words(weight)
+    *lead, n, k = words.shape
+    packed = np.empty((*lead, blocks(n), k, LANES), words.dtype)
+    _transpose(words, packed)
+    return packed
+
+
+def pack_gate_up(gate: Array, up: Array) -> Array:
+    """Pack two weights [..., I, K] into [..., I16, 2, Kp, 16]: blocks of gate columns alternate with up's."""
+    words = _words(gate), _words(up)
+    *lead, n, k = words[0].shape
+    packed = np.empty((*lead, blocks(n), 2, k, LANES), words[0].dtype)
+    for half in range(2):
+        _transpose(words[half], packed[..., half, :, :])
+    return packed
+
+
+def _words(weight: Array) -> Array:
+    """Two-byte floats [..., N, K] as pairs [..., N, ceil(K/2)] in u32; f32 as it is."""
+    if weight.itemsize == 4:
+        return weight
+    bits = weight.view(np.uint16)
+    if bits.shape[-1] % 2:
+        bits = np.concatenate([bits, np.zeros((*bits.shape[:-1], 1), np.uint16)], -1)
+    return np.ascontiguousarray(bits).view(np.uint32)
+
+
+def _transpose(words: Array, packed: Array) -> None:
+    """packed[..., j, k, l] = words[..., 16 j + l, k], zero where there is no such row."""
+    *lead, n, k = words.shape
+    whole, rest = divmod(n, LANES)
+    columns = words[..., : whole * LANES, :].reshape(*lead, whole, LANES, k)
+    packed[..., :whole, :, :] = columns.swapaxes(-1, -2)
+    if rest:
+        packed[..., whole, :, :rest] = words[..., whole * LANES :, :].swapaxes(-1, -2)
+        packed[..., whole, :, rest:] = 0
