@@ -90,29 +90,24 @@ def silu(x: Expr, lanes: int = LANES) -> Expr:
     return x / (splat(1.0, lanes) + exp(T.bind(-x), lanes))
 
 
-def _bf16(pairs: Expr, odd: bool) -> Expr:
-    """bf16 is the upper half of an f32."""
-    return T.bitwise_and(pairs, words(0xFFFF0000)) if odd else T.shift_left(pairs, words(16))
-
-
-def _f16(pairs: Expr, odd: bool) -> Expr:
-    """The f16 as an f32 2^112 times too small: sign in place, exponent and mantissa moved down 3 bits."""
-    signed = T.reinterpret("int32x16", pairs if odd else T.shift_left(pairs, words(16)))
-    moved = T.shift_right(signed, T.broadcast(T.int32(3), LANES))
-    return T.bitwise_and(T.reinterpret("uint32x16", moved), words(0x8FFFE000))
-
-
-def widen(pairs: Expr, wdtype: str, odd: bool) -> Expr:
-    """The exact f32 values of one half of 16 words, each of which holds two 2-byte floats.
+def widen(pairs: Expr, wdtype: str, odd: bool, lanes: int = LANES) -> Expr:
+    """The exact f32 values of one half of u32 words, each of which holds two 2-byte floats.
 
     Args:
-        pairs: u32x16; even elements in the low halves, odd ones in the high halves.
-        wdtype: `bf16`, or `f16` (finite; subnormal numbers are exact too).
+        pairs: the words; even elements in the low halves, odd ones in the high halves.
+        wdtype: `bf16`, the upper half of an f32; or `f16` (finite; subnormal numbers are exact too).
         odd: which half.
+        lanes: how many words.
     """
+    high = pairs if odd else T.shift_left(pairs, words(16, lanes))
     if wdtype == "bf16":
-        return T.reinterpret("float32x16", _bf16(pairs, odd))
-    return T.reinterpret("float32x16", _f16(pairs, odd)) * splat(2.0**112)
+        high = T.bitwise_and(high, words(0xFFFF0000, lanes)) if odd else high
+        return T.reinterpret(dtype("float32", lanes), high)
+    # An f16 moved down by 3 bits, sign kept in place, is an f32 whose exponent is 112 too small.
+    three = T.int32(3) if lanes == 1 else T.broadcast(T.int32(3), lanes)
+    moved = T.shift_right(T.reinterpret(dtype("int32", lanes), high), three)
+    bits = T.bitwise_and(T.reinterpret(dtype("uint32", lanes), moved), words(0x8FFFE000, lanes))
+    return T.reinterpret(dtype("float32", lanes), bits) * splat(2.0**112, lanes)
 
 
 def prefetch(element: Expr) -> None:

@@ -1,0 +1,167 @@
+"""Matrix products on packed weights: functions that emit code.
+
+Each output is one chain of fused multiply-adds over the inner dimension, in order, whatever the tile it falls into.
+So its bits depend neither on the number of rows nor on the thread that computes it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from tvm.script import tirx as T
+
+from .emit import Buffer, either, local, loop, parallel, store, vector_sum, when
+from .features import Vectors
+from .layout import LANES
+from .vector import Expr, at, fma, prefetch, splat, widen
+
+Input = Callable[[Expr, Expr], Expr]
+"""(row, k) -> element of the left matrix."""
+Output = Callable[[Expr, Sequence[Buffer]], None]
+"""(row, sums of the tile's blocks) -> emits the stores."""
+
+AHEAD = 32
+"""Vectors to prefetch ahead in each block of columns, for a single row: 2 KiB."""
+ROW_BLOCKS = 4
+"""Blocks of columns that a single row is multiplied with together."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """Some blocks of 16 columns of a packed weight, multiplied together.
+
+    Attributes:
+        weight: the packed weight.
+        blocks: for each block, the leading indices of its vectors.
+        size: elements along the inner dimension.
+        wdtype: element type of the weight before it was packed.
+    """
+
+    weight: Buffer
+    blocks: Sequence[tuple[Expr, ...]]
+    size: int
+    wdtype: str
+
+
+def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> list[list[Buffer]]:
+    """Sums over k of x(row, k) * weight[k] for each row and block, all in registers.
+
+    Args:
+        columns: right matrix.
+        rows: row of each line of the tile.
+        x: left matrix.
+        ahead: how many vectors ahead to prefetch each block, for weights that come from memory. 0 doesn't.
+
+    Returns:
+        Of each row, for each block, a local vector.
+    """
+    sums = [[vector_sum() for _ in columns.blocks] for _ in rows]
+
+    def step(column: int, weight: Expr, k: Expr) -> None:
+        weight = T.bind(weight)
+        for line, row in zip(sums, rows, strict=True):
+            store(line[column], fma(splat(x(row, k)), weight, line[column][at(0)]), at(0))
+
+    def load(block: tuple[Expr, ...], index: Expr) -> Expr:
+        if ahead:
+            prefetch(columns.weight[(*block, index + ahead, 0)])
+        return T.bind(columns.weight[(*block, index, at(0))])
+
+    if columns.wdtype == "f32":
+        with loop(columns.size) as k:
+            for column, block in enumerate(columns.blocks):
+                step(column, load(block, k), k)
+        return sums
+    with loop(columns.size // 2) as pair:
+        words = [load(block, pair) for block in columns.blocks]
+        for odd in range(2):
+            for column, word in enumerate(words):
+                step(column, widen(word, columns.wdtype, bool(odd)), pair * 2 + odd)
+    if columns.size % 2:
+        last = columns.size // 2
+        for column, block in enumerate(columns.blocks):
+            word = columns.weight[(*block, T.int64(last), at(0))]
+            step(column, widen(word, columns.wdtype, False), T.int64(2 * last))
+    return sums
+
+
+def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, lines: int, x: Input, output: Output) -> None:
+    """Rows begin..end-1 of the product, in tiles of `lines` rows and a smaller one for few remaining rows.
+
+    The last tile of a size may reach beyond the end. Its lines there repeat the last row, and so does their output.
+    """
+    few = lines // 2 + 1
+
+    def lines_from(first: Expr, count: int) -> None:
+        rows = [T.bind(T.min(first + i, end - 1)) for i in range(count)]
+        for row, sums in zip(rows, tile(columns, rows, x), strict=True):
+            output(row, sums)
+
+    tiles = T.bind((end - begin + (lines - 1 - few)) // lines)
+    with loop(tiles) as t:
+        lines_from(begin + t * lines, lines)
+    with when(begin + tiles * lines < end):
+        lines_from(begin + tiles * lines, few)
+
+
+def product(
+    rows: Expr,
+    groups: int,
+    columns: Callable[[Sequence[Expr]], Columns],
+    x: Input,
+    output: Callable[[Expr, Expr, Sequence[Buffer]], None],
+    vectors: Vectors,
+    width: int = 1,
+) -> None:
+    """All rows of a product, the blocks of columns shared by the threads.
+
+    Args:
+        rows: how many rows.
+        groups: how many groups of `width` blocks the weight has; a group's sums are output together.
+        columns: indices of groups -> their blocks.
+        x: left matrix.
+        output: (row, group, sums of its blocks) -> emits the stores. Must bear to be repeated by the same thread.
+        vectors: registers of the CPU.
+        width: blocks in a group.
+    """
+
+    def taken(task: Expr, count: int) -> list[Expr]:
+        return [T.bind(T.min(task * count + i, groups - 1)) for i in range(count)]
+
+    def split(chosen: Sequence[Expr]) -> Output:
+        def write(row: Expr, sums: Sequence[Buffer]) -> None:
+            for i, group in enumerate(chosen):
+                output(row, group, sums[i * width : (i + 1) * width])
+
+        return write
+
+    with either(rows == 1) as (one, many):
+        with one:
+            count = min(ROW_BLOCKS // width, groups)
+            with parallel(-(-groups // count)) as task:
+                chosen = taken(task, count)
+                (sums,) = tile(columns(chosen), [T.int64(0)], x, AHEAD)
+                split(chosen)(T.int64(0), sums)
+        with many:
+            lines, count = vectors.tile
+            lines, count = lines * count // max(width, count), max(count // width, 1)
+            with parallel(-(-groups // count)) as task:
+                chosen = taken(task, count)
+                rows_by_tiles(columns(chosen), T.int64(0), rows, lines, x, split(chosen))
+
+
+def by_columns(sums: Buffer, block: Expr, size: int, write: Callable[[Expr, Expr, int], None]) -> None:
+    """Emit write(column index, value, lanes) for the columns of a block that are below `size`."""
+    first = block * LANES
+    if size % LANES == 0:
+        write(at(first), sums[at(0)], LANES)
+        return
+    with either(first + LANES <= size) as (whole, cut):
+        with whole:
+            write(at(first), sums[at(0)], LANES)
+        with cut:
+            copy = local()
+            store(copy, sums[at(0)], at(0))
+            with loop(size % LANES) as lane:
+                write(first + lane, copy[lane], 1)
