@@ -1,0 +1,76 @@
+"""Cache pages and the element types stored in them.
+
+A page is [page_size, cw] with cw the latent and rope width padded to 16 columns. 2-byte types are read two columns a
+32-bit lane, low half first, which costs one instruction a register and leaves 16 columns in pair order: the even ones,
+then the odd ones. Sums over columns don't mind when both factors are in that order.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from tvm.script import tirx as T
+
+from .vector import LANES, dtype, splat, words
+
+STORAGE = {"f32": "float32", "bf16": "uint16", "f16": "uint16"}
+"""TVM dtype of a buffer that holds the type."""
+HALF = LANES // 2
+
+
+def padded(size: int) -> int:
+    """`size` rounded up to whole vectors."""
+    return -(-size // LANES) * LANES
+
+
+def widen_high(bits: Any, cdtype: str, lanes: int) -> Any:
+    """The exact f32 values of bf16 or finite f16 numbers in the high halves of u32 lanes; low halves must be zero."""
+    if cdtype == "bf16":
+        return T.reinterpret(dtype("float32", lanes), bits)
+    three = T.int32(3) if lanes == 1 else T.broadcast(T.int32(3), lanes)
+    moved = T.shift_right(T.reinterpret(dtype("int32", lanes), bits), three)
+    kept = T.bitwise_and(T.reinterpret(dtype("uint32", lanes), moved), words(0x8FFFE000, lanes))
+    return T.reinterpret(dtype("float32", lanes), kept) * splat(2.0**112, lanes)
+
+
+def columns(stored: Any, cdtype: str) -> Any:
+    """16 stored columns as float32x16, in pair order if the type has 2 bytes."""
+    if cdtype == "f32":
+        return stored
+    pairs = T.reinterpret(dtype("uint32", HALF), stored)
+    low = widen_high(T.shift_left(pairs, words(16, HALF)), cdtype, HALF)
+    high = widen_high(T.bitwise_and(pairs, words(0xFFFF0000, HALF)), cdtype, HALF)
+    return T.vectorcombine(dtype("float32"), low, high)
+
+
+def pair_order(begin: Any, cdtype: str) -> tuple[Any, Any]:
+    """Indices of the two halves of what `columns` returns for the 16 columns from `begin`."""
+    if cdtype == "f32":
+        return T.ramp(begin, 1, HALF), T.ramp(begin + HALF, 1, HALF)
+    return T.ramp(begin, 2, HALF), T.ramp(begin + 1, 2, HALF)
+
+
+def gather(load: Callable[[Any], Any], begin: Any, cdtype: str) -> Any:
+    """16 float32 values from `begin`, in the order of `columns`."""
+    first, second = pair_order(begin, cdtype)
+    return T.vectorcombine(dtype("float32"), load(first), load(second))
+
+
+def narrow(x: Any, cdtype: str) -> Any:
+    """float32x16 rounded to nearest even, as stored. Not for NaN; halves beyond the range become infinite."""
+    if cdtype == "f32":
+        return x
+    bits = T.reinterpret(dtype("uint32"), x)
+    if cdtype == "bf16":
+        odd = T.bitwise_and(T.shift_right(bits, words(16)), words(1))
+        return T.Cast(dtype("uint16"), T.shift_right(bits + odd + words(0x7FFF), words(16)))
+    magnitude = T.bitwise_and(bits, words(0x7FFFFFFF))
+    odd = T.bitwise_and(T.shift_right(magnitude, words(13)), words(1))
+    normal = T.min(T.shift_right(magnitude - words(112 << 23) + odd + words(0xFFF), words(13)), words(0x7C00))
+    # Below 2^-14 halves are multiples of 2^-24, the unit in the last place of floats from 0.5.
+    sum_with_half = T.reinterpret(dtype("float32"), magnitude) + splat(0.5)
+    subnormal = T.reinterpret(dtype("uint32"), sum_with_half) - words(0x3F000000)
+    rounded = T.Select(magnitude < words(113 << 23), subnormal, normal)
+    sign = T.shift_right(T.bitwise_and(bits, words(0x80000000)), words(16))
+    return T.Cast(dtype("uint16"), T.bitwise_or(rounded, sign))

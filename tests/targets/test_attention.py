@@ -1,0 +1,251 @@
+"""The attention kernels against plain float64, on ragged batches whose pages are scattered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from deepzig.targets.cpu.attention import latent_write, mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.layout import pack_columns
+
+Array = npt.NDArray[Any]
+Build = Callable[[Any], Callable[..., None]]
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Static sizes of an attention."""
+
+    heads: int
+    nope: int
+    rope: int
+    kv: int
+    v: int
+    page: int
+
+    @property
+    def cw(self) -> int:
+        return -(-(self.kv + self.rope) // 16) * 16
+
+    @property
+    def cl(self) -> int:
+        return -(-self.kv // 16) * 16
+
+
+SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(5, 7, 2, 19, 11, 3), Sizes(9, 24, 64, 72, 37, 20), Sizes(1, 5, 6, 48, 8, 64)]
+SCALE = 0.37
+
+
+def to_bits(x: Array, dtype: str) -> Array:
+    """f32 rounded to nearest even, as stored."""
+    if dtype == "f32":
+        return x.astype(np.float32)
+    if dtype == "f16":
+        return x.astype(np.float16).view(np.uint16)
+    bits = x.astype(np.float32).view(np.uint32)
+    return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)
+
+
+def to_f32(bits: Array, dtype: str) -> Array:
+    """Stored values, widened exactly."""
+    if dtype == "f32":
+        return bits
+    return bits.view(np.float16).astype(np.float32) if dtype == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+
+
+def error(got: Array, want: Array) -> float:
+    """Relative error in the Euclidean norm."""
+    assert np.isfinite(got).all()
+    return float(np.linalg.norm(got - want) / np.linalg.norm(want))
+
+
+@dataclass
+class Batch:
+    """Rows of several sequences: `ranges` are (first, last + 1) positions, in order of sequence."""
+
+    seq: Array
+    pos: Array
+    table: Array
+    pages: int
+
+    @classmethod
+    def of(cls, ranges: list[tuple[int, int]], page: int, rng: np.random.Generator) -> Batch:
+        """Pages are dealt at random; unused entries of the table are out of range, since nothing may read them."""
+        needed = [-(-end // page) for _, end in ranges]
+        pages = sum(needed) + 3
+        dealt = iter(rng.permutation(pages))
+        table = np.full((len(ranges), max(needed) + 2), -(2**30), np.int32)
+        for row, count in zip(table, needed, strict=True):
+            row[:count] = [next(dealt) for _ in range(count)]
+        seq = np.concatenate([np.full(end - begin, s, np.int32) for s, (begin, end) in enumerate(ranges)])
+        pos = np.concatenate([np.arange(begin, end, dtype=np.int32) for begin, end in ranges])
+        return cls(seq, pos, table, pages)
+
+    def cache(self, latents: list[Array], width: int, page: int, dtype: str) -> Array:
+        """Pages that hold the cache rows of each sequence, among garbage."""
+        cache = to_bits(np.full((self.pages, page, width), 777, np.float32), dtype)
+        for row, rows in zip(self.table, latents, strict=True):
+            for t, value in enumerate(to_bits(rows, dtype)):
+                cache[row[t // page], t % page] = value
+        return cache
+
+    def take(self, rows: slice) -> tuple[Array, Array]:
+        return self.seq[rows], self.pos[rows]
+
+
+def rotate(x: Array, angles: Array, interleaved: bool) -> Array:
+    """RoPE as transformers writes it: real parts, then imaginary parts."""
+    half = x.shape[-1] // 2
+    real, imaginary = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
+    cos, sin = angles[..., :half], angles[..., half:]
+    return np.concatenate([real * cos - imaginary * sin, imaginary * cos + real * sin], -1)
+
+
+def softmax_rows(query: Array, keys: Array, values: Array) -> Array:
+    """Attention of one row over positions: query [h, d], keys [t, h or 1, d], values [t, h or 1, w]."""
+    scores = SCALE * np.einsum("hd,thd->ht", query, np.broadcast_to(keys, (len(keys), *query.shape)))
+    weights = np.exp(scores - scores.max(-1, keepdims=True))
+    weights /= weights.sum(-1, keepdims=True)
+    return np.einsum("ht,thw->hw", weights, np.broadcast_to(values, (len(values), len(query), values.shape[-1])))
+
+
+def latents_of(batch: Batch, s: Sizes, rng: np.random.Generator) -> list[Array]:
+    """Random cache rows for every sequence, zero beyond the key."""
+    ends = [int(batch.pos[batch.seq == q].max()) + 1 for q in range(len(batch.table))]
+    rows = [rng.normal(size=(end, s.cw)).astype(np.float32) for end in ends]
+    for r in rows:
+        r[:, s.kv + s.rope :] = 0
+    return rows
+
+
+RAGGED = [(0, 3), (61, 62), (130, 137), (15, 17), (0, 1)]
+
+
+@pytest.mark.parametrize("s", SIZES)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_attend(build: Build, s: Sizes, dtype: str) -> None:
+    rng = np.random.default_rng(1)
+    batch = Batch.of(RAGGED, s.page, rng)
+    latents = latents_of(batch, s, rng)
+    cache = batch.cache(latents, s.cw, s.page, dtype)
+    query = rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
+    query[..., s.kv + s.rope :] = 0
+    out = np.full((len(batch.seq), s.heads, s.cl), np.nan, np.float32)
+    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE))
+    kernel(query, cache, batch.seq, batch.pos, batch.table, out)
+    want = np.empty((len(batch.seq), s.heads, s.kv))
+    for i, (q, p) in enumerate(zip(batch.seq, batch.pos, strict=True)):
+        rows = to_f32(to_bits(latents[q][: p + 1], dtype), dtype).astype(np.float64)[:, None]
+        want[i] = softmax_rows(query[i].astype(np.float64), rows, rows[..., : s.kv])
+    assert error(out[..., : s.kv], want) < 1e-6
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+def test_attend_bits_do_not_depend_on_company_pages_or_threads(
+    build: Build, threads: Callable[[int], None], dtype: str
+) -> None:
+    s = SIZES[2]
+    rng = np.random.default_rng(2)
+    batch, other = Batch.of(RAGGED, s.page, rng), Batch.of(RAGGED, s.page, rng)
+    latents = latents_of(batch, s, rng)
+    query = rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
+    together, alone = np.zeros((2, len(batch.seq), s.heads, s.cl), np.float32)
+    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE))
+    threads(2)
+    kernel(query, batch.cache(latents, s.cw, s.page, dtype), batch.seq, batch.pos, batch.table, together)
+    threads(1)
+    cache = other.cache(latents, s.cw, s.page, dtype)
+    for i in range(len(batch.seq)):
+        kernel(query[i : i + 1], cache, *batch.take(slice(i, i + 1)), other.table, alone[i : i + 1])
+    assert np.array_equal(together[..., : s.kv], alone[..., : s.kv])
+
+
+@pytest.mark.parametrize("s", SIZES)
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("wdtype", ["f32", "bf16", "f16"])
+def test_absorb_and_lift(
+    build: Build, threads: Callable[[int], None], s: Sizes, interleaved: bool, wdtype: str
+) -> None:
+    rng = np.random.default_rng(3)
+    n = 9
+    q = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32)
+    angles = rng.normal(size=(n, s.rope)).astype(np.float32)
+    w_uk = to_bits(rng.normal(size=(s.heads, s.nope, s.kv)), wdtype)
+    w_uv = to_bits(rng.normal(size=(s.heads, s.v, s.kv)), wdtype)
+    absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, wdtype, interleaved))
+    packed = pack_columns(w_uk.swapaxes(-1, -2))
+    got = np.full((n, s.heads, s.cw), np.nan, np.float32)
+    absorb(q, angles, packed, got)
+    q64 = q.astype(np.float64).reshape(n, s.heads, -1)
+    want = np.zeros(got.shape)
+    want[..., : s.kv] = np.einsum("nhd,hdc->nhc", q64[..., : s.nope], to_f32(w_uk, wdtype).astype(np.float64))
+    want[..., s.kv : s.kv + s.rope] = rotate(q64[..., s.nope :], angles[:, None].astype(np.float64), interleaved)
+    assert error(got, want) < 1e-6
+    assert not got[..., s.kv + s.rope :].any()
+
+    lift = build(mla_lift(s.heads, s.kv, s.v, wdtype))
+    latent = rng.normal(size=(n, s.heads, s.cl)).astype(np.float32)
+    packed_v = pack_columns(w_uv)
+    out = np.full((n, s.heads * s.v), np.nan, np.float32)
+    lift(latent, packed_v, out)
+    w64 = to_f32(w_uv, wdtype).astype(np.float64)
+    want = np.einsum("nhc,hvc->nhv", latent[..., : s.kv].astype(np.float64), w64).reshape(n, -1)
+    assert error(out, want) < 1e-6
+
+    threads(1)
+    for i in (0, n - 1):
+        one, row = np.zeros((1, s.heads, s.cw), np.float32), np.zeros((1, s.heads * s.v), np.float32)
+        absorb(q[i : i + 1], angles[i : i + 1], packed, one)
+        lift(latent[i : i + 1], packed_v, row)
+        assert np.array_equal(one[0], got[i]) and np.array_equal(row[0], out[i])
+
+
+@pytest.mark.parametrize("s", SIZES)
+@pytest.mark.parametrize("interleaved", [True, False])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_latent_write(build: Build, s: Sizes, interleaved: bool, dtype: str) -> None:
+    rng = np.random.default_rng(4)
+    batch = Batch.of(RAGGED, s.page, rng)
+    n, begin = len(batch.seq), 5
+    x = rng.normal(size=(n, begin + s.kv + s.rope + 2)).astype(np.float32)
+    weight, angles = rng.normal(size=s.kv).astype(np.float32), rng.normal(size=(n, s.rope)).astype(np.float32)
+    cache = to_bits(rng.normal(size=(batch.pages, s.page, s.cw)), dtype)
+    before = cache.copy()
+    kernel = build(latent_write(x.shape[1], begin, s.kv, s.rope, s.page, dtype, 1e-6, interleaved))
+    kernel(x, weight, angles, batch.seq, batch.pos, batch.table, cache)
+    x64 = x.astype(np.float64)[:, begin:]
+    latent = x64[:, : s.kv] / np.sqrt((x64[:, : s.kv] ** 2).mean(-1, keepdims=True) + 1e-6) * weight
+    key = rotate(x64[:, s.kv : s.kv + s.rope], angles.astype(np.float64), interleaved)
+    pages, slots = batch.table[batch.seq, batch.pos // s.page], batch.pos % s.page
+    got = to_f32(cache[pages, slots], dtype)
+    want = np.concatenate([latent, key], -1)
+    assert error(got[:, : s.kv + s.rope], want) < {"f32": 1e-6, "f16": 4e-4, "bf16": 3e-3}[dtype]
+    assert not got[:, s.kv + s.rope :].any()
+    cache[pages, slots] = before[pages, slots]
+    assert np.array_equal(cache, before)
+
+
+@pytest.mark.parametrize("dtype", ["bf16", "f16"])
+def test_latents_round_to_nearest_even(build: Build, dtype: str) -> None:
+    """Values on and around ties, subnormal halves and overflow, through a key that is not rotated."""
+    rng = np.random.default_rng(5)
+    exponents = rng.integers(90, 145, 4000).astype(np.uint32) << 23
+    fractions = rng.integers(0, 2**23, 4000).astype(np.uint32) & ~np.uint32(0xFFF) | rng.integers(-1, 2, 4000).astype(
+        np.uint32
+    ) & np.uint32(0xFFF)
+    signs = rng.integers(0, 2, 4000).astype(np.uint32) << 31
+    x = (exponents | fractions & np.uint32(0x7FFFFF) | signs).view(np.float32).reshape(-1, 80)
+    n = len(x)
+    x = np.concatenate([np.ones((n, 16), np.float32), x], -1)
+    angles = np.tile(np.array([1, 0], np.float32).repeat(40), (n, 1))
+    cache = np.zeros((1, n, 96), np.uint16)
+    kernel = build(latent_write(96, 0, 16, 80, n, dtype, 1e-6, False))
+    table, pos = np.zeros((1, 1), np.int32), np.arange(n, dtype=np.int32)
+    kernel(x, np.ones(16, np.float32), angles, np.zeros(n, np.int32), pos, table, cache)
+    with np.errstate(over="ignore"):
+        want = to_bits(x[:, 16:], dtype)
+    assert np.array_equal(cache[0, :, 16:], want)
