@@ -85,9 +85,9 @@ def local(size: int = LANES, dtype: str = "float32") -> Buffer:
     return builder.alloc_buffer((size,), dtype, scope="global")
 
 
-def workspace(*shape: int | Expr) -> Buffer:
-    """An f32 array from the thread's heap workspace."""
-    return builder.alloc_buffer(tuple(map(extent, shape)), "float32", scope="global")
+def workspace(*shape: int | Expr, dtype: str = "float32") -> Buffer:
+    """An array from the thread's heap workspace, unless it is small."""
+    return builder.alloc_buffer(tuple(map(extent, shape)), dtype, scope="global")
 
 
 def vector_sum() -> Buffer:

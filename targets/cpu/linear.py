@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -11,7 +11,7 @@ from tvm.tirx import PrimFunc
 from .emit import Buffer, either, kernel, local, loop, parallel, store, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
-from .product import Columns, Input, by_columns, product
+from .product import Columns, Elements, Input, by_columns, product
 from .vector import Expr, at, fma, silu, splat, total
 
 SHARED_ROWS = 4
@@ -56,7 +56,7 @@ def proj(
         BIAS = f.tensor("bias", "f32", n) if bias else None
         RESIDUAL = f.tensor("residual", "f32", rows, n) if residual else None
         Y = f.tensor("y", "f32", rows, n)
-        x: Input = lambda row, i: X[row, begin + i]
+        x: Input = lambda row: lambda i: X[row, begin + i]
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
 
@@ -91,7 +91,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)
         NORM = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("y", "f32", rows, i)
-        x: Input = lambda row, j: X[row, j]
+        x: Input = lambda row: lambda j: X[row, j]
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
 
@@ -117,10 +117,11 @@ def normed(x: Input, rows: Expr, size: int, weight: Buffer, eps: float) -> Input
     scratch = workspace(rows, size)
 
     def one(row: Expr) -> None:
-        scale = T.bind(inverse_rms(lambda i: x(row, i), size, eps))
+        elements = x(row)
+        scale = T.bind(inverse_rms(elements, size, eps))
 
         def write(index: Expr, lanes: int) -> None:
-            store(scratch, x(row, index) * splat(scale, lanes) * weight[index], row, index)
+            store(scratch, elements(index) * splat(scale, lanes) * weight[index], row, index)
 
         with loop(size // LANES) as c:
             write(at(c * LANES), LANES)
@@ -132,10 +133,10 @@ def normed(x: Input, rows: Expr, size: int, weight: Buffer, eps: float) -> Input
             one(row)
         with many, parallel(rows) as row:
             one(row)
-    return lambda row, i: scratch[row, i]
+    return lambda row: lambda i: scratch[row, i]
 
 
-def inverse_rms(x: Callable[[Expr], Expr], size: int, eps: float) -> Expr:
+def inverse_rms(x: Elements, size: int, eps: float) -> Expr:
     """1 / sqrt(mean(x^2) + eps). Squares are summed in 64 chains, then over the chains, then the remainder."""
     chains = [vector_sum() for _ in range(4)]
 

@@ -7,6 +7,7 @@ So its bits depend neither on the number of rows nor on the thread that computes
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -15,17 +16,6 @@ from .emit import Buffer, either, local, loop, parallel, store, vector_sum, when
 from .features import Vectors
 from .layout import LANES
 from .vector import Expr, at, fma, prefetch, splat, widen
-
-Input = Callable[[Expr, Expr], Expr]
-"""(row, k) -> element of the left matrix."""
-Output = Callable[[Expr, Sequence[Buffer]], None]
-"""(row, sums of the tile's blocks) -> emits the stores."""
-
-AHEAD = 32
-"""Vectors to prefetch ahead in each block of columns, for a single row: 2 KiB."""
-ROW_BLOCKS = 4
-"""Blocks of columns that a single row is multiplied with together."""
-
 
 @dataclass(frozen=True)
 class Columns:
@@ -44,8 +34,26 @@ class Columns:
     wdtype: str
 
 
+Elements = Callable[[Expr], Expr]
+"""Index -> element, or index vector -> elements."""
+Input = Callable[[Expr], Elements]
+"""Row of the left matrix -> its elements."""
+Output = Callable[[Expr, Sequence[Buffer]], None]
+"""(row, sums of the tile's blocks) -> emits the stores."""
+
+Groups = Callable[[Sequence[Expr]], Columns]
+"""Indices of groups of blocks, one or more blocks each -> the blocks."""
+GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
+"""(row, group, sums of its blocks) -> emits the stores."""
+
+AHEAD = 32
+"""Vectors to prefetch ahead in each block of columns, for a single row: 2 KiB."""
+ROW_BLOCKS = 4
+"""Blocks of columns that a single row is multiplied with together."""
+
+
 def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> list[list[Buffer]]:
-    """Sums over k of x(row, k) * weight[k] for each row and block, all in registers.
+    """Sums over k of x(row)(k) * weight[k] for each row and block, all in registers.
 
     Args:
         columns: right matrix.
@@ -56,12 +64,13 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> li
     Returns:
         Of each row, for each block, a local vector.
     """
+    elements = [x(row) for row in rows]
     sums = [[vector_sum() for _ in columns.blocks] for _ in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:
         weight = T.bind(weight)
-        for line, row in zip(sums, rows, strict=True):
-            store(line[column], fma(splat(x(row, k)), weight, line[column][at(0)]), at(0))
+        for line, element in zip(sums, elements, strict=True):
+            store(line[column], fma(splat(element(k)), weight, line[column][at(0)]), at(0))
 
     def load(block: tuple[Expr, ...], index: Expr) -> Expr:
         if ahead:
@@ -89,14 +98,15 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> li
 def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, lines: int, x: Input, output: Output) -> None:
     """Rows begin..end-1 of the product, in tiles of `lines` rows and a smaller one for few remaining rows.
 
-    The last tile of a size may reach beyond the end. Its lines there repeat the last row, and so does their output.
+    The last tile of a size may reach beyond the end: its lines there repeat the last row, without output.
     """
     few = lines // 2 + 1
 
     def lines_from(first: Expr, count: int) -> None:
         rows = [T.bind(T.min(first + i, end - 1)) for i in range(count)]
-        for row, sums in zip(rows, tile(columns, rows, x), strict=True):
-            output(row, sums)
+        for i, sums in enumerate(tile(columns, rows, x)):
+            with when(first + i < end):
+                output(rows[i], sums)
 
     tiles = T.bind((end - begin + (lines - 1 - few)) // lines)
     with loop(tiles) as t:
@@ -108,9 +118,9 @@ def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, lines: int, x: Input
 def product(
     rows: Expr,
     groups: int,
-    columns: Callable[[Sequence[Expr]], Columns],
+    columns: Groups,
     x: Input,
-    output: Callable[[Expr, Expr, Sequence[Buffer]], None],
+    output: GroupOutput,
     vectors: Vectors,
     width: int = 1,
 ) -> None:
@@ -121,34 +131,43 @@ def product(
         groups: how many groups of `width` blocks the weight has; a group's sums are output together.
         columns: indices of groups -> their blocks.
         x: left matrix.
-        output: (row, group, sums of its blocks) -> emits the stores. Must bear to be repeated by the same thread.
+        output: (row, group, sums of its blocks) -> emits the stores.
         vectors: registers of the CPU.
         width: blocks in a group.
     """
-
-    def taken(task: Expr, count: int) -> list[Expr]:
-        return [T.bind(T.min(task * count + i, groups - 1)) for i in range(count)]
-
-    def split(chosen: Sequence[Expr]) -> Output:
-        def write(row: Expr, sums: Sequence[Buffer]) -> None:
-            for i, group in enumerate(chosen):
-                output(row, group, sums[i * width : (i + 1) * width])
-
-        return write
 
     with either(rows == 1) as (one, many):
         with one:
             count = min(ROW_BLOCKS // width, groups)
             with parallel(-(-groups // count)) as task:
-                chosen = taken(task, count)
-                (sums,) = tile(columns(chosen), [T.int64(0)], x, AHEAD)
-                split(chosen)(T.int64(0), sums)
+                part, write = adjacent(task * count, count, groups, columns, output, width)
+                write(T.int64(0), tile(part, [T.int64(0)], x, AHEAD)[0])
         with many:
-            lines, count = vectors.tile
-            lines, count = lines * count // max(width, count), max(count // width, 1)
+            lines, count = tile_shape(vectors, width)
             with parallel(-(-groups // count)) as task:
-                chosen = taken(task, count)
-                rows_by_tiles(columns(chosen), T.int64(0), rows, lines, x, split(chosen))
+                part, write = adjacent(task * count, count, groups, columns, output, width)
+                rows_by_tiles(part, T.int64(0), rows, lines, x, write)
+
+
+def adjacent(
+    first: Expr, count: int, groups: int, columns: Groups, output: GroupOutput, width: int
+) -> tuple[Columns, Output]:
+    """`count` groups from `first` on. Those beyond the last group repeat it, without output."""
+    uneven = groups % count != 0
+    taken = [T.bind(T.min(first + i, groups - 1) if uneven else first + i) for i in range(count)]
+
+    def write(row: Expr, sums: Sequence[Buffer]) -> None:
+        for i, group in enumerate(taken):
+            with when(first + i < groups) if uneven else nullcontext():
+                output(row, group, sums[i * width : (i + 1) * width])
+
+    return columns(taken), write
+
+
+def tile_shape(vectors: Vectors, width: int) -> tuple[int, int]:
+    """Rows, and groups of `width` blocks, of a tile for many rows."""
+    lines, held = vectors.tile
+    return lines * held // max(width, held), max(held // width, 1)
 
 
 def by_columns(sums: Buffer, block: Expr, size: int, write: Callable[[Expr, Expr, int], None]) -> None:

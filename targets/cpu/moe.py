@@ -1,0 +1,214 @@
+"""Mixture of experts: rows sorted by expert, gate and up in one product, down with the weighted sum.
+
+A slot is one (row, expert) pair. Slots are ordered by expert, then by row, so that an expert's rows are multiplied
+together and its weights are read once. Shared experts come last in the stack and serve every row. Threads share the
+columns, and each walks the experts that have rows: the work is even whichever experts these are.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .emit import Buffer, kernel, loop, parallel, store, when, workspace
+from .features import Vectors
+from .layout import LANES, blocks, inner, stored
+from .linear import gated
+from .product import (
+    AHEAD,
+    ROW_BLOCKS,
+    Columns,
+    Elements,
+    Output,
+    adjacent,
+    by_columns,
+    rows_by_tiles,
+    tile,
+    tile_shape,
+)
+from .vector import Expr, fma, splat
+
+
+def moe_sort(experts: int, top_k: int, shared: int) -> PrimFunc:
+    """Kernel for a counting sort of slots by expert.
+
+    Args:
+        experts: routed experts.
+        top_k: experts of a row.
+        shared: shared experts; their ids follow the routed ones, their weight is 1.
+
+    Returns:
+        (IDS i32[rows, top_k], WEIGHTS f32[rows, top_k], OFFSETS i32[experts + shared + 1], ROWS i32[rows, slots],
+        SLOT_WEIGHTS f32[rows, slots]) with slots = top_k + shared; the last three are written. Expert e has the slots
+        OFFSETS[e] up to OFFSETS[e + 1]; ROWS and SLOT_WEIGHTS are arrays over slots in the dress of matrices. Ids
+        are not checked.
+    """
+    every, slots = experts + shared, top_k + shared
+    with kernel("moe_sort", f"e{experts}", f"top{top_k}", f"shared{shared}") as f:
+        rows = tirx.Var("rows", "int64")
+        IDS = f.tensor("ids", "i32", rows, top_k)
+        WEIGHTS = f.tensor("weights", "f32", rows, top_k)
+        OFFSETS = f.tensor("offsets", "i32", every + 1)
+        ROWS = f.tensor("slot_rows", "i32", rows, slots)
+        SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
+        next_slot = workspace(every, dtype="int32")
+
+        def put(slot: Expr, row: Expr, weight: Expr) -> None:
+            store(ROWS, T.Cast("int32", row), *flat(slot, slots))
+            store(SLOT_WEIGHTS, weight, *flat(slot, slots))
+
+        with loop(every + 1) as e:
+            store(OFFSETS, T.int32(0), e)
+        with loop(rows) as row, loop(top_k) as j:
+            following = T.bind(IDS[row, j] + 1)
+            store(OFFSETS, OFFSETS[following] + 1, following)
+        with loop(every + 1, experts + 1) as following:
+            store(OFFSETS, T.Cast("int32", rows), following)
+        with loop(every) as e:
+            store(next_slot, OFFSETS[e], e)
+            store(OFFSETS, OFFSETS[e] + OFFSETS[e + 1], e + 1)
+        with loop(rows) as row:
+            with loop(top_k) as j:
+                e = T.bind(IDS[row, j])
+                put(T.bind(next_slot[e]), row, WEIGHTS[row, j])
+                store(next_slot, next_slot[e] + 1, e)
+            with loop(every, experts) as e:
+                put(OFFSETS[e] + row, row, T.float32(1))
+    return f.function
+
+
+def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vectors: Vectors) -> PrimFunc:
+    """Kernel for silu(x gate^T) * (x up^T) of every slot.
+
+    Args:
+        k: inputs.
+        i: outputs of an expert.
+        experts: all experts in the stack.
+        slots: slots of a row.
+        wdtype: `f32`, `bf16` or `f16`.
+        vectors: registers of the CPU.
+
+    Returns:
+        (X f32[rows, k], OFFSETS, ROWS from `moe_sort`, W packed by `pack_gate_up`, A f32[rows, slots, i]); the last
+        is written, in the order of slots.
+    """
+    with kernel("moe_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype) as f:
+        rows = tirx.Var("rows", "int64")
+        X = f.tensor("x", "f32", rows, k)
+        OFFSETS = f.tensor("offsets", "i32", experts + 1)
+        ROWS = f.tensor("slot_rows", "i32", rows, slots)
+        W = f.tensor("w", stored(wdtype), experts, blocks(i), 2, inner(k, wdtype), LANES)
+        A = f.tensor("a", "f32", rows, slots, i)
+
+        def x(slot: Expr) -> Elements:
+            row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
+            return lambda j: X[row, j]
+
+        lines, _ = tile_shape(vectors, 2)
+        with parallel(blocks(i)) as block:
+
+            def output(slot: Expr, sums: Sequence[Buffer]) -> None:
+                def write(column: Expr, value: Expr, _: int) -> None:
+                    store(A, value, *flat(slot, slots), column)
+
+                by_columns(gated(*sums), block, i, write)
+
+            def columns(e: Expr) -> Columns:
+                return Columns(W, [(e, block, T.int64(half)) for half in range(2)], k, wdtype)
+
+            each_expert(
+                OFFSETS,
+                experts,
+                lambda e, slot: output(slot, tile(columns(e), [slot], x, AHEAD)[0]),
+                lambda e, begin, end: rows_by_tiles(columns(e), begin, end, lines, x, output),
+            )
+    return f.function
+
+
+def moe_down(
+    i: int, h: int, experts: int, slots: int, wdtype: str, *, residual: bool, vectors: Vectors
+) -> PrimFunc:
+    """Kernel for y = residual + the weighted sum of a row's slots, each a down^T, in ascending order of experts.
+
+    Args:
+        i: inputs of an expert.
+        h: outputs.
+        experts: all experts in the stack.
+        slots: slots of a row.
+        wdtype: `f32`, `bf16` or `f16`.
+        residual: whether a matrix of y's shape is added.
+        vectors: registers of the CPU.
+
+    Returns:
+        (A f32[rows, slots, i] from `moe_gate_up`, OFFSETS, ROWS, SLOT_WEIGHTS from `moe_sort`, W packed by
+        `pack_columns`, residual f32[rows, h]?, Y f32[rows, h]); the last is written.
+    """
+    name = ["moe_down", f"i{i}", f"h{h}", f"e{experts}", f"slots{slots}", wdtype]
+    with kernel(*name, *(["res"] if residual else [])) as f:
+        rows = tirx.Var("rows", "int64")
+        A = f.tensor("a", "f32", rows, slots, i)
+        OFFSETS = f.tensor("offsets", "i32", experts + 1)
+        ROWS = f.tensor("slot_rows", "i32", rows, slots)
+        SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
+        W = f.tensor("w", stored(wdtype), experts, blocks(h), inner(i, wdtype), LANES)
+        RESIDUAL = f.tensor("residual", "f32", rows, h) if residual else None
+        Y = f.tensor("y", "f32", rows, h)
+
+        def x(slot: Expr) -> Elements:
+            return lambda j: A[(*flat(slot, slots), j)]
+
+        def output(slot: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
+            row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
+            weight = T.bind(SLOT_WEIGHTS[flat(slot, slots)])
+
+            def write(column: Expr, value: Expr, lanes: int) -> None:
+                store(Y, fma(splat(weight, lanes), value, Y[row, column], lanes), row, column)
+
+            by_columns(sums[0], block, h, write)
+
+        lines, count = tile_shape(vectors, 1)
+        together = max(min(ROW_BLOCKS, blocks(h)) // count * count, count)
+        with parallel(-(-blocks(h) // together)) as task:
+            first = T.bind(task * together)
+
+            def part(e: Expr, begin: Expr, size: int) -> tuple[Columns, Output]:
+                def columns(taken: Sequence[Expr]) -> Columns:
+                    return Columns(W, [(e, block) for block in taken], i, wdtype)
+
+                return adjacent(begin, size, blocks(h), columns, output, 1)
+
+            def one(e: Expr, slot: Expr) -> None:
+                columns, write = part(e, first, together)
+                write(slot, tile(columns, [slot], x, AHEAD)[0])
+
+            def many(e: Expr, begin: Expr, end: Expr) -> None:
+                for offset in range(0, together, count):
+                    with when(first + offset < blocks(h)):
+                        columns, write = part(e, first + offset, count)
+                        rows_by_tiles(columns, begin, end, lines, x, write)
+
+            with loop(rows) as row, loop(T.min((first + together) * LANES, h), first * LANES) as column:
+                store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
+            each_expert(OFFSETS, experts, one, many)
+    return f.function
+
+
+def each_expert(
+    offsets: Buffer, experts: int, one: Callable[[Expr, Expr], None], many: Callable[[Expr, Expr, Expr], None]
+) -> None:
+    """Emit one(expert, slot) for experts with one slot, many(expert, first slot, end) for those with more."""
+    with loop(experts) as e:
+        begin = T.bind(T.Cast("int64", offsets[e]))
+        end = T.bind(T.Cast("int64", offsets[e + 1]))
+        with when(end == begin + 1):
+            one(e, begin)
+        with when(end > begin + 1):
+            many(e, begin, end)
+
+
+def flat(slot: Expr, slots: int) -> tuple[Expr, Expr]:
+    """Where a slot is in an array over slots that has the shape [rows, slots]."""
+    return slot // slots, slot % slots

@@ -1,0 +1,164 @@
+"""The router of a mixture of experts: scores of all experts, the choice of a few, their weights."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from tvm import tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from .emit import Buffer, either, kernel, local, loop, parallel, store, when, workspace
+from .features import Vectors
+from .layout import LANES, blocks
+from .product import Columns, Elements, by_columns, product
+from .vector import Expr, at, largest, sigmoid, splat
+
+SHARED_ROWS = 4
+"""From how many rows on the threads share the choice: for fewer, waking them costs more."""
+NEVER = float("-inf")
+EPSILON = 1e-20
+"""What the reference adds to the sum of weights before it divides by it."""
+
+
+def router(
+    k: int,
+    experts: int,
+    top_k: int,
+    *,
+    n_group: int,
+    topk_group: int,
+    norm_topk_prob: bool,
+    scaling: float,
+    bias: bool,
+    forced: bool,
+    vectors: Vectors,
+) -> PrimFunc:
+    """Kernel for sigmoid routing limited to the best groups (DeepSeek-V3 report, section 2.1.2).
+
+    The bias takes part in the choice only. A group's score is the sum of its two best experts. Of equals, the lower
+    index wins.
+
+    Args:
+        k: inputs.
+        experts: routed experts.
+        top_k: experts to choose, in descending order of score + bias.
+        n_group: groups of consecutive experts.
+        topk_group: groups to choose from.
+        norm_topk_prob: whether the weights are divided by their sum.
+        scaling: what the weights are multiplied with in the end.
+        bias: whether there is a bias.
+        forced: whether the choice is given, for tests: then only the weights are computed.
+        vectors: registers of the CPU.
+
+    Returns:
+        (X f32[rows, k], GATE f32 packed by `pack_columns`, bias f32[experts]?, forced i32[rows, top_k]?,
+        IDS i32[rows, top_k], WEIGHTS f32[rows, top_k]); the last two are written.
+    """
+    groups = [f"group{topk_group}of{n_group}"] if n_group > 1 else []
+    flags = [name for name, on in (("norm", norm_topk_prob), ("bias", bias), ("forced", forced)) if on]
+    with kernel("router", f"k{k}", f"e{experts}", f"top{top_k}", *groups, f"x{scaling}", *flags) as f:
+        rows = tirx.Var("rows", "int64")
+        X = f.tensor("x", "f32", rows, k)
+        GATE = f.tensor("gate", "f32", blocks(experts), k, LANES)
+        BIAS = f.tensor("bias", "f32", experts) if bias else None
+        FORCED = f.tensor("forced", "i32", rows, top_k) if forced else None
+        IDS = f.tensor("ids", "i32", rows, top_k)
+        WEIGHTS = f.tensor("weights", "f32", rows, top_k)
+        scores = workspace(rows, blocks(experts) * LANES)
+        choice = workspace(rows, blocks(experts) * LANES)
+
+        def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
+            score = local()
+            store(score, sigmoid(sums[0][at(0)]), at(0))
+            store(scores, score[at(0)], row, at(block * LANES))
+
+            def write(column: Expr, value: Expr, _: int) -> None:
+                store(choice, value + BIAS[column] if bias else value, row, column)
+
+            by_columns(score, block, experts, write)
+
+        def choose(row: Expr) -> None:
+            if n_group > 1:
+                keep_groups(choice, row, experts // n_group, n_group, topk_group)
+            for padding in range(experts, blocks(experts) * LANES):
+                store(choice, T.float32(NEVER), row, padding)
+            with loop(top_k) as j:
+                best = T.bind(argmax(lambda index: choice[row, index], blocks(experts)))
+                store(IDS, best, row, j)
+                store(choice, T.float32(NEVER), row, best)
+
+        def weigh(row: Expr) -> None:
+            divisor = local(1)
+            store(divisor, T.float32(0), 0)
+            with loop(top_k) as j:
+                weight = T.bind(scores[row, IDS[row, j]])
+                store(WEIGHTS, weight, row, j)
+                store(divisor, divisor[0] + weight, 0)
+            with loop(top_k) as j:
+                weight = WEIGHTS[row, j]
+                if norm_topk_prob:
+                    weight = weight / (divisor[0] + T.float32(EPSILON))
+                store(WEIGHTS, weight * T.float32(scaling), row, j)
+
+        def route(row: Expr) -> None:
+            if forced:
+                with loop(top_k) as j:
+                    store(IDS, FORCED[row, j], row, j)
+            else:
+                choose(row)
+            weigh(row)
+
+        product(
+            rows,
+            blocks(experts),
+            lambda taken: Columns(GATE, [(block,) for block in taken], k, "f32"),
+            lambda row: lambda i: X[row, i],
+            output,
+            vectors,
+        )
+        with either(rows < SHARED_ROWS) as (few, many):
+            with few, loop(rows) as row:
+                route(row)
+            with many, parallel(rows) as row:
+                route(row)
+    return f.function
+
+
+def argmax(x: Elements, vectors: int) -> Expr:
+    """Emit the search for the first of the greatest elements of 16 * vectors; its index is i32."""
+    best, where = local(), local(dtype="int32")
+    store(best, x(at(0)), at(0))
+    store(where, T.broadcast(T.int32(0), LANES), at(0))
+    with loop(vectors, 1) as c:
+        value = T.bind(x(at(c * LANES)))
+        greater = value > best[at(0)]
+        store(where, T.Select(greater, T.broadcast(T.Cast("int32", c), LANES), where[at(0)]), at(0))
+        store(best, T.max(value, best[at(0)]), at(0))
+    index = where[at(0)] * T.broadcast(T.int32(LANES), LANES) + T.ramp(T.int32(0), 1, LANES)
+    none = T.broadcast(T.int32(vectors * LANES), LANES)
+    candidates = T.Select(best[at(0)] == splat(T.bind(largest(best[at(0)]))), index, none)
+    return T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smin", candidates)
+
+
+def keep_groups(choice: Buffer, row: Expr, size: int, groups: int, keep: int) -> None:
+    """Emit what makes the experts of all but the best `keep` groups ineligible in choice[row]."""
+    padded = blocks(groups) * LANES
+    score, kept, two = workspace(padded), workspace(padded, dtype="int32"), local(2)
+    with loop(padded) as g:
+        store(score, T.float32(NEVER), g)
+        store(kept, T.int32(0), g)
+    with loop(groups) as g:
+        store(two, T.float32(NEVER), 0)
+        store(two, T.float32(NEVER), 1)
+        with loop(size) as e:
+            value = T.bind(choice[row, g * size + e])
+            store(two, T.max(two[1], T.min(two[0], value)), 1)
+            store(two, T.max(two[0], value), 0)
+        store(score, two[0] + two[1], g)
+    with loop(keep):
+        best = T.bind(argmax(lambda index: score[index], blocks(groups)))
+        store(score, T.float32(NEVER), best)
+        store(kept, T.int32(1), best)
+    with loop(groups) as g, when(kept[g] == 0), loop(size) as e:
+        store(choice, T.float32(NEVER), row, g * size + e)
