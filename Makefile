@@ -1,0 +1,71 @@
+# DeepZig's chores. `make` lists them; all they need is python3 >= 3.10 and a C++ compiler (to link artifacts).
+
+PYTHON ?= python3
+VENV ?= .venv
+
+BIN := $(VENV)/bin
+DEMO := artifacts/built/demo
+ROOMS := $(patsubst %/__init__.py,%,$(wildcard */__init__.py))
+
+.DEFAULT_GOAL := help
+.PHONY: help setup view demo test test-slow lint typecheck bench docs clean
+
+help: ## list what can be made
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: $(VENV)/dev.stamp view ## make .venv with everything for development
+
+$(BIN)/pip:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "DeepZig needs Python 3.10 or newer")'
+	$(PYTHON) -m venv $(VENV)
+
+# An environment is made again when pyproject.toml changes. `dev` holds all of `compile`.
+$(VENV)/compile.stamp: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[compile]'
+	@touch $@
+
+$(VENV)/dev.stamp: pyproject.toml | $(BIN)/pip
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	@touch $@ $(VENV)/compile.stamp
+
+# Type checkers do not see setuptools' import hook: this is the package as links, in the shape it is imported in.
+view: ## make build/view, the package as type checkers see it
+	@rm -rf build/view
+	@mkdir -p build/view/deepzig
+	@ln -s $(addprefix ../../../,$(filter-out deepzig,$(ROOMS)) $(wildcard deepzig/*.py deepzig/py.typed)) build/view/deepzig
+
+demo: $(VENV)/compile.stamp ## make a checkpoint, compile it, generate from the artifact
+	@echo "== 1/3  A checkpoint: DeepSeek-V3 architecture, tiny, random weights"
+	$(BIN)/python -m deepzig.models.random_checkpoint build/demo/checkpoint --preset tiny
+	@echo "== 2/3  Compile it for this CPU"
+	$(BIN)/deepzig-compile build/demo/checkpoint --target llvm --dtype bf16 -o $(DEMO)
+	@echo "== 3/3  Generate from the artifact (the weights are random: expect babble)"
+	$(BIN)/deepzig run $(DEMO) "The quick brown fox" --max-tokens 32
+	@echo "== Done. Ask it yourself: $(BIN)/deepzig run $(DEMO) \"your prompt\""
+
+# `.venv/bin/pytest`, not `python -m pytest`: the latter puts the checkout on sys.path, where `import ir` works and
+# every class exists twice.
+test: setup ## run the fast tests (under 5 minutes)
+	@echo "== Fast tests; the slow ones are \`make test-slow\`"
+	$(BIN)/pytest
+
+test-slow: setup ## run the slow tests: packaging, README, large shapes
+	@echo "== Slow tests"
+	$(BIN)/pytest -m slow
+
+lint: setup ## check style and formatting of imports with ruff
+	$(BIN)/ruff check .
+
+typecheck: setup ## check types with mypy (strict) and pyright
+	$(BIN)/mypy
+	$(BIN)/mypy bench docs
+	$(BIN)/pyright
+
+bench: setup ## compare with transformers and with the memory bandwidth (minutes)
+	$(BIN)/python bench/small.py
+
+docs: setup ## write docs/ops.md and docs/passes.md from the code
+	$(BIN)/python docs/generate.py
+
+clean: ## remove the environment and everything built
+	rm -rf $(VENV) build dist artifacts/built deepzig.egg-info
