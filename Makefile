@@ -59,7 +59,7 @@ lint: setup ## check style and formatting of imports with ruff
 typecheck: setup ## check types with mypy (strict) and pyright
 	$(BIN)/mypy
 	$(BIN)/mypy bench docs
-	$(BIN)/pyright
+	$(BIN)/pyright --pythonpath $(BIN)/python
 
 bench: setup ## compare with transformers and with the memory bandwidth (minutes)
 	$(BIN)/python bench/small.py

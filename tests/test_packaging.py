@@ -1,4 +1,4 @@
-"""The distribution: what the wheel and the sdist hold, and what an install without extras can and cannot do."""
+"""The distribution: what the wheel and the sdist hold, and what the base install can and cannot do."""
 
 from __future__ import annotations
 
@@ -70,7 +70,8 @@ def test_the_wheel_carries_the_license(dist: Path) -> None:
 
 def test_the_sdist_can_be_built_from(dist: Path) -> None:
     (sdist,) = dist.glob("*.tar.gz")
-    names = {n.split("/", 1)[1] for n in tarfile.open(sdist).getnames() if "/" in n}
+    with tarfile.open(sdist) as archive:
+        names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert {"pyproject.toml", "README.md", "LICENSE", "ir/ops.py", "deepzig/py.typed"} <= names
 
 

@@ -1,4 +1,4 @@
-"""What the prose promises exists: make targets, commands and their options, extras, files; the README's example runs."""
+"""What the prose promises is there: make targets, commands, options, extras, files; and the example runs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 
 def commands(*names: str) -> list[list[str]]:
-    """Shell lines of all pages, as words, that begin with one of the names; assignments before it are dropped."""
+    """Shell lines of all pages, as words, that begin with one of the names (after an assignment)."""
     lines = [
         line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines()
     ]
@@ -100,7 +100,7 @@ def test_python_blocks_parse() -> None:
 
 @pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
-    """The section "Use", from a checkpoint to Python, in an empty folder; then the next one's look at the IR."""
+    """The section "Use", from a checkpoint to Python, in an empty folder; then its look at the IR."""
     for block in [*blocks(section("Use"), "sh"), *blocks(section("How it works"), "sh")]:
         run("bash", "-euc", block, cwd=tmp_path)
     assert list((tmp_path / "ir").glob("*.ir"))
