@@ -5,7 +5,7 @@ This is for kernels whose code depends on their parameters; a fixed one reads be
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -67,13 +67,13 @@ def when(condition: Expr) -> Iterator[None]:
 
 @contextmanager
 def either(condition: Expr) -> Iterator[Any]:
-    """`with either(c) as (yes, no): with yes: ...; with no: ...`."""
+    """Two contexts, to be entered in this order: one for if the condition holds, one for if not."""
     with builder.If(condition):
         yield builder.Then(), builder.Else()
 
 
 def store(buffer: Buffer, value: Expr, *index: int | Expr) -> None:
-    """buffer[index] = value."""
+    """Emit `buffer[index] = value`."""
     builder.buffer_store(buffer, value, [extent(i) if isinstance(i, int) else i for i in index])
 
 

@@ -1,4 +1,4 @@
-"""Linear projections: an optional RMSNorm before, an optional bias and residual after, and the gated (SwiGLU) form."""
+"""Linear projections: with an RMSNorm before, with a bias and a residual after, and the gated (SwiGLU) form."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def proj(
     residual: bool,
     vectors: Vectors,
 ) -> PrimFunc:
-    """Kernel for y = norm(x[:, begin:begin+k]) w^T + bias + residual, of which all but the product are optional.
+    """Kernel for y = norm(x[:, begin:begin+k]) w^T + bias + residual; all but the product are optional.
 
     Args:
         k: inputs.
@@ -56,7 +56,7 @@ def proj(
         BIAS = f.tensor("bias", "f32", n) if bias else None
         RESIDUAL = f.tensor("residual", "f32", rows, n) if residual else None
         Y = f.tensor("y", "f32", rows, n)
-        x: Input = lambda row: lambda i: X[row, begin + i]
+        x = rows_of(X, begin)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
 
@@ -91,7 +91,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)
         NORM = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("y", "f32", rows, i)
-        x: Input = lambda row: lambda j: X[row, j]
+        x = rows_of(X)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
 
@@ -103,6 +103,11 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
 
         product(rows, blocks(i), columns, x, output, vectors, width=2)
     return f.function
+
+
+def rows_of(matrix: Buffer, begin: int = 0) -> Input:
+    """A matrix's columns from `begin` on."""
+    return lambda row: lambda i: matrix[row, begin + i]
 
 
 def gated(gate: Buffer, up: Buffer) -> Buffer:
@@ -133,11 +138,11 @@ def normed(x: Input, rows: Expr, size: int, weight: Buffer, eps: float) -> Input
             one(row)
         with many, parallel(rows) as row:
             one(row)
-    return lambda row: lambda i: scratch[row, i]
+    return rows_of(scratch)
 
 
 def inverse_rms(x: Elements, size: int, eps: float) -> Expr:
-    """1 / sqrt(mean(x^2) + eps). Squares are summed in 64 chains, then over the chains, then the remainder."""
+    """1 / sqrt(mean(x^2) + eps). Squares are summed in 64 chains, these are added, then the remainder."""
     chains = [vector_sum() for _ in range(4)]
 
     def add(chain: Buffer, vector: Expr) -> None:

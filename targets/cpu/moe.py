@@ -1,8 +1,8 @@
 """Mixture of experts: rows sorted by expert, gate and up in one product, down with the weighted sum.
 
-A slot is one (row, expert) pair. Slots are ordered by expert, then by row, so that an expert's rows are multiplied
-together and its weights are read once. Shared experts come last in the stack and serve every row. Threads share the
-columns, and each walks the experts that have rows: the work is even whichever experts these are.
+A slot is one (row, expert) pair. Slots are ordered by expert, then by row, so that an expert's rows are
+multiplied together and its weights are read once. Shared experts come last in the stack and serve every row.
+Threads share the columns, and each walks the experts that have rows: work is even whichever experts these are.
 """
 
 from __future__ import annotations
@@ -27,7 +27,6 @@ from .product import (
     by_columns,
     rows_by_tiles,
     tile,
-    tile_shape,
 )
 from .vector import Expr, fma, splat
 
@@ -41,10 +40,10 @@ def moe_sort(experts: int, top_k: int, shared: int) -> PrimFunc:
         shared: shared experts; their ids follow the routed ones, their weight is 1.
 
     Returns:
-        (IDS i32[rows, top_k], WEIGHTS f32[rows, top_k], OFFSETS i32[experts + shared + 1], ROWS i32[rows, slots],
-        SLOT_WEIGHTS f32[rows, slots]) with slots = top_k + shared; the last three are written. Expert e has the slots
-        OFFSETS[e] up to OFFSETS[e + 1]; ROWS and SLOT_WEIGHTS are arrays over slots in the dress of matrices. Ids
-        are not checked.
+        (IDS i32[rows, top_k], WEIGHTS f32[rows, top_k], OFFSETS i32[experts + shared + 1],
+        ROWS i32[rows, slots], SLOT_WEIGHTS f32[rows, slots]) with slots = top_k + shared; the last three are
+        written. Expert e has the slots OFFSETS[e] up to OFFSETS[e + 1]; ROWS and SLOT_WEIGHTS are arrays over
+        slots in the dress of matrices. Ids are not checked.
     """
     every, slots = experts + shared, top_k + shared
     with kernel("moe_sort", f"e{experts}", f"top{top_k}", f"shared{shared}") as f:
@@ -92,8 +91,8 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         vectors: registers of the CPU.
 
     Returns:
-        (X f32[rows, k], OFFSETS, ROWS from `moe_sort`, W packed by `pack_gate_up`, A f32[rows, slots, i]); the last
-        is written, in the order of slots.
+        (X f32[rows, k], OFFSETS, ROWS from `moe_sort`, W packed by `pack_gate_up`, A f32[rows, slots, i]); the
+        last is written, in the order of slots.
     """
     with kernel("moe_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype) as f:
         rows = tirx.Var("rows", "int64")
@@ -107,7 +106,6 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
             row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
             return lambda j: X[row, j]
 
-        lines, _ = tile_shape(vectors, 2)
         with parallel(blocks(i)) as block:
 
             def output(slot: Expr, sums: Sequence[Buffer]) -> None:
@@ -123,7 +121,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
                 OFFSETS,
                 experts,
                 lambda e, slot: output(slot, tile(columns(e), [slot], x, AHEAD)[0]),
-                lambda e, begin, end: rows_by_tiles(columns(e), begin, end, lines, x, output),
+                lambda e, begin, end: rows_by_tiles(columns(e), begin, end, x, output, vectors),
             )
     return f.function
 
@@ -131,7 +129,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
 def moe_down(
     i: int, h: int, experts: int, slots: int, wdtype: str, *, residual: bool, vectors: Vectors
 ) -> PrimFunc:
-    """Kernel for y = residual + the weighted sum of a row's slots, each a down^T, in ascending order of experts.
+    """Kernel for y = residual + weighted sum of a row's slots, each a down^T, in ascending order of experts.
 
     Args:
         i: inputs of an expert.
@@ -169,7 +167,7 @@ def moe_down(
 
             by_columns(sums[0], block, h, write)
 
-        lines, count = tile_shape(vectors, 1)
+        _, count = vectors.tile
         together = max(min(ROW_BLOCKS, blocks(h)) // count * count, count)
         with parallel(-(-blocks(h) // together)) as task:
             first = T.bind(task * together)
@@ -188,7 +186,7 @@ def moe_down(
                 for offset in range(0, together, count):
                     with when(first + offset < blocks(h)):
                         columns, write = part(e, first + offset, count)
-                        rows_by_tiles(columns, begin, end, lines, x, write)
+                        rows_by_tiles(columns, begin, end, x, write, vectors)
 
             with loop(rows) as row, loop(T.min((first + together) * LANES, h), first * LANES) as column:
                 store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)

@@ -1,14 +1,14 @@
 """Matrix products on packed weights: functions that emit code.
 
-Each output is one chain of fused multiply-adds over the inner dimension, in order, whatever the tile it falls into.
-So its bits depend neither on the number of rows nor on the thread that computes it.
+Each output is one chain of fused multiply-adds over the inner dimension, in order, whatever the tile it falls
+into. So its bits depend neither on the number of rows nor on the thread that computes it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from tvm.script import tirx as T
 
@@ -16,6 +16,7 @@ from .emit import Buffer, either, local, loop, parallel, store, vector_sum, when
 from .features import Vectors
 from .layout import LANES
 from .vector import Expr, at, fma, prefetch, splat, widen
+
 
 @dataclass(frozen=True)
 class Columns:
@@ -95,24 +96,22 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> li
     return sums
 
 
-def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, lines: int, x: Input, output: Output) -> None:
-    """Rows begin..end-1 of the product, in tiles of `lines` rows and a smaller one for few remaining rows.
+def rows_by_tiles(
+    columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors
+) -> None:
+    """Rows begin..end-1 of the product, tile by tile.
 
-    The last tile of a size may reach beyond the end: its lines there repeat the last row, without output.
+    The last tile may reach beyond the end: its lines there repeat the last row, without output.
     """
-    few = lines // 2 + 1
-
-    def lines_from(first: Expr, count: int) -> None:
-        rows = [T.bind(T.min(first + i, end - 1)) for i in range(count)]
-        for i, sums in enumerate(tile(columns, rows, x)):
+    lines, held = vectors.tile
+    parts = [replace(columns, blocks=columns.blocks[i : i + held]) for i in range(0, len(columns.blocks), held)]
+    with loop((end - begin + (lines - 1)) // lines) as t:
+        first = T.bind(begin + t * lines)
+        rows = [T.bind(T.min(first + i, end - 1)) for i in range(lines)]
+        tiles = [tile(part, rows, x) for part in parts]
+        for i, row in enumerate(rows):
             with when(first + i < end):
-                output(rows[i], sums)
-
-    tiles = T.bind((end - begin + (lines - 1 - few)) // lines)
-    with loop(tiles) as t:
-        lines_from(begin + t * lines, lines)
-    with when(begin + tiles * lines < end):
-        lines_from(begin + tiles * lines, few)
+                output(row, [total for sums in tiles for total in sums[i]])
 
 
 def product(
@@ -135,7 +134,6 @@ def product(
         vectors: registers of the CPU.
         width: blocks in a group.
     """
-
     with either(rows == 1) as (one, many):
         with one:
             count = min(ROW_BLOCKS // width, groups)
@@ -143,10 +141,10 @@ def product(
                 part, write = adjacent(task * count, count, groups, columns, output, width)
                 write(T.int64(0), tile(part, [T.int64(0)], x, AHEAD)[0])
         with many:
-            lines, count = tile_shape(vectors, width)
+            count = max(vectors.tile[1] // width, 1)
             with parallel(-(-groups // count)) as task:
                 part, write = adjacent(task * count, count, groups, columns, output, width)
-                rows_by_tiles(part, T.int64(0), rows, lines, x, write)
+                rows_by_tiles(part, T.int64(0), rows, x, write, vectors)
 
 
 def adjacent(
@@ -162,12 +160,6 @@ def adjacent(
                 output(row, group, sums[i * width : (i + 1) * width])
 
     return columns(taken), write
-
-
-def tile_shape(vectors: Vectors, width: int) -> tuple[int, int]:
-    """Rows, and groups of `width` blocks, of a tile for many rows."""
-    lines, held = vectors.tile
-    return lines * held // max(width, held), max(held // width, 1)
 
 
 def by_columns(sums: Buffer, block: Expr, size: int, write: Callable[[Expr, Expr, int], None]) -> None:

@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc
 from .emit import Buffer, either, kernel, local, loop, parallel, store, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks
+from .linear import rows_of
 from .product import Columns, Elements, by_columns, product
 from .vector import Expr, at, largest, sigmoid, splat
 
@@ -36,8 +37,8 @@ def router(
 ) -> PrimFunc:
     """Kernel for sigmoid routing limited to the best groups (DeepSeek-V3 report, section 2.1.2).
 
-    The bias takes part in the choice only. A group's score is the sum of its two best experts. Of equals, the lower
-    index wins.
+    The bias takes part in the choice only. A group's score is the sum of its two best experts. Of equals, the
+    lower index wins.
 
     Args:
         k: inputs.
@@ -113,7 +114,7 @@ def router(
             rows,
             blocks(experts),
             lambda taken: Columns(GATE, [(block,) for block in taken], k, "f32"),
-            lambda row: lambda i: X[row, i],
+            rows_of(X),
             output,
             vectors,
         )
