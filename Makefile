@@ -21,10 +21,12 @@ $(BIN)/pip:
 
 # An environment is made again when pyproject.toml changes. `dev` holds all of `compile`.
 $(VENV)/compile.stamp: pyproject.toml | $(BIN)/pip
+	@echo "== Installing DeepZig and TVM's compiler into $(VENV)"
 	$(BIN)/pip install --quiet --editable '.[compile]'
 	@touch $@
 
 $(VENV)/dev.stamp: pyproject.toml | $(BIN)/pip
+	@echo "== Installing DeepZig with all it takes to develop it into $(VENV) (PyTorch among it: minutes)"
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	@touch $@ $(VENV)/compile.stamp
 

@@ -74,9 +74,8 @@ def imports(path: Path) -> Iterator[Import]:
         if node.level:
             parents = package(path).split(".")
             base = ".".join(parents[: len(parents) - node.level + 1] + ([base] if base else []))
-        for alias in node.names:
-            inner = f"{base}.{alias.name}"
-            module = inner if base == "deepzig" and is_module(inner) else base
+        inner = [f"{base}.{alias.name}" for alias in node.names]
+        for module in {name if base == "deepzig" and is_module(name) else base for name in inner}:
             yield Import(module, node.lineno, node.level, lazy)
 
     yield from walk(ast.parse(path.read_text()), False)
