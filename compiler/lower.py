@@ -1,0 +1,75 @@
+"""From kernel launches to a TVM module: one Relax function a graph, each distinct kernel once."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import tvm
+from tvm import relax, tirx
+
+from deepzig.ir import Dim, TensorType
+
+from .plan import Launch, Plan, Tensor
+
+STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "f16": "uint16"}
+"""Types of kernel arguments: half-precision floats travel as bits."""
+
+
+def lower(plans: Sequence[Plan]) -> tvm.IRModule:
+    """The TVM module of all plans."""
+    builder = relax.BlockBuilder()
+    kernels = {l.kernel_name: l.kernel for plan in plans for l in plan.launches}
+    symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
+    for plan in plans:
+        _Function(builder, symbols).build(plan)
+    return builder.finalize()
+
+
+class _Function:
+    """One plan on its way to Relax."""
+
+    def __init__(self, builder: relax.BlockBuilder, kernels: dict[str, Any]) -> None:
+        self._builder = builder
+        self._kernels = kernels
+        self._dims: dict[str, tirx.Var] = {}
+        self._exprs: dict[Tensor, relax.Expr] = {}
+
+    def build(self, plan: Plan) -> None:
+        """Add the plan's function to the builder."""
+        arguments = [*plan.inputs, *plan.states, *plan.weights.values()]
+        self._exprs = {t: relax.Var(f"a{i}", self._type(t.type)) for i, t in enumerate(arguments)}
+        attrs: dict[str, Any] = {"num_input": len(plan.inputs) + len(plan.states)}
+        if "n" in self._dims:
+            attrs["tir_var_upper_bound"] = {"n": int(str(plan.graph.attrs["rows"]))}
+        with self._builder.function(plan.name, [self._exprs[t] for t in arguments], attrs=attrs):
+            with self._builder.dataflow():
+                for launch in plan.launches:
+                    self._launch(launch)
+                result = self._builder.emit_output(relax.Tuple([self._exprs[t] for t in plan.outputs]))
+            self._builder.emit_func_output(result)
+
+    def _launch(self, launch: Launch) -> None:
+        kernel = self._kernels[launch.kernel_name]
+        args = relax.Tuple([self._exprs[t] for t in launch.args])
+        types = [self._type(t.type) for t in launch.outputs]
+        if launch.in_place:
+            call = relax.op.call_tir_inplace(kernel, args, len(launch.args) - 1, types[0])
+        else:
+            call = relax.call_tir(kernel, args, types[0] if len(types) == 1 else types)
+        result = self._builder.emit(call)
+        if len(types) == 1:
+            self._exprs[launch.outputs[0]] = result
+            return
+        for i, output in enumerate(launch.outputs):
+            self._exprs[output] = self._builder.emit(relax.TupleGetItem(result, i))
+
+    def _type(self, type_: TensorType) -> relax.TensorType:
+        return relax.TensorType([self._dim(d) for d in type_.shape], STORED[type_.dtype])
+
+    def _dim(self, dim: Dim) -> Any:
+        if isinstance(dim, int):
+            return dim
+        if dim not in self._dims:
+            self._dims[dim] = tirx.Var(dim, "int64")
+        return self._dims[dim]

@@ -1,0 +1,77 @@
+"""Linear layers and what stands right before and after them."""
+
+from __future__ import annotations
+
+from deepzig.ir import Builder, Graph, Match, Value, rewrite
+
+
+def fuse_swiglu(graph: Graph) -> Graph:
+    """silu(x gate^T) * (x up^T) -> gated_proj."""
+
+    def build(b: Builder, m: Match) -> Value | None:
+        gate, up = m["gate"], m["up"]
+        if gate.type != up.type or not gate.is_global or len(m["x"].shape) != 2:
+            return None
+        y: Value = b.gated_proj(m["x"], gate, up)
+        return y
+
+    return rewrite(
+        graph,
+        """
+        %g = linear(%x, %gate)
+        %s = silu(%g)
+        %u = linear(%x, %up)
+        %y = mul(%s, %u)
+        """,
+        build,
+    )
+
+
+def fuse_norm_into_linear(graph: Graph) -> Graph:
+    """linear(rms_norm(x)) -> proj with the norm inside."""
+
+    def build(b: Builder, m: Match) -> Value | None:
+        if len(m["x"].shape) != 2:
+            return None
+        y: Value = b.proj(m["x"], m["w"], m["norm"], m["bias"], eps=m["eps"])
+        return y
+
+    return rewrite(
+        graph,
+        """
+        %n = rms_norm(%x, %norm) {eps=?eps}
+        %y = linear(%n, %w, %bias?)
+        """,
+        build,
+    )
+
+
+def fuse_norm_into_swiglu(graph: Graph) -> Graph:
+    """gated_proj(rms_norm(x)) -> gated_proj with the norm inside."""
+    return rewrite(
+        graph,
+        """
+        %n = rms_norm(%x, %norm) {eps=?eps}
+        %y = gated_proj(%n, %gate, %up, _)
+        """,
+        lambda b, m: b.gated_proj(m["x"], m["gate"], m["up"], m["norm"], eps=m["eps"]),
+    )
+
+
+def fuse_residual_into_linear(graph: Graph) -> Graph:
+    """residual + linear(x) -> proj with the addition inside."""
+
+    def build(b: Builder, m: Match) -> Value | None:
+        if len(m["x"].shape) != 2:
+            return None
+        y: Value = b.proj(m["x"], m["w"], None, m["bias"], m["residual"])
+        return y
+
+    return rewrite(
+        graph,
+        """
+        %p = linear(%x, %w, %bias?)
+        %y = add(%residual, %p)
+        """,
+        build,
+    )

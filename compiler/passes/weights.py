@@ -1,0 +1,48 @@
+"""Work on parameters alone, moved from run time to compile time."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from deepzig.ir import Graph, Module, Node, TensorType, Value
+
+
+def hoist_weights(module: Module) -> Module:
+    """Nodes that read only parameters -> weight nodes of the module, shared between graphs that ask for the same."""
+    made: dict[tuple[object, ...], Node] = {node_key(n): n for n in module.weights}
+    graphs = []
+    for graph in module.graphs:
+        swap: dict[Value, Value] = {}
+        kept = []
+        for node in graph.nodes:
+            node = _renamed(node, swap)
+            if node.inputs and all(v is None or v.kind == "param" for v in node.inputs):
+                weight = made.setdefault(node_key(node), _as_weight(node))
+                swap.update(zip(node.outputs, weight.outputs, strict=True))
+            else:
+                kept.append(node)
+        graphs.append(replace(graph, nodes=tuple(kept)) if swap else graph)
+    weights = tuple(made.values())
+    return module if len(weights) == len(module.weights) else replace(module, graphs=tuple(graphs), weights=weights)
+
+
+def node_key(node: Node) -> tuple[object, ...]:
+    """What makes two weight nodes the same."""
+    return (node.op.name, tuple(map(id, node.inputs)), tuple(sorted((k, repr(v)) for k, v in node.attrs.items())))
+
+
+def _renamed(node: Node, swap: dict[Value, Value]) -> Node:
+    inputs = tuple(None if v is None else swap.get(v, v) for v in node.inputs)
+    return node if inputs == node.inputs else replace(node, inputs=inputs)
+
+
+def _as_weight(node: Node) -> Node:
+    detail = "-".join(str(v).strip("()").replace(", ", "x").replace("'", "") for _, v in sorted(node.attrs.items()))
+    name = f"{'+'.join(v.name for v in node.inputs if v is not None)}.{node.op.name}.{detail}"
+    name = name.replace("+", "-and-")
+    return replace(node, outputs=tuple(Value(name, TensorType(v.type.dtype, v.shape), "param") for v in node.outputs))
+
+
+def used_globals(graph: Graph) -> list[Value]:
+    """Parameters and then states that a graph reads, each in order of first use."""
+    return sorted(graph.globals(), key=lambda v: v.kind == "state")

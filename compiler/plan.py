@@ -1,0 +1,100 @@
+"""The kernel launches of a graph, in order: what the target's lowerings ask for, before it becomes Relax."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepzig.errors import DeepZigError
+from deepzig.ir import Graph, Module, TensorType, Value
+from deepzig.targets.base import Layout, Table, Target, choose
+
+from .weights import Packed
+
+
+@dataclass(frozen=True, eq=False)
+class Tensor:
+    """An argument or result of a launch, with its physical type; compared by identity."""
+
+    name: str
+    type: TensorType
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel call. With `in_place` the last argument is written and `outputs` is its new version."""
+
+    kernel: Any
+    args: tuple[Tensor, ...]
+    outputs: tuple[Tensor, ...]
+    in_place: bool
+    where: str
+
+    @property
+    def kernel_name(self) -> str:
+        """The kernel's symbol."""
+        return str(self.kernel.attrs["global_symbol"])
+
+
+@dataclass
+class Plan:
+    """A lowered graph; arguments are inputs, then states, then weights in order of first use."""
+
+    name: str
+    graph: Graph
+    inputs: tuple[Tensor, ...]
+    states: tuple[Tensor, ...]
+    weights: dict[Packed, Tensor] = field(default_factory=dict)
+    launches: list[Launch] = field(default_factory=list)
+    outputs: tuple[Tensor, ...] = ()
+
+
+@dataclass
+class _Recorder:
+    """The `Emitter` that lowerings write to."""
+
+    plan: Plan
+    values: dict[Value, Tensor]
+    where: str = ""
+
+    def value(self, value: Value) -> Tensor:
+        return self.values[value]
+
+    def weight(self, layout: Layout, *sources: Value) -> Tensor:
+        packed = Packed("+".join(v.name for v in sources) + f"@{layout.name}", layout, sources)
+        return self.plan.weights.setdefault(packed, Tensor(packed.name, packed.type))
+
+    def call(self, kernel: Any, args: Sequence[Tensor], *outputs: TensorType) -> Tensor | tuple[Tensor, ...]:
+        results = tuple(Tensor(f"t{len(self.plan.launches)}.{i}", t) for i, t in enumerate(outputs))
+        self.plan.launches.append(Launch(kernel, tuple(args), results, False, self.where))
+        return results[0] if len(results) == 1 else results
+
+    def update(self, kernel: Any, args: Sequence[Tensor]) -> Tensor:
+        result = Tensor(f"t{len(self.plan.launches)}.0", args[-1].type)
+        self.plan.launches.append(Launch(kernel, tuple(args), (result,), True, self.where))
+        return result
+
+
+def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Plan:
+    """The launches of one graph.
+
+    Raises:
+        DeepZigError: the target has no kernel for an op.
+    """
+    states = module.states if graph.state_count else ()
+    values = {v: Tensor(v.name, v.type) for v in graph.inputs}
+    values |= {v: Tensor(v.name, target.state_type(v.type)) for v in states}
+    plan = Plan(graph.name, graph, tuple(values[v] for v in graph.inputs), tuple(values[v] for v in states))
+    recorder = _Recorder(plan, values)
+    for node in graph.nodes:
+        recorder.where = f"{node.op.name} at {node.where}"
+        lower = choose(table, node.op.name, target.features)
+        if lower is None:
+            raise DeepZigError(
+                f"the target {target.name} has no kernel for {node.op.name}", node.where, "choose another --target"
+            )
+        results = lower(recorder, node, target)
+        values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+    plan.outputs = tuple(values[v] for v in graph.outputs[: len(graph.outputs) - graph.state_count])
+    return plan

@@ -1,0 +1,74 @@
+"""From a model definition to a module: the same definition traced once for each way the model is called."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from deepzig.ir import Builder, Graph, Module, ModuleBuilder
+from deepzig.models.config import DeepseekV3Config
+from deepzig.models.deepseek_v3 import Rows, define
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Sizes that an artifact fixes.
+
+    Attributes:
+        chunk: prompts are cut at multiples of this many tokens; also the most rows of one sequence in a call.
+        decode_rows: the most rows that one sequence may bring to a `decode` call; with more it takes `prefill`.
+        rows: the most rows of a call, all sequences together.
+        batch: the most sequences of a call.
+        page_size: tokens in a cache page.
+    """
+
+    chunk: int = 256
+    decode_rows: int = 32
+    rows: int = 512
+    batch: int = 64
+    page_size: int = 64
+
+
+def trace(config: DeepseekV3Config, dtype: str, bounds: Bounds, debug_route: bool = False) -> Module:
+    """Trace the definition into the graphs `prefill`, `decode` and `sample`.
+
+    Args:
+        config: the model.
+        dtype: how matrices and the cache are stored: f32, bf16 or f16.
+        bounds: the sizes that the artifact fixes.
+        debug_route: adds an input `route` [n, MoE layers, k] that forces the expert choice.
+    """
+    m = ModuleBuilder(dtype)
+    per_sequence = {"prefill": bounds.chunk, "decode": bounds.decode_rows}
+    graphs = [_model_graph(m, config, name, rows, bounds, debug_route) for name, rows in per_sequence.items()]
+    return m.module((*graphs, _sample_graph(config.vocab_size)))
+
+
+def _model_graph(
+    m: ModuleBuilder, config: DeepseekV3Config, name: str, rows_per_seq: int, bounds: Bounds, debug_route: bool
+) -> Graph:
+    b = Builder()
+    moe_layers = sum(map(config.is_moe, range(config.num_hidden_layers)))
+    rows = Rows(
+        tokens=b.input("tokens", "i32", ("n",)),
+        seq=b.input("seq", "i32", ("n",)),
+        pos=b.input("pos", "i32", ("n",)),
+        table=b.input("block_table", "i32", ("b", "p")),
+        out_rows=b.input("out_rows", "i32", ("r",)),
+        route=b.input("route", "i32", ("n", moe_layers, config.num_experts_per_tok)) if debug_route else None,
+    )
+    outputs = define(b, m, config, rows, bounds.page_size)
+    return b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq})
+
+
+def _sample_graph(vocab_size: int) -> Graph:
+    b = Builder()
+    inputs = (
+        b.input("logits", "f32", ("r", vocab_size)),
+        b.input("temperature", "f32", ("r",)),
+        b.input("top_k", "i32", ("r",)),
+        b.input("top_p", "f32", ("r",)),
+        b.input("min_p", "f32", ("r",)),
+        b.input("seed", "i32", ("r", 2)),
+        b.input("position", "i32", ("r",)),
+    )
+    return b.graph("sample", (b.sample(*inputs),), {})

@@ -1,0 +1,100 @@
+"""Weights from the checkpoint to the artifact, one piece at a time.
+
+A piece is one slice of a rank-3 parameter (one expert, one head), or a whole parameter of lower rank: the most that is in
+memory at once is a few pieces, whatever the size of the model.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from deepzig.errors import DeepZigError
+from deepzig.ir import Module, Node, TensorType, Value
+from deepzig.models.checkpoint import Checkpoint
+from deepzig.targets.base import Layout
+
+Array = npt.NDArray[np.generic]
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A weight of the artifact: parameters in the target's layout."""
+
+    name: str
+    layout: Layout
+    sources: tuple[Value, ...]
+
+    @property
+    def type(self) -> TensorType:
+        """The stored type."""
+        return self.layout.type(*(v.type for v in self.sources))
+
+
+class WeightSource:
+    """The data of a module's parameters."""
+
+    def __init__(self, module: Module, checkpoint: Checkpoint) -> None:
+        self._checkpoint = checkpoint
+        self._constants: Mapping[str, Array] = module.constants
+        self._nodes: dict[Value, Node] = {out: node for node in module.weights for out in node.outputs}
+
+    def packed(self, weight: Packed) -> Iterator[Array]:
+        """The stored bytes of a weight, as consecutive arrays."""
+        for slices in zip(*map(self.pieces, weight.sources), strict=True):
+            yield np.ascontiguousarray(weight.layout.pack(*slices))
+
+    def pieces(self, value: Value) -> Iterator[Array]:
+        """The parameter in its own element type (bf16 as bits), piece by piece."""
+        node = self._nodes.get(value)
+        if len(value.shape) < 3:
+            yield self._whole(value)
+        elif node is None:
+            stored = self._checkpoint.dtype(value.name)
+            for piece in self._checkpoint.pieces(value.name):
+                yield convert(piece, stored, value.type.dtype, value.name)
+        elif node.op.name == "concat" and node.attrs["axis"] == 0:
+            for part in node.inputs:
+                assert part is not None
+                yield from self.pieces(part)
+        else:
+            yield from self._whole(value)
+
+    def _whole(self, value: Value) -> Array:
+        if value.name in self._constants:
+            return self._constants[value.name]
+        node = self._nodes.get(value)
+        if node is None:
+            return convert(self._checkpoint.read(value.name), self._checkpoint.dtype(value.name), value.type.dtype, value.name)
+        result: Array = node.op.meaning(*(v and self._whole(v) for v in node.inputs), **node.attrs)
+        return result
+
+
+def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
+    """`x` in another float type, rounded to nearest even.
+
+    Args:
+        x: float32, float16, or the bits of bf16 as uint16.
+        stored: its type: f32, f16 or bf16.
+        wanted: the type of the result.
+        name: the tensor's name, for the error.
+
+    Raises:
+        DeepZigError: a value is too large for f16.
+    """
+    if stored == wanted:
+        return x
+    wide = (x.astype(np.uint32) << 16).view(np.float32) if stored == "bf16" else x.astype(np.float32)
+    if wanted == "f32":
+        return wide
+    if wanted == "bf16":
+        bits = wide.view(np.uint32)
+        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    with np.errstate(over="ignore"):
+        half = wide.astype(np.float16)
+    if np.isinf(half).any():
+        raise DeepZigError("a weight is too large for f16", name, "compile with --dtype bf16")
+    return half.view(np.uint16)

@@ -1,0 +1,66 @@
+"""The oracle: a module run by its ops' numpy meanings, in float32 values. Slow, plain, and never a kernel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+import numpy as np
+import numpy.typing as npt
+
+from .records import Module, Node, Value
+
+Array = npt.NDArray[np.generic]
+
+
+def round_to(x: Array, dtype: str) -> Array:
+    """`x` rounded to the nearest value that `dtype` can hold; low-precision floats stay float32 arrays."""
+    if dtype == "f32":
+        return x.astype(np.float32)
+    if dtype == "f16":
+        return x.astype(np.float16).astype(np.float32)
+    if dtype == "bf16":
+        bits = x.astype(np.float32).view(np.uint32)
+        return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
+    return x.astype(np.int32)
+
+
+def interpret(
+    module: Module, graph: str, inputs: Mapping[str, Array], params: Mapping[str, Array], states: Mapping[str, Array]
+) -> tuple[list[Array], dict[str, Array]]:
+    """Run one graph.
+
+    Args:
+        module: the module.
+        graph: which of its graphs.
+        inputs: arrays by input name.
+        params: arrays by parameter name (bf16 and f16 as float32 arrays); constants may be left out.
+        states: arrays by state name; not modified.
+
+    Returns:
+        The outputs, and the states after the run.
+
+    Raises:
+        KeyError: an input, parameter or state is missing.
+    """
+    g = module.graph(graph)
+    env: dict[Value, Array] = {}
+    for value in module.params:
+        if value.name in params or value.name in module.constants:
+            env[value] = params[value.name] if value.name in params else module.constants[value.name]
+    env.update({value: states[value.name] for value in module.states})
+    run(module.weights, env)
+    env.update({value: inputs[value.name] for value in g.inputs})
+    run(g.nodes, env)
+    results = [env[v] for v in g.outputs]
+    count = len(results) - g.state_count
+    return results[:count], dict(zip([s.name for s in module.states], results[count:], strict=False)) or dict(states)
+
+
+def run(nodes: Iterable[Node], env: dict[Value, Array]) -> None:
+    """Add the outputs of `nodes`, in order, to `env`."""
+    for node in nodes:
+        arrays = [None if v is None else env[v] for v in node.inputs]
+        arrays += [None] * (len(node.op.inputs) - len(arrays))
+        result = node.op.meaning(*arrays, **node.attrs)
+        for value, array in zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=True):
+            env[value] = round_to(np.asarray(array), value.type.dtype)

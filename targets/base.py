@@ -1,0 +1,81 @@
+"""What the compiler asks of a target: how ops become kernel calls, and how weights and caches are laid out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from deepzig.ir import Node, TensorType, Value
+
+Operand = Any
+"""A tensor in the lowered function; opaque to the target."""
+
+
+@dataclass(frozen=True)
+class Layout:
+    """How a weight lies in the artifact.
+
+    Attributes:
+        name: unique; part of the stored tensor's name.
+        type: the stored type, given the types of the sources.
+        pack: the stored array of one leading slice, given one slice of each source (rank 2 sources are one slice).
+    """
+
+    name: str
+    type: Callable[..., TensorType]
+    pack: Callable[..., npt.NDArray[np.generic]]
+
+
+class Emitter(Protocol):
+    """Where a lowering writes its kernel calls."""
+
+    def value(self, value: Value) -> Operand:
+        """An input, an intermediate or a state."""
+
+    def weight(self, layout: Layout, *sources: Value) -> Operand:
+        """Parameters in the target's layout."""
+
+    def call(self, kernel: Any, args: Sequence[Operand], *outputs: TensorType) -> Any:
+        """Call a kernel: one operand, or a tuple for several outputs."""
+
+    def update(self, kernel: Any, args: Sequence[Operand]) -> Operand:
+        """Call a kernel that writes its last argument in place."""
+
+
+class Target(Protocol):
+    """A kind of machine."""
+
+    name: str
+    features: frozenset[str]
+
+    def manifest(self) -> dict[str, Any]:
+        """What the artifact records, and its reader checks, of the target."""
+
+    def tvm_target(self) -> Any:
+        """The TVM target."""
+
+    def state_type(self, state: TensorType) -> TensorType:
+        """The physical type of a cache."""
+
+
+Lower = Callable[[Emitter, Node, Any], Any]
+
+
+@dataclass(frozen=True)
+class Variant:
+    """One way to lower an op, for targets that have all of `requires`."""
+
+    lower: Lower
+    requires: frozenset[str] = frozenset()
+
+
+Table = Mapping[str, tuple[Variant, ...]]
+
+
+def choose(table: Table, op: str, features: frozenset[str]) -> Lower | None:
+    """The first variant of `op` whose requirements the target meets."""
+    return next((v.lower for v in table.get(op, ()) if v.requires <= features), None)
