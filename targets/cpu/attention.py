@@ -63,26 +63,27 @@ def latent_write(
         TABLE = T.match_buffer(table, (b, p), "int32")
         CACHE = T.match_buffer(cache, (pages, page, cw), STORAGE[cdtype])
         for i in T.parallel(n):
-            row = T.alloc_buffer((cw,), "float32", scope="global")
-            inverse = T.alloc_buffer((1,), "float32", scope="global")
-            inverse_rms(lambda j: X[i, begin + j], kv_lora, eps, inverse)
-            for j in T.serial(kv_lora):
-                row[j] = X[i, begin + j] * inverse[0] * NORM[j]
-            rotate(
-                lambda j: X[i, j],
-                begin + kv_lora,
-                lambda j: ANGLES[i, j],
-                lambda j, value: T.buffer_store(row, value, [j]),
-                kv_lora,
-                rope,
-                interleaved,
-            )
-            for j in T.serial(kv_lora + rope, cw):
-                row[j] = T.float32(0)
             number: T.let = T.Cast("int64", TABLE[SEQ[i], POS[i] // page])
             slot: T.let = POS[i] % page
-            for c in T.serial(cw // LANES):
-                CACHE[number, slot, at(c * LANES)] = narrow(row[at(c * LANES)], cdtype)
+            inverse = T.alloc_buffer((1,), "float32", scope="global")
+
+            @T.inline
+            def normed(j, lanes):  # type: ignore[no-untyped-def]
+                value: T.let = X[i, at(begin + j, lanes)] * splat(inverse[0], lanes) * NORM[at(j, lanes)]
+                CACHE[number, slot, at(j, lanes)] = narrow(value, cdtype, lanes)
+
+            @T.inline
+            def rotated(j, lanes, value):  # type: ignore[no-untyped-def]
+                CACHE[number, slot, at(kv_lora + j, lanes)] = narrow(value, cdtype, lanes)
+
+            inverse_rms(lambda j: X[i, begin + j], kv_lora, eps, inverse)
+            for c in T.serial(kv_lora // LANES):
+                normed(c * LANES, LANES)
+            for j in T.serial(kv_lora // LANES * LANES, kv_lora):
+                normed(j, 1)
+            rotate(lambda j: X[i, begin + kv_lora + j], lambda j: ANGLES[i, j], rotated, rope, interleaved)
+            for j in T.serial(kv_lora + rope, cw):
+                CACHE[number, slot, j] = T.Cast(STORAGE[cdtype], 0)
 
     return named(kernel, "latent_write", width, begin, kv_lora, rope, page, cdtype, eps, int(interleaved))
 
@@ -134,11 +135,9 @@ def mla_absorb(
             if c == 0:
                 for i in T.serial(n):
                     rotate(
-                        lambda j: Q[i, j],
-                        h * (nope + rope) + nope,
+                        lambda j: Q[i, h * (nope + rope) + nope + j],
                         lambda j: ANGLES[i, j],
-                        lambda j, value: T.buffer_store(Y, value, [i, h, j]),
-                        kv_lora,
+                        lambda j, lanes, value: T.buffer_store(Y, value, [i, h, at(kv_lora + j, lanes)]),
                         rope,
                         interleaved,
                     )

@@ -44,11 +44,11 @@ def columns(stored: Any, cdtype: str) -> Any:
     return T.vectorcombine(dtype("float32"), low, high)
 
 
-def pair_order(begin: Any, cdtype: str) -> tuple[Any, Any]:
-    """Indices of the two halves of what `columns` returns for the 16 columns from `begin`."""
+def pair_order(begin: Any, cdtype: str, pitch: int = 1) -> tuple[Any, Any]:
+    """Indices of the two halves of what `columns` returns for 16 columns from `begin`, `pitch` elements apart."""
     if cdtype == "f32":
-        return T.ramp(begin, 1, HALF), T.ramp(begin + HALF, 1, HALF)
-    return T.ramp(begin, 2, HALF), T.ramp(begin + 1, 2, HALF)
+        return T.ramp(begin, pitch, HALF), T.ramp(begin + HALF * pitch, pitch, HALF)
+    return T.ramp(begin, 2 * pitch, HALF), T.ramp(begin + pitch, 2 * pitch, HALF)
 
 
 def gather(load: Callable[[Any], Any], begin: Any, cdtype: str) -> Any:
@@ -57,20 +57,20 @@ def gather(load: Callable[[Any], Any], begin: Any, cdtype: str) -> Any:
     return T.vectorcombine(dtype("float32"), load(first), load(second))
 
 
-def narrow(x: Any, cdtype: str) -> Any:
-    """float32x16 rounded to nearest even, as stored. Not for NaN; halves beyond the range become infinite."""
+def narrow(x: Any, cdtype: str, lanes: int) -> Any:
+    """f32 lanes rounded to nearest even, as stored. Not for NaN; halves beyond the range become infinite."""
     if cdtype == "f32":
         return x
-    bits = T.reinterpret(dtype("uint32"), x)
+    bits = T.reinterpret(dtype("uint32", lanes), x)
     if cdtype == "bf16":
-        odd = T.bitwise_and(T.shift_right(bits, words(16)), words(1))
-        return T.Cast(dtype("uint16"), T.shift_right(bits + odd + words(0x7FFF), words(16)))
-    magnitude = T.bitwise_and(bits, words(0x7FFFFFFF))
-    odd = T.bitwise_and(T.shift_right(magnitude, words(13)), words(1))
-    normal = T.min(T.shift_right(magnitude - words(112 << 23) + odd + words(0xFFF), words(13)), words(0x7C00))
+        odd = T.bitwise_and(T.shift_right(bits, words(16, lanes)), words(1, lanes))
+        return T.Cast(dtype("uint16", lanes), T.shift_right(bits + odd + words(0x7FFF, lanes), words(16, lanes)))
+    magnitude = T.bitwise_and(bits, words(0x7FFFFFFF, lanes))
+    odd = T.bitwise_and(T.shift_right(magnitude, words(13, lanes)), words(1, lanes))
+    normal = T.min(T.shift_right(magnitude - words(112 << 23, lanes) + odd + words(0xFFF, lanes), words(13, lanes)), words(0x7C00, lanes))
     # Below 2^-14 halves are multiples of 2^-24, the unit in the last place of floats from 0.5.
-    sum_with_half = T.reinterpret(dtype("float32"), magnitude) + splat(0.5)
-    subnormal = T.reinterpret(dtype("uint32"), sum_with_half) - words(0x3F000000)
-    rounded = T.Select(magnitude < words(113 << 23), subnormal, normal)
-    sign = T.shift_right(T.bitwise_and(bits, words(0x80000000)), words(16))
-    return T.Cast(dtype("uint16"), T.bitwise_or(rounded, sign))
+    sum_with_half = T.reinterpret(dtype("float32", lanes), magnitude) + splat(0.5, lanes)
+    subnormal = T.reinterpret(dtype("uint32", lanes), sum_with_half) - words(0x3F000000, lanes)
+    rounded = T.Select(magnitude < words(113 << 23, lanes), subnormal, normal)
+    sign = T.shift_right(T.bitwise_and(bits, words(0x80000000, lanes)), words(16, lanes))
+    return T.Cast(dtype("uint16", lanes), T.bitwise_or(rounded, sign))

@@ -26,8 +26,8 @@ class Vectors:
     def tile(self) -> tuple[int, int]:
         """Rows and 16-column blocks of a product tile: its sums take half of the registers.
 
-        The other half is for weights, for what widens them, and for an input element in all lanes. On AVX2 the 8
-        sums just hide the latency of a multiply-add; with 12 there is nothing left to widen f16 in (measured).
+        The other half is for weights, for what widens them, and for an input element in all lanes. On AVX2,
+        4 rows hide the latency of a multiply-add; 6 rows are no faster, and with f16 at half the rate.
         """
         sums = self.registers * self.lanes // LANES // 2
         columns = 1 if sums < 8 else 2
@@ -49,7 +49,7 @@ class CpuTarget:
 
     Attributes:
         features: instruction sets beyond the architecture's baseline, as LLVM spells them. Code runs on every
-            CPU that has all of them, and the loader refuses it elsewhere. No CPU's name: virtual machines lie.
+            CPU that has all of them; elsewhere the loader refuses it. No CPU's name: virtual machines lie.
         triple: LLVM's name of architecture and system.
     """
 

@@ -5,7 +5,7 @@ adds without horizontal sums, and reads a block of columns as one long stream. T
 along the inner dimension: a u32 word has the even element in its low half and the odd one in its high half.
 
     f32         w[..., N, K] -> f32[..., N16, K, 16]           packed[j, k, l] = w[16 j + l, k]
-    bf16, f16   w[..., N, K] -> u32[..., N16, ceil(K/2), 16]   packed[j, k/2, l] >> 16 (k % 2) = w[16 j + l, k]
+    bf16, f16   w[..., N, K] -> u32[..., N16, ceil(K/2), 16]  half k % 2 of packed[j, k // 2, l] = w[16 j + l, k]
 
 What lies beyond N or K is zero.
 """

@@ -1,4 +1,4 @@
-"""Linear projections: with an RMSNorm before, with a bias and a residual after, and the gated (SwiGLU) form."""
+"""Linear projections, with an RMSNorm before, bias and residual after, and the gated (SwiGLU) form."""
 
 from __future__ import annotations
 
@@ -44,7 +44,8 @@ def proj(
         vectors: registers of the CPU.
 
     Returns:
-        (X[rows, x_width], W packed by `pack_columns`, norm[k]?, bias[n]?, residual[rows, n]?, Y[rows, n]), f32.
+        (X[rows, x_width], W packed by `pack_columns`, norm[k]?, bias[n]?, residual[rows, n]?, Y[rows, n]), all
+        f32 but W. Y is written.
     """
     flags = [name for name, on in (("norm", norm_eps is not None), ("bias", bias), ("res", residual)) if on]
     part = [] if (x_width, begin) == (k, 0) else [f"from{begin}of{x_width}"]
@@ -83,7 +84,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         vectors: registers of the CPU.
 
     Returns:
-        (X[rows, k], W packed by `pack_gate_up`, norm[k]?, Y[rows, i]), f32.
+        (X[rows, k], W packed by `pack_gate_up`, norm[k]?, Y[rows, i]), all f32 but W. Y is written.
     """
     with kernel("gated_proj", f"k{k}", f"i{i}", wdtype, *(["norm"] if norm_eps is not None else [])) as f:
         rows = tirx.Var("rows", "int64")

@@ -139,16 +139,18 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     heads, nope, latent = (int(d) for d in w_uk.shape)
     rope, v_dim, page, dtype = _dim(angles, 1), _dim(w_uv, 1), _dim(cache, 1), w_uk.type.dtype
     absorbed = e.call(
-        attention.mla_absorb(heads, nope, rope, latent, dtype, bool(node.attrs["interleaved"])),
+        attention.mla_absorb(heads, nope, rope, latent, dtype, bool(node.attrs["interleaved"]), vectors=cpu.vectors),
         [e.value(q), e.value(angles), e.weight(TRANSPOSED, w_uk)],
         TensorType("f32", (q.shape[0], heads, _pad(latent + rope))),
     )
     attended = e.call(
-        attention.mla_attend(heads, latent, rope, page, cache.type.dtype, _float(node, "scale")),
+        attention.mla_attend(
+            heads, latent, rope, page, cache.type.dtype, _float(node, "scale"), vectors=cpu.vectors
+        ),
         [absorbed, *map(e.value, (cache, seq, pos, table))],
         TensorType("f32", (q.shape[0], heads, _pad(latent))),
     )
-    lift = attention.mla_lift(heads, latent, v_dim, dtype)
+    lift = attention.mla_lift(heads, latent, v_dim, dtype, vectors=cpu.vectors)
     return e.call(lift, [attended, e.weight(COLUMNS, w_uv)], node.output.type)
 
 
@@ -157,7 +159,7 @@ def _mla_prefill(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     heads, nope, latent = (int(d) for d in w_uk.shape)
     kernel = prefill.mla_prefill(
         heads, nope, _dim(angles, 1), latent, _dim(w_uv, 1), _dim(cache, 1), cache.type.dtype, w_uk.type.dtype,
-        _float(node, "scale"), bool(node.attrs["interleaved"]),
+        _float(node, "scale"), bool(node.attrs["interleaved"]), vectors=cpu.vectors,
     )  # fmt: skip
     args = [e.value(q), e.value(angles), e.value(cache), e.weight(TRANSPOSED, w_uk), e.weight(COLUMNS, w_uv)]
     return e.call(kernel, [*args, *map(e.value, (seq, pos, table))], node.output.type)

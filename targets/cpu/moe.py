@@ -2,7 +2,7 @@
 
 A slot is one (row, expert) pair. Slots are ordered by expert, then by row, so that an expert's rows are
 multiplied together and its weights are read once. Shared experts come last in the stack and serve every row.
-Threads share the columns, and each walks the experts that have rows: work is even whichever experts these are.
+Threads share the columns, and each walks the experts that have rows: work is even whichever these are.
 """
 
 from __future__ import annotations
@@ -18,7 +18,6 @@ from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .linear import gated
 from .product import (
-    AHEAD,
     ROW_BLOCKS,
     Columns,
     Elements,
@@ -91,8 +90,8 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         vectors: registers of the CPU.
 
     Returns:
-        (X f32[rows, k], OFFSETS, ROWS from `moe_sort`, W packed by `pack_gate_up`, A f32[rows, slots, i]); the
-        last is written, in the order of slots.
+        (X f32[rows, k], OFFSETS, ROWS from `moe_sort`, W packed by `pack_gate_up`, A f32[rows, slots, i]). A is
+        written, in the order of slots.
     """
     with kernel("moe_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype) as f:
         rows = tirx.Var("rows", "int64")
@@ -120,7 +119,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
             each_expert(
                 OFFSETS,
                 experts,
-                lambda e, slot: output(slot, tile(columns(e), [slot], x, AHEAD)[0]),
+                lambda e, slot: output(slot, tile(columns(e), [slot], x)[0]),
                 lambda e, begin, end: rows_by_tiles(columns(e), begin, end, x, output, vectors),
             )
     return f.function
@@ -180,7 +179,7 @@ def moe_down(
 
             def one(e: Expr, slot: Expr) -> None:
                 columns, write = part(e, first, together)
-                write(slot, tile(columns, [slot], x, AHEAD)[0])
+                write(slot, tile(columns, [slot], x)[0])
 
             def many(e: Expr, begin: Expr, end: Expr) -> None:
                 for offset in range(0, together, count):

@@ -13,10 +13,6 @@ from .softmax import tree_sum
 from .vector import LANES, at, fma, splat
 
 
-ROTATED = 16
-"""Pairs rotated at once."""
-
-
 def _every_second(begin: Any, lanes: int) -> Any:
     return begin if lanes == 1 else T.ramp(begin, 2, lanes)
 
@@ -35,26 +31,24 @@ def inverse_rms(load, size, eps, out):  # type: ignore[no-untyped-def]
 
 
 @T.inline
-def rotate(load, source, angle, store, target, width, interleaved):  # type: ignore[no-untyped-def]
-    """RoPE of one head, load(index) from `source` on: store(index, value) of [real | imaginary] from `target` on.
+def rotate(load, angle, store, width, interleaved):  # type: ignore[no-untyped-def]
+    """RoPE of one head: store(first index, lanes, values) of [real | imaginary] parts.
 
     Pairs are (2i, 2i + 1) if interleaved, else (i, i + width / 2); angle(i) is cos, angle(width / 2 + i) is sin.
-    Explicit vectors, since LLVM 22 makes wrong code (refused by its verifier) of the plain loop for some widths.
     """
+
     @T.inline
     def pairs(i, lanes):  # type: ignore[no-untyped-def]
-        real: T.let = load(_every_second(source + 2 * i, lanes) if interleaved else at(source + i, lanes))
-        imaginary: T.let = load(
-            _every_second(source + 2 * i + 1, lanes) if interleaved else at(source + width // 2 + i, lanes)
-        )
+        real: T.let = load(_every_second(2 * i, lanes) if interleaved else at(i, lanes))
+        imaginary: T.let = load(_every_second(2 * i + 1, lanes) if interleaved else at(width // 2 + i, lanes))
         cos: T.let = angle(at(i, lanes))
         sin: T.let = angle(at(width // 2 + i, lanes))
-        store(at(target + i, lanes), fma(real, cos, -(imaginary * sin), lanes))
-        store(at(target + width // 2 + i, lanes), fma(imaginary, cos, real * sin, lanes))
+        store(i, lanes, fma(real, cos, -(imaginary * sin), lanes))
+        store(width // 2 + i, lanes, fma(imaginary, cos, real * sin, lanes))
 
-    for c in T.serial(width // 2 // ROTATED):
-        pairs(c * ROTATED, ROTATED)
-    for i in T.serial(width // 2 // ROTATED * ROTATED, width // 2):
+    for c in T.serial(width // 2 // LANES):
+        pairs(c * LANES, LANES)
+    for i in T.serial(width // 2 // LANES * LANES, width // 2):
         pairs(i, 1)
 
 

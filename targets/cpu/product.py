@@ -48,19 +48,20 @@ GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 """(row, group, sums of its blocks) -> emits the stores."""
 
 AHEAD = 32
-"""Vectors to prefetch ahead in each block of columns, for a single row: 2 KiB."""
+"""Vectors to prefetch ahead in each block of columns: 2 KiB."""
 ROW_BLOCKS = 4
-"""Blocks of columns that a single row is multiplied with together."""
+"""Blocks of columns that a single row is multiplied with together, if there are enough of them."""
+TASKS = 32
+"""How many tasks should be there at least: they don't divide evenly among threads."""
 
 
-def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> list[list[Buffer]]:
+def tile(columns: Columns, rows: Sequence[Expr], x: Input) -> list[list[Buffer]]:
     """Sums over k of x(row)(k) * weight[k] for each row and block, all in registers.
 
     Args:
         columns: right matrix.
         rows: row of each line of the tile.
         x: left matrix.
-        ahead: how many vectors ahead to prefetch each block, for weights that come from memory. 0 doesn't.
 
     Returns:
         Of each row, for each block, a local vector.
@@ -74,8 +75,7 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, ahead: int = 0) -> li
             store(line[column], fma(splat(element(k)), weight, line[column][at(0)]), at(0))
 
     def load(block: tuple[Expr, ...], index: Expr) -> Expr:
-        if ahead:
-            prefetch(columns.weight[(*block, index + ahead, 0)])
+        prefetch(columns.weight[(*block, index + AHEAD, 0)])
         return T.bind(columns.weight[(*block, index, at(0))])
 
     if columns.wdtype == "f32":
@@ -104,7 +104,8 @@ def rows_by_tiles(
     The last tile may reach beyond the end: its lines there repeat the last row, without output.
     """
     lines, held = vectors.tile
-    parts = [replace(columns, blocks=columns.blocks[i : i + held]) for i in range(0, len(columns.blocks), held)]
+    blocks = columns.blocks
+    parts = [replace(columns, blocks=blocks[i : i + held]) for i in range(0, len(blocks), held)]
     with loop((end - begin + (lines - 1)) // lines) as t:
         first = T.bind(begin + t * lines)
         rows = [T.bind(T.min(first + i, end - 1)) for i in range(lines)]
@@ -123,7 +124,7 @@ def product(
     vectors: Vectors,
     width: int = 1,
 ) -> None:
-    """All rows of a product, the blocks of columns shared by the threads.
+    """All rows of a product. The threads share the columns, and if these are few, the rows too.
 
     Args:
         rows: how many rows.
@@ -136,15 +137,19 @@ def product(
     """
     with either(rows == 1) as (one, many):
         with one:
-            count = min(ROW_BLOCKS // width, groups)
+            count = max(min(groups // TASKS, ROW_BLOCKS // width), ROW_BLOCKS // 2 // width, 1)
             with parallel(-(-groups // count)) as task:
                 part, write = adjacent(task * count, count, groups, columns, output, width)
-                write(T.int64(0), tile(part, [T.int64(0)], x, AHEAD)[0])
+                write(T.int64(0), tile(part, [T.int64(0)], x)[0])
         with many:
-            count = max(vectors.tile[1] // width, 1)
-            with parallel(-(-groups // count)) as task:
-                part, write = adjacent(task * count, count, groups, columns, output, width)
-                rows_by_tiles(part, T.int64(0), rows, x, write, vectors)
+            lines, held = vectors.tile
+            count = max(held // width, 1)
+            shares = max(TASKS * count // groups, 1)
+            share = T.bind((rows + (shares * lines - 1)) // (shares * lines) * lines)
+            with parallel(-(-groups // count) * shares) as task:
+                part, write = adjacent(task // shares * count, count, groups, columns, output, width)
+                begin = T.bind(task % shares * share)
+                rows_by_tiles(part, begin, T.bind(T.min(begin + share, rows)), x, write, vectors)
 
 
 def adjacent(

@@ -49,6 +49,23 @@ def build() -> Callable[[Any], Run]:
 
 
 @pytest.fixture
+def random_weight() -> Callable[[np.random.Generator, tuple[int, ...], str], tuple[Array, Array]]:
+    """(rng, shape, wdtype) -> a weight as stored, and its exact value in float64."""
+
+    def make(rng: np.random.Generator, shape: tuple[int, ...], wdtype: str) -> tuple[Any, Any]:
+        weight = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
+        if wdtype == "f32":
+            return weight, weight.astype(np.float64)
+        if wdtype == "f16":
+            half = weight.astype(np.float16)
+            return half, half.astype(np.float64)
+        bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
+        return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
+
+    return make
+
+
+@pytest.fixture
 def assembly() -> Callable[[Any, str], str]:
     """The kernel's assembly for an x86 CPU level."""
     return lambda kernel, mcpu: str(compile_kernel(kernel, mcpu)[0].mod.inspect_source("asm"))

@@ -16,18 +16,6 @@ EPS = 1e-6
 TOLERANCE = 2e-6
 
 
-def random_weight(rng: np.random.Generator, shape: tuple[int, ...], wdtype: str) -> tuple[Any, Any]:
-    """A weight as stored, and its exact value in float64."""
-    weight = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
-    if wdtype == "f32":
-        return weight, weight.astype(np.float64)
-    if wdtype == "f16":
-        half = weight.astype(np.float16)
-        return half, half.astype(np.float64)
-    bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
-    return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
 def rms_norm(x: Any, weight: Any) -> Any:
     return x / np.sqrt(np.mean(x**2, -1, keepdims=True) + EPS) * weight
 
@@ -56,16 +44,15 @@ PROJ = [
 
 
 @pytest.mark.parametrize("case", PROJ, ids=lambda c: f"k{c[0]}-n{c[1]}-{c[2]}")
-def test_proj(build: Any, case: Any) -> None:
+def test_proj(build: Any, random_weight: Any, case: Any) -> None:
     k, n, wdtype, begin, extra, norm, bias, residual, vectors, row_counts = case
     rng = np.random.default_rng(k * n)
     width = begin + k + extra
-    run = build(
-        proj(
-            k, n, wdtype, x_width=width, begin=begin, norm_eps=EPS if norm else None, bias=bias, residual=residual,
-            vectors=vectors,
-        )
-    )  # fmt: skip
+    eps = EPS if norm else None
+    kernel = proj(
+        k, n, wdtype, x_width=width, begin=begin, norm_eps=eps, bias=bias, residual=residual, vectors=vectors
+    )
+    run = build(kernel)
     weight, exact = random_weight(rng, (n, k), wdtype)
     weight = pack_columns(weight)
     norm_weight, bias_vector = normal(rng, k), normal(rng, n)
@@ -90,7 +77,7 @@ GATED = [
 
 
 @pytest.mark.parametrize("case", GATED, ids=lambda c: f"k{c[0]}-i{c[1]}-{c[2]}")
-def test_gated_proj(build: Any, case: Any) -> None:
+def test_gated_proj(build: Any, random_weight: Any, case: Any) -> None:
     k, i, wdtype, norm, vectors, row_counts = case
     rng = np.random.default_rng(k * i)
     run = build(gated_proj(k, i, wdtype, norm_eps=EPS if norm else None, vectors=vectors))
@@ -108,7 +95,9 @@ def test_gated_proj(build: Any, case: Any) -> None:
 
 @pytest.mark.parametrize("wdtype", ["f32", "bf16", "f16"])
 @pytest.mark.parametrize("form", ["proj", "gated_proj"])
-def test_a_row_has_the_same_bits_in_any_company(build: Any, threads: Any, form: str, wdtype: str) -> None:
+def test_a_row_has_the_same_bits_in_any_company(
+    build: Any, random_weight: Any, threads: Any, form: str, wdtype: str
+) -> None:
     k, n, rows = 95, 83, 20
     rng = np.random.default_rng(7)
     weights = [random_weight(rng, (n, k), wdtype)[0] for _ in range(2)]

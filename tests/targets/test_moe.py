@@ -15,18 +15,6 @@ AVX2, AVX512 = Vectors(16, 8), Vectors(32, 16)
 TOLERANCE = 2e-6
 
 
-def random_weight(rng: np.random.Generator, shape: tuple[int, ...], wdtype: str) -> tuple[Any, Any]:
-    """A weight as stored, and its exact value in float64."""
-    weight = rng.standard_normal(shape, np.float32) / np.float32(np.sqrt(shape[-1]))
-    if wdtype == "f32":
-        return weight, weight.astype(np.float64)
-    if wdtype == "f16":
-        half = weight.astype(np.float16)
-        return half, half.astype(np.float64)
-    bits = (weight.view(np.uint32) >> 16).astype(np.uint16)
-    return bits, (bits.astype(np.uint32) << 16).view(np.float32).astype(np.float64)
-
-
 def routing(rng: np.random.Generator, rows: int, experts: int, top_k: int) -> tuple[Any, Any]:
     """Distinct experts of each row, mostly from the first half of them, and weights."""
     ids = np.stack([rng.permutation(experts)[:top_k] for _ in range(rows)])
@@ -72,10 +60,11 @@ CASES = [
 class Layer:
     """The kernels of one layer, and its weights."""
 
-    def __init__(self, build: Any, case: Any, seed: int = 0) -> None:
-        self.hidden, self.width, self.experts, self.top_k, self.shared, wdtype, self.residual, vectors, _ = case
+    def __init__(self, build: Any, random_weight: Any, case: Any) -> None:
+        self.hidden, self.width, self.experts, self.top_k, self.shared, *others = case
+        wdtype, self.residual, vectors, _ = others
         every, slots = self.experts + self.shared, self.top_k + self.shared
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng(0)
         gate, self.gate = random_weight(rng, (every, self.width, self.hidden), wdtype)
         up, self.up = random_weight(rng, (every, self.width, self.hidden), wdtype)
         down, self.down = random_weight(rng, (every, self.hidden, self.width), wdtype)
@@ -107,8 +96,8 @@ class Layer:
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"h{c[0]}-i{c[1]}-e{c[2]}-{c[5]}")
-def test_layer(build: Any, case: Any) -> None:
-    layer = Layer(build, case)
+def test_layer(build: Any, random_weight: Any, case: Any) -> None:
+    layer = Layer(build, random_weight, case)
     rng = np.random.default_rng(1)
     for rows in case[-1]:
         ids, weights = routing(rng, rows, layer.experts, layer.top_k)
@@ -118,9 +107,9 @@ def test_layer(build: Any, case: Any) -> None:
         assert np.linalg.norm(y - expected) <= TOLERANCE * np.linalg.norm(expected)
 
 
-def test_a_row_has_the_same_bits_in_any_company(build: Any, threads: Any) -> None:
+def test_a_row_has_the_same_bits_in_any_company(build: Any, random_weight: Any, threads: Any) -> None:
     case = (47, 29, 5, 2, 1, "bf16", True, AVX2, ())
-    layers = [Layer(build, case), Layer(build, (*case[:7], AVX512, ()))]
+    layers = [Layer(build, random_weight, c) for c in (case, (*case[:7], AVX512, ()))]
     rng = np.random.default_rng(2)
     rows = 20
     ids, weights = routing(rng, rows, 5, 2)

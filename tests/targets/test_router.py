@@ -78,12 +78,11 @@ def test_router(build: Any, case: Any) -> None:
 def test_of_equals_the_lower_index_wins(build: Any) -> None:
     rng = np.random.default_rng(5)
     experts, n_group = 64, 8
-    run = build(
-        router(
-            4, experts, 6, n_group=n_group, topk_group=3, norm_topk_prob=False, scaling=1.0, bias=True, forced=False,
-            vectors=AVX2,
-        )
+    kernel = router(
+        4, experts, 6, n_group=n_group, topk_group=3, norm_topk_prob=False, scaling=1.0, bias=True,
+        forced=False, vectors=AVX2,
     )  # fmt: skip
+    run = build(kernel)
     rows = 64
     x = np.zeros((rows, 4), np.float32)
     bias = rng.integers(0, 3, experts).astype(np.float32) / 4
@@ -98,12 +97,13 @@ def test_of_equals_the_lower_index_wins(build: Any) -> None:
 
 def test_a_row_has_the_same_bits_in_any_company(build: Any, threads: Any) -> None:
     rng = np.random.default_rng(6)
-    run = build(
-        router(
-            83, 40, 4, n_group=4, topk_group=2, norm_topk_prob=True, scaling=2.5, bias=True, forced=False, vectors=AVX2
-        )
-    )
-    packed, bias = pack_columns(rng.standard_normal((40, 83), np.float32)), rng.normal(0, 0.1, 40).astype(np.float32)
+    kernel = router(
+        83, 40, 4, n_group=4, topk_group=2, norm_topk_prob=True, scaling=2.5, bias=True, forced=False,
+        vectors=AVX2,
+    )  # fmt: skip
+    run = build(kernel)
+    packed = pack_columns(rng.standard_normal((40, 83), np.float32))
+    bias = rng.normal(0, 0.1, 40).astype(np.float32)
     x = rng.standard_normal((20, 83), np.float32)
 
     def compute(rows: Any) -> tuple[Any, Any]:

@@ -19,17 +19,17 @@ REFERENCES: dict[str, Callable[[Any], Any]] = {
 
 
 def elementwise(name: str, lanes: int) -> Any:
-    """A kernel that applies one of vector's functions to X[n, lanes]."""
+    """A kernel that applies one of vector's functions to source[n, lanes]."""
     function = getattr(vector, name)
 
     @T.prim_func(s_tir=True)
     def kernel(x: T.handle, y: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": f"test_{name}"})
         n = T.int64()
-        X = T.match_buffer(x, (n, lanes), "float32")
-        Y = T.match_buffer(y, (n, lanes), "float32")
+        source = T.match_buffer(x, (n, lanes), "float32")
+        target = T.match_buffer(y, (n, lanes), "float32")
         for i in T.serial(n):
-            Y[i, vector.at(0, lanes)] = function(X[i, vector.at(0, lanes)], lanes)
+            target[i, vector.at(0, lanes)] = function(source[i, vector.at(0, lanes)], lanes)
 
     return kernel
 
@@ -62,12 +62,12 @@ def test_widen_every_finite_value(build: Any, wdtype: str) -> None:
     def kernel(w: T.handle, even: T.handle, odd: T.handle):  # type: ignore[no-untyped-def]
         T.func_attr({"global_symbol": "test_widen"})
         n = T.int64()
-        W = T.match_buffer(w, (n, 16), "uint32")
-        EVEN = T.match_buffer(even, (n, 16), "float32")
-        ODD = T.match_buffer(odd, (n, 16), "float32")
+        pairs_in = T.match_buffer(w, (n, 16), "uint32")
+        even_out = T.match_buffer(even, (n, 16), "float32")
+        odd_out = T.match_buffer(odd, (n, 16), "float32")
         for i in T.serial(n):
-            EVEN[i, vector.at(0)] = vector.widen(W[i, vector.at(0)], wdtype, False)
-            ODD[i, vector.at(0)] = vector.widen(W[i, vector.at(0)], wdtype, True)
+            even_out[i, vector.at(0)] = vector.widen(pairs_in[i, vector.at(0)], wdtype, False)
+            odd_out[i, vector.at(0)] = vector.widen(pairs_in[i, vector.at(0)], wdtype, True)
 
     bits = np.arange(2**16, dtype=np.uint32)
     exponent = 0x7C00 if wdtype == "f16" else 0x7F80
