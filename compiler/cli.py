@@ -1,0 +1,112 @@
+"""The command `deepzig-compile`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import click
+
+from deepzig import __version__
+from deepzig.errors import DeepZigError
+
+from .trace import Bounds
+
+EXAMPLES = """
+\b
+Examples:
+  deepzig-compile ./DeepSeek-V3-small -o artifacts/built/small
+  deepzig-compile ./model --dtype f32 --target llvm:cpu=x86-64-v3 -o out
+  deepzig-compile ./model --stop-after fuse_mla
+"""
+
+
+@click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG", "show_default": True})
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
+@click.option("--target", default="llvm", help="llvm, or llvm:cpu=native|x86-64-v3|x86-64-v4.")
+@click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
+@click.option("--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this.")
+@click.option("--force", is_flag=True, help="Replace the output if it is an artifact.")
+@click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the IR before and after each pass to this folder.")
+@click.option("--stop-after", help="Print the IR after this pass and stop.")
+@click.option("--fuse-limit", type=click.IntRange(0), help="Make at most this many rewrites, to bisect a wrong one.")
+@click.option("--debug-route", is_flag=True, help="Add an input that forces the expert choice, for tests.")
+@click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(__version__)
+def command(
+    model: Path, output: Path | None, target: str, dtype: str, chunk: int, force: bool, dump_ir: Path | None,
+    stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
+) -> None:  # fmt: skip
+    """Compile the Hugging Face checkpoint in the folder MODEL to an artifact."""
+    try:
+        from .driver import Options, compile_model, ir_text
+
+        options = Options(
+            target=target, dtype=dtype, bounds=Bounds(chunk=chunk, rows=max(Bounds.rows, chunk)), debug_route=debug_route,
+            dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
+        )  # fmt: skip
+        if stop_after is not None:
+            click.echo(ir_text(model, options), nl=False)
+            return
+        if output is None:
+            raise DeepZigError("there is nowhere to write the artifact", "--output", "name a folder with -o DIR")
+        with _bars(quiet=as_json) as progress:
+            report = compile_model(model, output, options, progress)
+    except DeepZigError as error:
+        if traceback:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        click.echo("interrupted; nothing was written", err=True)
+        sys.exit(130)
+    summary = {
+        "artifact": str(report.out),
+        "seconds": round(report.seconds, 2),
+        "kernels": report.kernels,
+        "weights_bytes": report.weights_bytes,
+    }
+    if as_json:
+        click.echo(json.dumps(summary))
+        return
+    click.echo(
+        f"wrote {report.out}: {report.weights_bytes / 1e6:.1f} MB of weights, {report.kernels} kernels, "
+        f"{report.seconds:.1f} s"
+    )
+
+
+@contextmanager
+def _bars(quiet: bool) -> Iterator[object]:
+    """Progress bars on a terminal, else nothing."""
+    if quiet or not sys.stderr.isatty():
+        yield lambda *_: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+
+    columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    with Progress(*columns, console=Console(stderr=True)) as bars:
+        tasks: dict[str, object] = {}
+
+        def update(stage: str, done: int, total: int) -> None:
+            if stage not in tasks:
+                tasks[stage] = bars.add_task(stage)
+            bars.update(tasks[stage], completed=done, total=total)  # type: ignore[arg-type]
+
+        yield update
+
+
+def main() -> None:
+    """Entry point of the console script; says which extra to install where the compiler is missing."""
+    try:
+        import tvm  # noqa: F401
+    except ImportError:
+        missing = DeepZigError("the compiler is not installed", "deepzig-compile", "pip install 'deepzig[compile]'")
+        click.echo(f"error: {missing}", err=True)
+        sys.exit(2)
+    command()
