@@ -11,7 +11,7 @@ from typing import Any
 
 from deepzig import __version__
 from deepzig.artifacts.cpu_features import detect
-from deepzig.artifacts.manifest import Manifest
+from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
@@ -29,8 +29,6 @@ DTYPES = ("f32", "bf16", "f16")
 CODE = "model.so"
 SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
 """Copied from the checkpoint where they exist."""
-
-ITEM_BYTES = {"f32": 4, "i32": 4, "u32": 4, "bf16": 2, "f16": 2}
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
@@ -82,10 +80,9 @@ def fuse(source: Path, options: Options) -> tuple[DeepseekV3Config, Checkpoint, 
     config = read_config(source)
     checkpoint = Checkpoint(source)
     module = trace(config, options.dtype, options.bounds, options.debug_route)
-    checkpoint.check({v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants})
-    fused = run_pipeline(
-        module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit
-    )  # fmt: skip
+    expected = {v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants}
+    checkpoint.check(expected, config.num_hidden_layers)
+    fused = run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
     return config, checkpoint, fused
 
 
@@ -127,7 +124,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
                 writer.add_file(name, source / name)
         size = _write_weights(writer, plans, WeightSource(module, checkpoint), progress)
         manifest = {
-            "format": 1,
+            "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": _model(config, source, options),
             "target": target.manifest(),

@@ -1,0 +1,222 @@
+"""The manifest of an artifact: typed, and read with suspicion."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from deepzig.errors import DeepZigError
+
+FORMAT = 1
+ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4}
+"""Bytes of an element, by the names of the IR."""
+
+MEND = "compile the model again"
+
+
+@dataclass(frozen=True)
+class TensorSpec:
+    """Name, element type and shape; a dimension is a number or the name of a size known at the call."""
+
+    name: str
+    dtype: str
+    shape: tuple[int | str, ...]
+
+
+@dataclass(frozen=True)
+class EntryPoint:
+    """A function of the code. Its arguments are the inputs, the states, then the weights."""
+
+    inputs: tuple[TensorSpec, ...]
+    states: tuple[str, ...]
+    weights: tuple[str, ...]
+    outputs: tuple[TensorSpec, ...]
+
+
+@dataclass(frozen=True)
+class Bounds:
+    """Sizes fixed at compile time, in tokens or rows; see FORMAT.md."""
+
+    rows: int
+    batch: int
+    chunk: int
+    decode_rows: int
+    page_size: int
+    positions: int
+
+
+@dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a part."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """Everything that the loader has to know; FORMAT.md says what each field means."""
+
+    created_by: str
+    model: Mapping[str, Any]
+    target: Mapping[str, Any]
+    abi: Mapping[str, Any]
+    code: str
+    entry_points: Mapping[str, EntryPoint]
+    bounds: Bounds
+    cache: tuple[TensorSpec, ...]
+    memory: Mapping[str, int]
+    passes: tuple[str, ...]
+    kernels: Mapping[str, Any]
+    files: Mapping[str, FileEntry]
+
+    @property
+    def features(self) -> frozenset[str]:
+        """The CPU features that the code needs."""
+        return frozenset(self.target["features"])
+
+    @property
+    def runtime(self) -> str:
+        """The part that is TVM's runtime library."""
+        return str(self.abi["runtime"])
+
+    def to_json(self) -> str:
+        """The text of manifest.json."""
+        spec = lambda t: {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}  # noqa: E731
+        data = {
+            "format": FORMAT,
+            **{k: getattr(self, k) for k in ("created_by", "model", "target", "abi", "code", "memory", "kernels")},
+            "entry_points": {
+                name: {
+                    "inputs": list(map(spec, e.inputs)),
+                    "states": list(e.states),
+                    "weights": list(e.weights),
+                    "outputs": list(map(spec, e.outputs)),
+                }
+                for name, e in self.entry_points.items()
+            },
+            "bounds": vars(self.bounds),
+            "cache": list(map(spec, self.cache)),
+            "passes": list(self.passes),
+            "files": {name: vars(f) for name, f in self.files.items()},
+        }
+        return json.dumps(data, indent=1, ensure_ascii=False) + "\n"
+
+    @classmethod
+    def from_text(cls, text: str, where: str) -> Manifest:
+        """Parse manifest.json.
+
+        Raises:
+            DeepZigError: not JSON, another format version, or a field missing or ill-typed.
+        """
+
+        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+            if len({k for k, _ in pairs}) < len(pairs):
+                raise DeepZigError("the manifest names a key twice", where, MEND)
+            return dict(pairs)
+
+        try:
+            data = json.loads(text, object_pairs_hook=unique)
+        except (ValueError, RecursionError):
+            raise DeepZigError("the manifest is not JSON", where, MEND) from None
+        return cls.from_json(data, where)
+
+    @classmethod
+    def from_json(cls, data: Any, where: str) -> Manifest:
+        """Build from a JSON value; raises as `from_text`."""
+        r = _Reader(where)
+        top = r.object(data, "manifest")
+        version = top.get("format")
+        if version != FORMAT:
+            raise DeepZigError(
+                f"the artifact has format {version!r}, this DeepZig reads {FORMAT}", where, f"{MEND} with this DeepZig"
+            )
+        bounds = r.object(top.get("bounds"), "bounds")
+        names = Bounds.__dataclass_fields__
+        manifest = cls(
+            created_by=r.text(top.get("created_by"), "created_by"),
+            model=r.object(top.get("model"), "model"),
+            target=r.object(top.get("target"), "target"),
+            abi=r.object(top.get("abi"), "abi"),
+            code=r.text(top.get("code"), "code"),
+            entry_points={
+                name: r.entry_point(e, f"entry_points.{name}")
+                for name, e in r.object(top.get("entry_points"), "entry_points").items()
+            },
+            bounds=Bounds(**{n: r.count(bounds.get(n), f"bounds.{n}", least=1) for n in names}),
+            cache=r.specs(top.get("cache"), "cache"),
+            memory={k: r.count(v, f"memory.{k}") for k, v in r.object(top.get("memory"), "memory").items()},
+            passes=r.texts(top.get("passes"), "passes"),
+            kernels=r.object(top.get("kernels"), "kernels"),
+            files={k: r.file(v, f"files.{k}") for k, v in r.object(top.get("files"), "files").items()},
+        )
+        r.texts(manifest.target.get("features"), "target.features")
+        for key in ("tvm_ffi", "tvm", "runtime"):
+            r.text(manifest.abi.get(key), f"abi.{key}")
+        for key in ("vocab_size", "num_hidden_layers"):
+            r.count(manifest.model.get(key), f"model.{key}", least=1)
+        return manifest
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """Checks of JSON values that name the field."""
+
+    where: str
+
+    def fail(self, field: str, what: str) -> DeepZigError:
+        return DeepZigError(f"the manifest's {field} {what}", self.where, MEND)
+
+    def object(self, value: Any, field: str) -> dict[str, Any]:
+        if not isinstance(value, dict):
+            raise self.fail(field, "is not an object")
+        return value
+
+    def list(self, value: Any, field: str) -> list[Any]:
+        if not isinstance(value, list):
+            raise self.fail(field, "is not a list")
+        return value
+
+    def text(self, value: Any, field: str) -> str:
+        if not isinstance(value, str):
+            raise self.fail(field, "is not a text")
+        return value
+
+    def texts(self, value: Any, field: str) -> tuple[str, ...]:
+        return tuple(self.text(v, field) for v in self.list(value, field))
+
+    def count(self, value: Any, field: str, least: int = 0) -> int:
+        if type(value) is not int or value < least:
+            raise self.fail(field, f"is not a whole number from {least}")
+        return value
+
+    def spec(self, value: Any, field: str) -> TensorSpec:
+        data = self.object(value, field)
+        name, dtype = self.text(data.get("name"), f"{field} name"), data.get("dtype")
+        if dtype not in ITEM_BYTES:
+            raise self.fail(f"{field} {name}", f"has an unknown type {dtype!r}")
+        dims = self.list(data.get("shape"), f"{field} {name} shape")
+        return TensorSpec(
+            name, dtype, tuple(d if isinstance(d, str) else self.count(d, f"{field} {name} shape", 1) for d in dims)
+        )
+
+    def specs(self, value: Any, field: str) -> tuple[TensorSpec, ...]:
+        return tuple(self.spec(v, field) for v in self.list(value, field))
+
+    def entry_point(self, value: Any, field: str) -> EntryPoint:
+        data = self.object(value, field)
+        return EntryPoint(
+            self.specs(data.get("inputs"), f"{field}.inputs"),
+            self.texts(data.get("states"), f"{field}.states"),
+            self.texts(data.get("weights"), f"{field}.weights"),
+            self.specs(data.get("outputs"), f"{field}.outputs"),
+        )
+
+    def file(self, value: Any, field: str) -> FileEntry:
+        data = self.object(value, field)
+        digest = self.text(data.get("sha256"), f"{field} sha256")
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise self.fail(field, "has no SHA-256")
+        return FileEntry(self.count(data.get("size"), f"{field} size"), digest)

@@ -1,0 +1,246 @@
+"""Writing an artifact: into a folder beside the wanted one, which takes its place when everything is there."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+
+from deepzig.errors import DeepZigError
+
+from .manifest import ITEM_BYTES, FileEntry, Manifest
+
+MANIFEST = "manifest.json"
+ALIGNMENT = 64
+"""Bytes; kernels crash on less."""
+
+SHARD_BYTES = 2 << 30
+STORED = {"f32": "F32", "u32": "U32", "i32": "I32", "bf16": "BF16", "f16": "F16"}
+"""Names of the IR -> names of safetensors."""
+
+COPY_BYTES = 1 << 22
+
+
+class ArtifactWriter:
+    """A context manager; nothing appears at `out` unless `finish` was called.
+
+    Args:
+        out: where the artifact shall be.
+        force: replace what is there, if it is an artifact.
+        shard_bytes: the most bytes of a weight file, unless one tensor is larger.
+
+    Raises:
+        DeepZigError: `out` is taken, or the disk is full.
+    """
+
+    def __init__(self, out: Path, force: bool = False, shard_bytes: int = SHARD_BYTES) -> None:
+        self.out = out
+        self._shard_bytes = shard_bytes
+        self._files: dict[str, FileEntry] = {}
+        if out.exists() and not _replaceable(out, force):
+            hint = "choose another folder, or replace it with --force"
+            if not (out / MANIFEST).is_file():
+                hint = "choose another folder; only an artifact is ever replaced"
+            raise DeepZigError("the output folder is not empty", str(out), hint)
+        with _disk(out):
+            out.parent.mkdir(parents=True, exist_ok=True)
+            self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+
+    def __enter__(self) -> ArtifactWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        shutil.rmtree(self._folder, ignore_errors=True)
+
+    def add_file(self, name: str, source: Path | bytes) -> None:
+        """Copy a file, or write bytes, as the part `name`."""
+        path = self._folder / name
+        with _disk(self.out):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with path.open("wb") as target:
+                part = _Part(target)
+                if isinstance(source, bytes):
+                    part.write(source)
+                else:
+                    with source.open("rb") as file:
+                        while block := file.read(COPY_BYTES):
+                            part.write(block)
+                self._files[name] = part.entry()
+
+    def weights(self) -> WeightWriter:
+        """The writer of the weight files."""
+        return WeightWriter(self._folder, self.out, self._files, self._shard_bytes)
+
+    def finish(self, manifest: Manifest) -> None:
+        """Write the manifest, with sizes and hashes of all parts, and move the artifact to its place."""
+        text = replace(manifest, files=dict(self._files)).to_json()
+        with _disk(self.out):
+            with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
+                file.write(text)
+                _sync(file.fileno())
+            self._folder.chmod(0o755)
+            old = None
+            if self.out.exists():
+                old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent)) / "artifact"
+                os.rename(self.out, old)
+            os.rename(self._folder, self.out)
+            if old is not None:
+                shutil.rmtree(old.parent, ignore_errors=True)
+
+
+@dataclass(frozen=True)
+class _Tensor:
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+
+    @property
+    def size(self) -> int:
+        return int(np.prod(self.shape, dtype=np.int64)) * ITEM_BYTES[self.dtype]
+
+
+class WeightWriter:
+    """Weight files, streamed: first `declare` every tensor, then `write` each in the same order."""
+
+    def __init__(self, folder: Path, out: Path, files: dict[str, FileEntry], shard_bytes: int) -> None:
+        self._folder, self._out, self._files, self._shard_bytes = folder, out, files, shard_bytes
+        self._shards: list[list[_Tensor]] = []
+        self._queue: list[tuple[str, _Tensor]] = []
+        self._open: tuple[str, BinaryIO, _Part] | None = None
+
+    def __enter__(self) -> WeightWriter:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if kind is None:
+            with _disk(self._out):
+                self._close()
+        elif self._open is not None:
+            with suppress(OSError):
+                self._open[1].close()
+
+    def declare(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
+        """Announce a tensor."""
+        tensor = _Tensor(name, dtype, shape)
+        if not self._shards or sum(_aligned(t.size) for t in self._shards[-1]) + tensor.size > self._shard_bytes:
+            self._shards.append([])
+        self._shards[-1].append(tensor)
+        self._queue.append((f"weights-{len(self._shards):05}.safetensors", tensor))
+
+    def write(self, name: str, chunks: Iterable[npt.NDArray[Any]]) -> None:
+        """Write the next declared tensor from consecutive arrays.
+
+        Raises:
+            ValueError: out of order, or not as many bytes as declared.
+            DeepZigError: the disk is full.
+        """
+        shard, tensor = self._queue.pop(0)
+        if tensor.name != name:
+            raise ValueError(f"{tensor.name} is next, not {name}")
+        with _disk(self._out):
+            if self._open is None or self._open[0] != shard:
+                self._start(shard)
+            assert self._open is not None
+            part, written = self._open[2], 0
+            for chunk in chunks:
+                block = np.ascontiguousarray(chunk)
+                part.write(memoryview(block.reshape(-1)).cast("B"))
+                written += block.nbytes
+            if written != tensor.size:
+                raise ValueError(f"{name} has {tensor.size} bytes, {written} were written")
+            part.write(bytes(_aligned(written) - written))
+
+    def _start(self, shard: str) -> None:
+        self._close()
+        file = (self._folder / shard).open("wb")
+        self._open = (shard, file, _Part(file))
+        number = int(shard[len("weights-") :].split(".")[0])
+        self._open[2].write(_header(self._shards[number - 1]))
+
+    def _close(self) -> None:
+        if self._open is not None:
+            shard, file, part = self._open
+            self._files[shard] = part.entry()
+            file.close()
+            self._open = None
+
+
+def _header(tensors: list[_Tensor]) -> bytes:
+    """A safetensors header after which every payload is aligned; gaps are tensors called `_pad.N`."""
+    entries: dict[str, Any] = {}
+    at = 0
+    for tensor in tensors:
+        end = at + tensor.size
+        entries[tensor.name] = {"dtype": STORED[tensor.dtype], "shape": tensor.shape, "data_offsets": [at, end]}
+        at = _aligned(end)
+        if at > end:
+            entries[f"_pad.{len(entries)}"] = {"dtype": "U8", "shape": [at - end], "data_offsets": [end, at]}
+    text = json.dumps(entries, separators=(",", ":")).encode()
+    text += b" " * (-(8 + len(text)) % ALIGNMENT)
+    return len(text).to_bytes(8, "little") + text
+
+
+class _Part:
+    """A file being written: its bytes are counted and hashed as they go."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file, self._hash, self._size = file, hashlib.sha256(), 0
+
+    def write(self, block: bytes | memoryview) -> None:
+        self._file.write(block)
+        self._hash.update(block)
+        self._size += len(block)
+
+    def entry(self) -> FileEntry:
+        """Size and hash, once the bytes are on the disk."""
+        self._file.flush()
+        _sync(self._file.fileno())
+        return FileEntry(self._size, self._hash.hexdigest())
+
+
+class _disk:  # noqa: N801
+    """Errors of the file system as DeepZig's."""
+
+    def __init__(self, out: Path) -> None:
+        self._out = out
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        if not isinstance(error, OSError):
+            return
+        full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
+        hint = "make room and compile again" if full else "check the path and its permissions"
+        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(self._out), hint) from error
+
+
+def _replaceable(out: Path, force: bool) -> bool:
+    if not out.is_dir():
+        return False
+    return not any(out.iterdir()) or (force and (out / MANIFEST).is_file())
+
+
+def _aligned(size: int) -> int:
+    return -(-size // ALIGNMENT) * ALIGNMENT
+
+
+def _sync(descriptor: int) -> None:
+    """Have the bytes on the disk before the rename makes them an artifact."""
+    with suppress(OSError):  # not every file system can
+        os.fsync(descriptor)
