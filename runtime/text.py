@@ -1,0 +1,71 @@
+"""Text from tokens, piece by piece."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+Decode = Callable[[Sequence[int]], str]
+
+UNFINISHED = "�"
+"""What a decoder gives for bytes that don't make a character yet."""
+
+
+class Detokenizer:
+    """Turns tokens into pieces of text that never split a character.
+
+    Decodes a short window of tokens, since what a token adds may depend on the one before it; text that ends in an
+    unfinished character is held back.
+    """
+
+    def __init__(self, decode: Decode) -> None:
+        self._decode = decode
+        self._tokens: list[int] = []
+        self._shown = ""
+
+    def push(self, token: int) -> str:
+        """The text that `token` completes."""
+        self._tokens.append(token)
+        text = self._decode(self._tokens)
+        if text.endswith(UNFINISHED):
+            return ""
+        piece = text[len(self._shown) :]
+        # keep the last token: the next one's text may depend on it
+        self._tokens = self._tokens[-1:]
+        self._shown = self._decode(self._tokens)
+        return piece
+
+    def flush(self) -> str:
+        """What is held back, when no more tokens come."""
+        text = self._decode(self._tokens)
+        piece, self._shown = text[len(self._shown) :], text
+        return piece
+
+
+class StopFinder:
+    """Finds stop texts in a stream of pieces, holding back what may become one."""
+
+    def __init__(self, stops: Sequence[str]) -> None:
+        self._stops = stops
+        self._held = ""
+
+    def push(self, piece: str) -> tuple[str, bool]:
+        """The text that may be shown, and whether a stop text was found after it."""
+        self._held += piece
+        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        if found:
+            text, self._held = self._held[: min(found)], ""
+            return text, True
+        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
+        cut = len(self._held) - keep
+        text, self._held = self._held[:cut], self._held[cut:]
+        return text, False
+
+    def flush(self) -> str:
+        """What is held back, when no more pieces come."""
+        text, self._held = self._held, ""
+        return text
+
+
+def _overlap(text: str, stop: str) -> int:
+    """The length of the longest end of `text` that `stop` starts with."""
+    return next((n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0)

@@ -1,0 +1,125 @@
+"""The virtual machine that runs an artifact's entry points.
+
+A VM instance is not thread-safe, and each thread that runs kernels gets a thread pool of its own: so all calls run on one
+dispatcher thread, whoever makes them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from deepzig.artifacts.manifest import TensorSpec
+from deepzig.artifacts.reader import Artifact, map_weights
+from deepzig.errors import DeepZigError
+
+from .library import default_threads, load_runtime
+
+Array = npt.NDArray[Any]
+
+NUMPY = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bf16": np.uint16, "f16": np.uint16}
+"""How tensors travel; half-precision floats as bits."""
+
+CPU, POOLED = 1, 2
+ALIGNMENT = 64
+"""Bytes; kernels crash on less."""
+
+
+def aligned(shape: tuple[int, ...], dtype: Any, zero: bool = False) -> Array:
+    """An array whose data starts at a multiple of 64 bytes; zeros cost no memory until they are written."""
+    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    raw = (np.zeros if zero else np.empty)(size + ALIGNMENT, np.uint8)
+    start = -raw.ctypes.data % ALIGNMENT
+    return raw[start : start + size].view(dtype).reshape(shape)
+
+
+class VirtualMachine:
+    """The code of a checked artifact, with its weights and `pages` pages of cache.
+
+    Raises:
+        DeepZigError: the code can't be loaded.
+    """
+
+    def __init__(self, artifact: Artifact, pages: int, threads: int | None = None) -> None:
+        self._artifact = artifact
+        self._executor = ThreadPoolExecutor(1, "deepzig")
+        self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
+        try:
+            self._run(lambda: self._load(pages, threads))
+        except BaseException:
+            self._executor.shutdown()
+            raise
+
+    def _load(self, pages: int, threads: int | None) -> None:
+        load_runtime(self._artifact, threads)
+        import tvm_ffi
+
+        self._from_dlpack = tvm_ffi.from_dlpack
+        config = tvm_ffi.get_global_func("runtime.config_threadpool")
+        config(1, threads or default_threads())
+        module = tvm_ffi.load_module(str(self._artifact.path / self._artifact.manifest.code))
+        self._vm = module["vm_load_executable"]()
+        self._vm["vm_initialization"](CPU, 0, POOLED)
+        self._caches = {
+            spec.name: aligned(tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True)
+            for spec in self._artifact.manifest.cache
+        }
+        view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
+        words = {"F32": "float32", "U32": "uint32", "BF16": "uint16", "F16": "uint16", "I32": "int32"}
+        weights = {
+            name: view(self._from_dlpack(data), tvm_ffi.Shape(entry.shape), tvm_ffi.dtype(words[entry.dtype]), 0)
+            for name, (entry, data) in map_weights(self._artifact).items()
+        }
+        caches = {name: self._from_dlpack(cache) for name, cache in self._caches.items()}
+        self._functions = {
+            name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
+            for name, e in self._artifact.manifest.entry_points.items()
+        }
+
+    def _run(self, work: Callable[[], Any]) -> Any:
+        try:
+            return self._executor.submit(work).result()
+        except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
+            lines = str(error).strip().splitlines() or [type(error).__name__]
+            where = f"{self._artifact.path}, {self._artifact.manifest.code}"
+            raise DeepZigError(f"the artifact's code failed: {lines[-1]}", where, "compile the model again") from error
+
+    def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+        """Run an entry point.
+
+        Args:
+            entry: its name in the manifest.
+            inputs: an array for every input; converted, aligned and made contiguous as needed.
+
+        Returns:
+            The outputs; they are the caller's own.
+
+        Raises:
+            DeepZigError: the code refused the arguments.
+        """
+        arguments = [_prepare(inputs[spec.name], spec) for spec in self._specs[entry]]
+        function, fixed = self._functions[entry]
+
+        def work() -> tuple[Array, ...]:
+            outputs = function(*map(self._from_dlpack, arguments), *fixed)
+            return tuple(np.from_dlpack(output) for output in outputs)
+
+        result: tuple[Array, ...] = self._run(work)
+        return result
+
+    def close(self) -> None:
+        """Stop the dispatcher thread; the instance can't be used any more."""
+        self._executor.shutdown()
+
+
+def _prepare(array: Array, spec: TensorSpec) -> Array:
+    array = np.ascontiguousarray(array, NUMPY[spec.dtype])
+    if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
+        return array
+    copy = aligned(array.shape, array.dtype)
+    copy[...] = array
+    return copy
