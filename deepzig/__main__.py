@@ -1,0 +1,5 @@
+"""`python -m deepzig` is `deepzig`."""
+
+from .cli import main
+
+main()

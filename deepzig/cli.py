@@ -1,0 +1,77 @@
+"""The command `deepzig`: a table of commands, each imported when it is called."""
+
+from __future__ import annotations
+
+import sys
+from importlib import import_module
+
+import click
+
+from . import __version__
+from .errors import DeepZigError
+
+COMMANDS = {
+    "run": ("deepzig.runtime.cli", "run", "runtime"),
+    "chat": ("deepzig.runtime.cli", "chat", "runtime"),
+}
+"""Command -> module, function in it, and the extra that it needs."""
+
+EXAMPLES = """
+\b
+Examples:
+  deepzig run artifacts/built/demo "The quick brown fox" --max-tokens 32
+  deepzig chat artifacts/built/demo
+  deepzig-compile ./checkpoint -o artifacts/built/demo    (makes artifacts)
+"""
+
+
+class Lazy(click.Group):
+    """A group whose commands are imported on demand."""
+
+    def list_commands(self, context: click.Context) -> list[str]:
+        """Names of all commands."""
+        return list(COMMANDS)
+
+    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+        """Import a command.
+
+        Raises:
+            DeepZigError: the extra that it needs is not installed.
+        """
+        if name not in COMMANDS:
+            return None
+        module, attribute, extra = COMMANDS[name]
+        try:
+            command: click.Command = getattr(import_module(module), attribute)
+        except ImportError as error:
+            raise DeepZigError(
+                f"{error.name or name} is not installed", f"deepzig {name}", f"pip install 'deepzig[{extra}]'"
+            ) from error
+        return command
+
+
+@click.command(cls=Lazy, epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG"})
+@click.option("--traceback", is_flag=True, help="Show where an error comes from.")
+@click.version_option(__version__)
+def group(traceback: bool) -> None:
+    """Run language models that deepzig-compile has compiled."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Entry point: errors take three lines and exit with 2, Ctrl-C with 130."""
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        group.main(arguments, prog_name="deepzig", standalone_mode=False)
+    except DeepZigError as error:
+        if "--traceback" in arguments:
+            raise
+        click.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except click.ClickException as error:
+        error.show()
+        sys.exit(error.exit_code)
+    except (KeyboardInterrupt, click.Abort):
+        sys.exit(130)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(141)
