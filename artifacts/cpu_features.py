@@ -15,7 +15,11 @@ LINUX = {
 }  # fmt: skip
 """Flag in /proc/cpuinfo -> LLVM's name."""
 
-MACOS = {"hw.optional.arm.FEAT_DotProd": "dotprod", "hw.optional.arm.FEAT_BF16": "bf16", "hw.optional.arm.FEAT_I8MM": "i8mm"}
+MACOS = {
+    "hw.optional.arm.FEAT_DotProd": "dotprod",
+    "hw.optional.arm.FEAT_BF16": "bf16",
+    "hw.optional.arm.FEAT_I8MM": "i8mm",
+}
 """sysctl of macOS -> LLVM's name."""
 
 

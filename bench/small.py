@@ -44,14 +44,11 @@ class Row:
         peer = _number(self.transformers), _ratio(self.deepzig, self.transformers)
         limit = _number(self.limit), _ratio(self.deepzig, self.limit)
         return " ".join(
-            [f"{self.figure:<24} {self.unit:<6}"]
-            + [f"{cell:>13}" for cell in (_number(self.deepzig), *peer, *limit)]
+            [f"{self.figure:<24} {self.unit:<6}"] + [f"{cell:>13}" for cell in (_number(self.deepzig), *peer, *limit)]
         )
 
 
-HEADER = f"{'':<31} " + " ".join(
-    f"{title:>13}" for title in ("DeepZig", "transformers", "ratio", "limit", "of limit")
-)
+HEADER = f"{'':<31} " + " ".join(f"{title:>13}" for title in ("DeepZig", "transformers", "ratio", "limit", "of limit"))
 
 
 def _number(value: float | None) -> str:

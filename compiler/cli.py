@@ -29,9 +29,13 @@ Examples:
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
 @click.option("--target", default="llvm", help="llvm, or llvm:cpu=native|x86-64-v3|x86-64-v4.")
 @click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
-@click.option("--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this.")
+@click.option(
+    "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
+)
 @click.option("--force", is_flag=True, help="Replace the output if it is an artifact.")
-@click.option("--dump-ir", type=click.Path(path_type=Path), help="Write the IR before and after each pass to this folder.")
+@click.option(
+    "--dump-ir", type=click.Path(path_type=Path), help="Write the IR before and after each pass to this folder."
+)
 @click.option("--stop-after", help="Print the IR after this pass and stop.")
 @click.option("--fuse-limit", type=click.IntRange(0), help="Make at most this many rewrites, to bisect a wrong one.")
 @click.option("--debug-route", is_flag=True, help="Add an input that forces the expert choice, for tests.")
@@ -46,8 +50,9 @@ def command(
     try:
         from .driver import Options, compile_model, ir_text
 
+        bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
-            target=target, dtype=dtype, bounds=Bounds(chunk=chunk, rows=max(Bounds.rows, chunk)), debug_route=debug_route,
+            target=target, dtype=dtype, bounds=bounds, debug_route=debug_route,
             dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
         )  # fmt: skip
         if stop_after is not None:
@@ -89,7 +94,12 @@ def _bars(quiet: bool) -> Iterator[object]:
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
-    columns = (TextColumn("{task.description:>8}"), BarColumn(), TextColumn("{task.percentage:>3.0f}%"), TimeElapsedColumn())
+    columns = (
+        TextColumn("{task.description:>8}"),
+        BarColumn(),
+        TextColumn("{task.percentage:>3.0f}%"),
+        TimeElapsedColumn(),
+    )
     with Progress(*columns, console=Console(stderr=True)) as bars:
         tasks: dict[str, object] = {}
 

@@ -34,6 +34,9 @@ Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
 
+DEFAULT_BOUNDS = Bounds()
+
+
 @dataclass(frozen=True)
 class Options:
     """What `deepzig-compile` can be asked for.
@@ -51,7 +54,7 @@ class Options:
 
     target: str = "llvm"
     dtype: str = "bf16"
-    bounds: Bounds = Bounds()
+    bounds: Bounds = DEFAULT_BOUNDS
     debug_route: bool = False
     dump_ir: Path | None = None
     stop_after: str | None = None
@@ -185,7 +188,7 @@ def _entry_point(plan: Plan) -> dict[str, Any]:
 
 
 def _kernels(plans: Sequence[Plan]) -> dict[str, str]:
-    return {l.kernel_name: l.where.split(" ")[0] for plan in plans for l in plan.launches}
+    return {launch.kernel_name: launch.where.split(" ")[0] for plan in plans for launch in plan.launches}
 
 
 def _bounds(bounds: Bounds, config: DeepseekV3Config) -> dict[str, int]:

@@ -19,7 +19,7 @@ STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "
 def lower(plans: Sequence[Plan]) -> tvm.IRModule:
     """The TVM module of all plans."""
     builder = relax.BlockBuilder()
-    kernels = {l.kernel_name: l.kernel for plan in plans for l in plan.launches}
+    kernels = {launch.kernel_name: launch.kernel for plan in plans for launch in plan.launches}
     symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
     for plan in plans:
         _Function(builder, symbols).build(plan)

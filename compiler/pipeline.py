@@ -58,7 +58,9 @@ def run_pipeline(
         DeepZigError: no such pass; a pass broke the module.
     """
     if stop_after is not None and stop_after not in pass_names():
-        raise DeepZigError(f"no pass is called {stop_after!r}", "--stop-after", f"choose from {', '.join(pass_names())}")
+        raise DeepZigError(
+            f"no pass is called {stop_after!r}", "--stop-after", f"choose from {', '.join(pass_names())}"
+        )
     stages = [p.__name__ for p in PIPELINE]
     last = len(stages) if stop_after in (None, hoist_weights.__name__) else len(stages) - stages[::-1].index(stop_after)
     _dump(module, dump, 0, "trace")

@@ -1,7 +1,7 @@
 """Weights from the checkpoint to the artifact, one piece at a time.
 
-A piece is one slice of a rank-3 parameter (one expert, one head), or a whole parameter of lower rank: the most that is in
-memory at once is a few pieces, whatever the size of the model.
+A piece is one slice of a rank-3 parameter (one expert, one head), or a whole parameter of lower rank: the most that is
+in memory at once is a few pieces, whatever the size of the model.
 """
 
 from __future__ import annotations
@@ -68,7 +68,9 @@ class WeightSource:
             return self._constants[value.name]
         node = self._nodes.get(value)
         if node is None:
-            return convert(self._checkpoint.read(value.name), self._checkpoint.dtype(value.name), value.type.dtype, value.name)
+            return convert(
+                self._checkpoint.read(value.name), self._checkpoint.dtype(value.name), value.type.dtype, value.name
+            )
         result: Array = node.op.meaning(*(v and self._whole(v) for v in node.inputs), **node.attrs)
         return result
 

@@ -49,7 +49,9 @@ class Builder:
         except ShapeError as error:
             raise DeepZigError(str(error), where, f"check the arguments of {name}: {op.signature}") from None
         serial = len(self.nodes)
-        names = [f"{self._prefix}{serial}" if len(types) == 1 else f"{self._prefix}{serial}.{i}" for i in range(len(types))]
+        names = [
+            f"{self._prefix}{serial}" if len(types) == 1 else f"{self._prefix}{serial}.{i}" for i in range(len(types))
+        ]
         outputs = tuple(Value(n, t, kind) for n, t in zip(names, types, strict=True))
         self.nodes.append(Node(op, inputs, dict(attrs), outputs, where))
         return outputs

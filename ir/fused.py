@@ -102,7 +102,7 @@ def mla_prefill(
     q: F32, angles: F32, cache: F32, w_uk: F32, w_uv: F32, seq: I32, pos: I32, table: I32, *, scale: float,
     interleaved: bool,
 ) -> F32:  # fmt: skip
-    """Latent attention, un-absorbed when lowered: keys and values of a block of positions are expanded once for all rows."""
+    """Latent attention, un-absorbed when lowered: keys and values of a block of positions are expanded once for all."""
     return _naive_mla(q, angles, cache, w_uk, w_uv, seq, pos, table, scale, interleaved)
 
 
@@ -128,17 +128,13 @@ def router(
 
 @op("x: f32[n, h], ids: i32[n, k], weights: f32[n, k], gate: float[e, i, h], up: float[e, i, h], down: float[e, h, i], "
     "residual?: f32[n, h] -> f32[n, h]")  # fmt: skip
-def moe(
-    x: F32, ids: I32, weights: F32, gate: F32, up: F32, down: F32, residual: F32 | None, *, shared: int = 0
-) -> F32:
+def moe(x: F32, ids: I32, weights: F32, gate: F32, up: F32, down: F32, residual: F32 | None, *, shared: int = 0) -> F32:
     """The chosen experts' SwiGLU, weighted and summed; the last `shared` experts serve every row with weight 1."""
     experts = len(gate)
     always = np.broadcast_to(np.arange(experts - shared, experts, dtype=np.int32), (len(x), shared))
     ids = np.concatenate([ids, always], -1)
     weights = np.concatenate([weights, np.ones((len(x), shared), np.float32)], -1)
     slots = expand.meaning(x, axis=1, size=ids.shape[1])
-    hidden = mul.meaning(
-        silu.meaning(expert_linear.meaning(slots, gate, ids)), expert_linear.meaning(slots, up, ids)
-    )
+    hidden = mul.meaning(silu.meaning(expert_linear.meaning(slots, gate, ids)), expert_linear.meaning(slots, up, ids))
     y = combine.meaning(expert_linear.meaning(hidden, down, ids), weights)
     return y if residual is None else add.meaning(residual, y)

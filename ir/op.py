@@ -84,9 +84,9 @@ class Op:
     def _bind(
         self, slot: Slot, type_: TensorType, bound: dict[str, Dim], lead: tuple[Dim, ...] | None
     ) -> tuple[Dim, ...] | None:
-        if type_.dtype != slot.dtype and not (slot.dtype == "float" and type_.dtype in FLOATS):
-            if slot.dtype != "any":
-                raise ShapeError(f"{self.name}: {slot.name} must be {slot.dtype}, not {type_.dtype}")
+        fits = slot.dtype in (type_.dtype, "any") or (slot.dtype == "float" and type_.dtype in FLOATS)
+        if not fits:
+            raise ShapeError(f"{self.name}: {slot.name} must be {slot.dtype}, not {type_.dtype}")
         if slot.shape is None:
             return lead
         names, shape = slot.shape, type_.shape

@@ -27,9 +27,7 @@ MIN_TEMPERATURE = 1e-6
 """Temperatures above zero are raised to this, which keeps gap / T finite."""
 
 
-def sample_tokens(
-    logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: F32, seed: I32, position: I32
-) -> I32:
+def sample_tokens(logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: F32, seed: I32, position: I32) -> I32:
     """Draw one token a row.
 
     Args:

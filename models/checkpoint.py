@@ -68,11 +68,15 @@ class Checkpoint:
                 raise DeepZigError(f"the shard {shard} is missing", f"{index}, tensor {tensor}", MEND)
             for name, entry in read_header(path).items():
                 if name in self._entries:
-                    raise DeepZigError(f"the tensor is also in {self._entries[name][0].name}", f"{path}, tensor {name}", MEND)
+                    raise DeepZigError(
+                        f"the tensor is also in {self._entries[name][0].name}", f"{path}, tensor {name}", MEND
+                    )
                 self._entries[name] = (path, entry)
         for name, shard in weight_map.items():
             if name not in self._entries or self._entries[name][0].name != shard:
-                raise DeepZigError("the shard lacks a tensor that the index names", f"{self.folder / shard}, tensor {name}", MEND)
+                raise DeepZigError(
+                    "the shard lacks a tensor that the index names", f"{self.folder / shard}, tensor {name}", MEND
+                )
 
     def names(self) -> list[str]:
         """The names as stored."""
@@ -85,7 +89,11 @@ class Checkpoint:
         for name in self._entries:
             if match := EXPERT.match(name):
                 found.setdefault(f"{match[1]}.{match[3]}_proj.weight", {})[int(match[2])] = name
-        return {stack: [names[e] for e in sorted(names)] for stack, names in found.items() if set(names) == set(range(len(names)))}
+        return {
+            stack: [names[e] for e in sorted(names)]
+            for stack, names in found.items()
+            if set(names) == set(range(len(names)))
+        }
 
     def _stored(self, name: str) -> list[str]:
         """The stored tensors that `name` is made of; empty if it is not there."""
@@ -168,7 +176,9 @@ class Checkpoint:
         if EXPERT.match(part) and entry.shape != shape[1:]:
             self._misshaped(part, entry.shape, shape[1:])
         if EXPERT.match(part) and entry.dtype != self._entries[self._stored(name)[0]][1].dtype:
-            raise DeepZigError(f"the experts of a layer differ in type, this is {entry.dtype}", f"{path}, tensor {part}", MEND)
+            raise DeepZigError(
+                f"the experts of a layer differ in type, this is {entry.dtype}", f"{path}, tensor {part}", MEND
+            )
         if EXPERT.match(part) and count != shape[0]:
             raise DeepZigError(f"there are {count} experts, not {shape[0]}", f"{path}, tensor {name}", MEND)
 

@@ -181,7 +181,9 @@ def _check_together(c: DeepseekV3Config, f: Fields) -> None:
     if c.n_group > 1 and group < 2:
         raise f.fail("n_group", "a group of one expert has no two best scores")
     if c.num_experts_per_tok > group * c.topk_group:
-        raise f.fail("num_experts_per_tok", f"{c.num_experts_per_tok} experts can't be chosen of {group * c.topk_group}")
+        raise f.fail(
+            "num_experts_per_tok", f"{c.num_experts_per_tok} experts can't be chosen of {group * c.topk_group}"
+        )
     for name, ids in (("bos_token_id", (c.bos_token_id,)), ("eos_token_id", c.eos_token_ids)):
         if any(i is not None and i >= c.vocab_size for i in ids):
             raise f.fail(name, f"a token id is beyond the vocabulary of {c.vocab_size}")

@@ -94,7 +94,9 @@ def attention(
     if config.q_lora_rank is None:
         q = b.linear(x, p.matrix("q_proj", heads * (nope + rope), hidden))
     else:
-        q = b.linear(x, p.matrix("q_a_proj", config.q_lora_rank, hidden), p.bias("q_a_proj", config.q_lora_rank, biased))
+        q = b.linear(
+            x, p.matrix("q_a_proj", config.q_lora_rank, hidden), p.bias("q_a_proj", config.q_lora_rank, biased)
+        )
         q = b.rms_norm(q, p.norm("q_a_layernorm", config.q_lora_rank), eps=LATENT_NORM_EPS)
         q = b.linear(q, p.matrix("q_b_proj", heads * (nope + rope), config.q_lora_rank))
     q = b.reshape(q, shape=("n", heads, nope + rope))  # each head: [nope | rope]

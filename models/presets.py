@@ -73,4 +73,4 @@ PRESETS: dict[str, dict[str, Any]] = {
         "n_shared_experts": 2,
     },
 }
-"""`tiny` is for tests and the demo (5 M parameters); `small` for measurements (1748 M, of which 346 M work on a token)."""
+"""`tiny` is for tests and the demo, `small` for measurements (1748 M parameters, of which 346 M work on a token)."""

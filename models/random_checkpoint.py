@@ -3,8 +3,8 @@
     python -m deepzig.models.random_checkpoint OUT --preset tiny
 
 Linears are N(0, 1 / fan_in), norms N(1, 0.1), router biases N(0, 0.15), embeddings N(0, 1), so that every part of the
-model shows in the logits. The tokenizer is a real byte-level BPE with DeepSeek's special tokens, trained on the standard
-library's sources.
+model shows in the logits. The tokenizer is a real byte-level BPE with DeepSeek's special tokens, trained on the
+standard library's sources.
 """
 
 from __future__ import annotations
@@ -47,7 +47,10 @@ def tensors(c: DeepseekV3Config) -> Iterator[tuple[str, tuple[int, ...]]]:
     for layer in range(c.num_hidden_layers):
         p = f"model.layers.{layer}."
         yield p + "input_layernorm.weight", (hidden,)
-        linears = {"kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, hidden), "o_proj": (hidden, heads * c.v_head_dim)}
+        linears = {
+            "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, hidden),
+            "o_proj": (hidden, heads * c.v_head_dim),
+        }
         if c.q_lora_rank is None:
             linears["q_proj"] = (queries, hidden)
         else:
@@ -81,7 +84,9 @@ def _swiglu(prefix: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[i
     yield prefix + "down_proj.weight", (hidden, width)
 
 
-def write(folder: Path, preset: str | Mapping[str, Any], seed: int = 0, dtype: str = "bf16", shard: int = SHARD_BYTES) -> None:
+def write(
+    folder: Path, preset: str | Mapping[str, Any], seed: int = 0, dtype: str = "bf16", shard: int = SHARD_BYTES
+) -> None:
     """Write a checkpoint folder, one tensor at a time.
 
     Args:
@@ -95,7 +100,11 @@ def write(folder: Path, preset: str | Mapping[str, Any], seed: int = 0, dtype: s
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer = _train_tokenizer(int(data["vocab_size"]))
     ids = {name: tokenizer.token_to_id(token) for name, token in (("bos", BOS), ("eos", EOS))}
-    data |= {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"], "torch_dtype": {"bf16": "bfloat16", "f16": "float16"}.get(dtype, "float32")}
+    data |= {
+        "bos_token_id": ids["bos"],
+        "eos_token_id": ids["eos"],
+        "torch_dtype": {"bf16": "bfloat16", "f16": "float16"}.get(dtype, "float32"),
+    }
     config = parse_deepseek_v3(data, "preset")
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", data)

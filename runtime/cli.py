@@ -147,4 +147,6 @@ class _Watch:
             return "no tokens"
         rate = (len(times) - 1) / (times[-1] - times[0]) if len(times) > 1 else float("nan")
         first = times[0] - self._loaded
-        return f"loaded in {self._loaded - self._start:.2f} s, first token after {first:.2f} s, then {rate:.1f} tokens/s"
+        return (
+            f"loaded in {self._loaded - self._start:.2f} s, first token after {first:.2f} s, then {rate:.1f} tokens/s"
+        )

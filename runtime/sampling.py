@@ -109,7 +109,9 @@ class SamplingOptions:
             logits[tokens] -= self.presence_penalty + self.frequency_penalty * counts.astype(np.float32)
         for token, bias in self.logit_bias.items():
             if not 0 <= token < len(logits):
-                raise DeepZigError(f"token {token} is not in the vocabulary", "option logit_bias", f"use 0 to {len(logits) - 1}")
+                raise DeepZigError(
+                    f"token {token} is not in the vocabulary", "option logit_bias", f"use 0 to {len(logits) - 1}"
+                )
             logits[token] += bias
 
 

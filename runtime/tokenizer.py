@@ -30,7 +30,9 @@ class Tokenizer:
         path = self._folder / FILES[0]
         if not path.is_file():
             raise DeepZigError(
-                "the artifact has no tokenizer", str(path), "give token ids, or compile a checkpoint with tokenizer.json"
+                "the artifact has no tokenizer",
+                str(path),
+                "give token ids, or compile a checkpoint with tokenizer.json",
             )
         import tokenizers
 
@@ -50,7 +52,7 @@ class Tokenizer:
         return token.get("content") if isinstance(token, dict) else token
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text. With `special`, a beginning-of-sequence token comes first, once, if the config wants it."""
+        """Token ids of a text. With `special`, the first is the beginning-of-sequence token, once, if the config asks."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         bos = self._special("bos_token")
         if special and self._config.get("add_bos_token") and bos is not None:

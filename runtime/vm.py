@@ -1,7 +1,7 @@
 """The virtual machine that runs an artifact's entry points.
 
-A VM instance is not thread-safe, and each thread that runs kernels gets a thread pool of its own: so all calls run on one
-dispatcher thread, whoever makes them.
+A VM instance is not thread-safe, and each thread that runs kernels gets a thread pool of its own: so all calls run on
+one dispatcher thread, whoever makes them.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ class VirtualMachine:
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
         self._caches = {
-            spec.name: aligned(tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True)
+            spec.name: aligned(
+                tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True
+            )
             for spec in self._artifact.manifest.cache
         }
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")

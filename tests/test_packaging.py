@@ -83,15 +83,11 @@ def test_the_base_install_holds_no_compiler(base: tuple[Path, int]) -> None:
     folder, _ = base
     names = {p.name for p in folder.rglob("*")}
     assert not {n for n in names if n.startswith("libtvm_compiler") or "LLVM" in n}
-    assert not {"tvm", "torch", "transformers", "onnx"} & {
-        p.name for p in folder.glob("lib/*/site-packages/*")
-    }
+    assert not {"tvm", "torch", "transformers", "onnx"} & {p.name for p in folder.glob("lib/*/site-packages/*")}
 
 
 def test_the_runtime_can_be_imported(base: tuple[Path, int], tmp_path: Path) -> None:
-    done = run(
-        base[0] / "bin/python", "-c", "import deepzig.runtime; print(deepzig.runtime.load)", cwd=tmp_path
-    )
+    done = run(base[0] / "bin/python", "-c", "import deepzig.runtime; print(deepzig.runtime.load)", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
 
 
@@ -104,9 +100,7 @@ def test_the_console_script_runs(command: list[str], base: tuple[Path, int], tmp
 
 
 def test_compiling_without_the_extra_says_which(base: tuple[Path, int], tmp_path: Path) -> None:
-    done = run(
-        base[0] / "bin/deepzig-compile", tmp_path, "--target", "llvm", "-o", tmp_path / "out", cwd=tmp_path
-    )
+    done = run(base[0] / "bin/deepzig-compile", tmp_path, "--target", "llvm", "-o", tmp_path / "out", cwd=tmp_path)
     lines = done.stderr.strip().splitlines()
     assert done.returncode == 2 and not done.stdout
     assert len(lines) == 3 and "pip install 'deepzig[compile]'" in lines[2]

@@ -27,9 +27,7 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(*names: str) -> list[list[str]]:
     """Shell lines of all pages, as words, that begin with one of the names (after an assignment)."""
-    lines = [
-        line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines()
-    ]
+    lines = [line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines()]
     split = [shlex.split(line, comments=True) for line in lines]
     bare = [[w for i, w in enumerate(words) if i or "=" not in w] for words in split]
     return [words for words in bare if words and words[0] in names]

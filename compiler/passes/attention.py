@@ -7,8 +7,8 @@ from deepzig.ir import Builder, Graph, Match, Value, rewrite
 ABSORBED_ROWS = 64
 """Up to this many rows a sequence the absorbed form is cheaper.
 
-Absorbed attention costs 2 * kv_lora + rope multiplications a row, head and position; the un-absorbed form nope + rope + v,
-but it expands keys and values anew, (nope + v) * kv_lora a head and position, which only many rows can share.
+Absorbed attention costs 2 * kv_lora + rope multiplications a row, head and position; the un-absorbed form only
+nope + rope + v, but it expands keys and values anew, (nope + v) * kv_lora a head and position, which many rows can share.
 """
 
 
@@ -44,7 +44,9 @@ def fuse_mla(graph: Graph) -> Graph:
     def build(b: Builder, m: Match) -> Value | None:
         heads, _ = m["heads_shape"][1:]
         latent, width = m["w"].shape[1], m["v_end"]
-        if (m["latent_end"], m["nope"], m["v_begin"]) != (latent, m["q_split"], m["nope"]) or m["w"].shape[0] != heads * width:
+        if (m["latent_end"], m["nope"], m["v_begin"]) != (latent, m["q_split"], m["nope"]) or m["w"].shape[
+            0
+        ] != heads * width:
             return None
         per_head = b.reshape(m["w"], shape=(heads, width, latent))
         w_uk = b.slice(per_head, axis=1, begin=0, end=m["nope"])

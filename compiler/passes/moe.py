@@ -98,5 +98,7 @@ def fuse_residual_into_moe(graph: Graph) -> Graph:
         %m = moe(%x, %ids, %weights, %gate, %up, %down, _) {shared=?shared}
         %y = add(%residual, %m)
         """,
-        lambda b, m: b.moe(*(m[k] for k in ("x", "ids", "weights", "gate", "up", "down", "residual")), shared=m["shared"]),
+        lambda b, m: b.moe(
+            *(m[k] for k in ("x", "ids", "weights", "gate", "up", "down", "residual")), shared=m["shared"]
+        ),
     )

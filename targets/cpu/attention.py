@@ -11,6 +11,8 @@ two tasks add to the same element. So a row's bits depend neither on other rows,
 
 from __future__ import annotations
 
+from functools import cache
+
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
@@ -26,6 +28,7 @@ AVX2 = VECTORS["avx2"]
 HEADS_PER_TASK = 8
 
 
+@cache
 def latent_write(
     width: int, begin: int, kv_lora: int, rope: int, page: int, cdtype: str, eps: float, interleaved: bool
 ) -> PrimFunc:
@@ -88,6 +91,7 @@ def latent_write(
     return named(kernel, "latent_write", width, begin, kv_lora, rope, page, cdtype, eps, int(interleaved))
 
 
+@cache
 def mla_absorb(
     heads: int, nope: int, rope: int, kv_lora: int, wdtype: str, interleaved: bool, *, vectors: Vectors = AVX2
 ) -> PrimFunc:
@@ -147,6 +151,7 @@ def mla_absorb(
     return named(kernel, "mla_absorb", heads, nope, rope, kv_lora, wdtype, int(interleaved))
 
 
+@cache
 def mla_attend(
     heads: int, kv_lora: int, rope: int, page: int, cdtype: str, scale: float, *, vectors: Vectors = AVX2
 ) -> PrimFunc:
@@ -236,6 +241,7 @@ def mla_attend(
     return named(kernel, "mla_attend", heads, kv_lora, rope, page, cdtype, scale)
 
 
+@cache
 def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors = AVX2) -> PrimFunc:
     """Kernel that takes attended latents to the heads' outputs.
 

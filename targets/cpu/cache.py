@@ -67,7 +67,10 @@ def narrow(x: Any, cdtype: str, lanes: int) -> Any:
         return T.Cast(dtype("uint16", lanes), T.shift_right(bits + odd + words(0x7FFF, lanes), words(16, lanes)))
     magnitude = T.bitwise_and(bits, words(0x7FFFFFFF, lanes))
     odd = T.bitwise_and(T.shift_right(magnitude, words(13, lanes)), words(1, lanes))
-    normal = T.min(T.shift_right(magnitude - words(112 << 23, lanes) + odd + words(0xFFF, lanes), words(13, lanes)), words(0x7C00, lanes))
+    normal = T.min(
+        T.shift_right(magnitude - words(112 << 23, lanes) + odd + words(0xFFF, lanes), words(13, lanes)),
+        words(0x7C00, lanes),
+    )
     # Below 2^-14 halves are multiples of 2^-24, the unit in the last place of floats from 0.5.
     sum_with_half = T.reinterpret(dtype("float32", lanes), magnitude) + splat(0.5, lanes)
     subnormal = T.reinterpret(dtype("uint32", lanes), sum_with_half) - words(0x3F000000, lanes)

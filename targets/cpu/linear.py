@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -18,6 +19,7 @@ SHARED_ROWS = 4
 """From how many rows on the threads share the norm: for fewer, waking them costs more."""
 
 
+@cache
 def proj(
     k: int,
     n: int,
@@ -73,6 +75,7 @@ def proj(
     return f.function
 
 
+@cache
 def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: Vectors) -> PrimFunc:
     """Kernel for y = silu(h gate^T) * (h up^T), h = norm(x) or x: SwiGLU (Shazeer, 2020).
 

@@ -144,9 +144,7 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         TensorType("f32", (q.shape[0], heads, _pad(latent + rope))),
     )
     attended = e.call(
-        attention.mla_attend(
-            heads, latent, rope, page, cache.type.dtype, _float(node, "scale"), vectors=cpu.vectors
-        ),
+        attention.mla_attend(heads, latent, rope, page, cache.type.dtype, _float(node, "scale"), vectors=cpu.vectors),
         [absorbed, *map(e.value, (cache, seq, pos, table))],
         TensorType("f32", (q.shape[0], heads, _pad(latent))),
     )

@@ -8,6 +8,7 @@ Threads share the columns, and each walks the experts that have rows: work is ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import cache
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -30,6 +31,7 @@ from .product import (
 from .vector import Expr, fma, splat
 
 
+@cache
 def moe_sort(experts: int, top_k: int, shared: int) -> PrimFunc:
     """Kernel for a counting sort of slots by expert.
 
@@ -78,6 +80,7 @@ def moe_sort(experts: int, top_k: int, shared: int) -> PrimFunc:
     return f.function
 
 
+@cache
 def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vectors: Vectors) -> PrimFunc:
     """Kernel for silu(x gate^T) * (x up^T) of every slot.
 
@@ -125,9 +128,8 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
     return f.function
 
 
-def moe_down(
-    i: int, h: int, experts: int, slots: int, wdtype: str, *, residual: bool, vectors: Vectors
-) -> PrimFunc:
+@cache
+def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual: bool, vectors: Vectors) -> PrimFunc:
     """Kernel for y = residual + weighted sum of a row's slots, each a down^T, in ascending order of experts.
 
     Args:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -52,6 +53,7 @@ def rotate(load, angle, store, width, interleaved):  # type: ignore[no-untyped-d
         pairs(i, 1)
 
 
+@cache
 def rms_norm(hidden: int, eps: float) -> PrimFunc:
     """Kernel (x f32[n, hidden], weight f32[hidden], y f32[n, hidden]): y = x / rms(x) * weight."""
 
@@ -70,6 +72,7 @@ def rms_norm(hidden: int, eps: float) -> PrimFunc:
     return named(kernel, "rms_norm", hidden, eps)
 
 
+@cache
 def embed(vocab: int, hidden: int, dtype: str) -> PrimFunc:
     """Kernel (tokens i32[n], table [vocab, hidden], y f32[n, hidden]): rows of the table, widened.
 
@@ -92,6 +95,7 @@ def embed(vocab: int, hidden: int, dtype: str) -> PrimFunc:
     return named(kernel, "embed", vocab, hidden, dtype)
 
 
+@cache
 def take_rows(width: int) -> PrimFunc:
     """Kernel (x f32[n, width], rows i32[r], y f32[r, width]): y = x[rows]. Row numbers are not checked."""
 
@@ -109,6 +113,7 @@ def take_rows(width: int) -> PrimFunc:
     return named(kernel, "take_rows", width)
 
 
+@cache
 def rope_angles(width: int, scale: float) -> PrimFunc:
     """Kernel (pos i32[n], inv_freq f32[width / 2], angles f32[n, width]): scale * [cos | sin](pos * inv_freq)."""
     half = width // 2

@@ -13,6 +13,7 @@ Rows are told apart only by their own sums, so a row's bits don't depend on the 
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any
 
 from tvm.script import tirx as T
@@ -28,6 +29,7 @@ from .softmax import MASKED, weigh
 from .vector import LANES, at, dtype, fma, splat, widen
 
 
+@cache
 def mla_prefill(
     heads: int,
     nope: int,
@@ -127,7 +129,7 @@ def mla_prefill(
 
                 @T.inline
                 def expand_key(first_row, count, c):  # type: ignore[no-untyped-def]
-                    """keys[first_row : first_row + count, 16 c : 16 c + 16]; two rows share a word of 2-byte weights."""
+                    """keys[first_row : first_row + count, 16 c : 16 c + 16]; rows in pairs where weights have 2 bytes."""
                     acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
                     clear(acc, count)
                     for k in T.serial(cl // LANES):
@@ -230,9 +232,7 @@ def mla_prefill(
                             v,
                         )
 
-    return named(
-        kernel, "mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved)
-    )
+    return named(kernel, "mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved))
 
 
 def _weight(word: Any, half: Any, wdtype: str) -> Any:

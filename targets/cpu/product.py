@@ -96,9 +96,7 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input) -> list[list[Buffer]]
     return sums
 
 
-def rows_by_tiles(
-    columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors
-) -> None:
+def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors) -> None:
     """Rows begin..end-1 of the product, tile by tile.
 
     The last tile may reach beyond the end: its lines there repeat the last row, without output.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -22,6 +23,7 @@ EPSILON = 1e-20
 """What the reference adds to the sum of weights before it divides by it."""
 
 
+@cache
 def router(
     k: int,
     experts: int,

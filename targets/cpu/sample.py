@@ -6,6 +6,7 @@ The meaning, bit for bit, is `deepzig.ir.sampling`, which also says why the weig
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tvm.tirx import PrimFunc
 from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
 
 from .kernel import named
-from .vector import LANES, dtype
+from .vector import LANES
 
 LOG2_E = float(np.float32(math.log2(math.e)))
 ALL_KEYS = 2**31 - 1
@@ -93,6 +94,7 @@ def _philox(state, key):  # type: ignore[no-untyped-def]
         key[1] = T.bitwise_and(key[1] + T.uint64(0xBB67AE85), T.uint64(LOW_WORD))
 
 
+@cache
 def sample(vocab: int) -> PrimFunc:
     """Kernel that draws one token a row.
 
@@ -187,9 +189,7 @@ def sample(vocab: int) -> PrimFunc:
                     key[j] = _word(SEED[i, j])
                 _philox(state, key)
                 high: T.let = T.shift_right(total[0], T.uint64(32)) * state[0]
-                target[0] = high + T.shift_right(
-                    T.bitwise_and(total[0], T.uint64(LOW_WORD)) * state[0], T.uint64(32)
-                )
+                target[0] = high + T.shift_right(T.bitwise_and(total[0], T.uint64(LOW_WORD)) * state[0], T.uint64(32))
                 token[0] = 0
                 total[0] = T.Cast("uint64", weights[0])
                 while token[0] < vocab - 1 and total[0] <= target[0]:

@@ -59,4 +59,10 @@ def test_errors_name_line_and_column(old: str, new: str, what: str, where: str) 
 
 def test_verify_names_a_wrong_type() -> None:
     with pytest.raises(DeepZigError, match=r"linear gives f32\[n, 3\], not f32\[n, 4\]"):
-        verify(parse(TEXT.replace("%1: f32[n, 3]", "%1: f32[n, 4]").replace("reshape(%1) {shape=('n', 1, 3)}", "reshape(%1) {shape=('n', 1, 4)}").replace("%2: f32[n, 1, 3]", "%2: f32[n, 1, 4]")))
+        verify(
+            parse(
+                TEXT.replace("%1: f32[n, 3]", "%1: f32[n, 4]")
+                .replace("reshape(%1) {shape=('n', 1, 3)}", "reshape(%1) {shape=('n', 1, 4)}")
+                .replace("%2: f32[n, 1, 3]", "%2: f32[n, 1, 4]")
+            )
+        )

@@ -65,7 +65,12 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "num_experts_per_tok": 3,
     },
     "half-split-rope": {"rope_interleave": False, "rope_parameters": {**YARN, "mscale": 0.707, "mscale_all_dim": 0.5}},
-    "tied-wide-values": {"tie_word_embeddings": True, "v_head_dim": 24, "n_shared_experts": 3, "num_experts_per_tok": 1},
+    "tied-wide-values": {
+        "tie_word_embeddings": True,
+        "v_head_dim": 24,
+        "n_shared_experts": 3,
+        "num_experts_per_tok": 1,
+    },
     "odd-sizes": {
         "vocab_size": 257,
         "hidden_size": 75,

@@ -31,7 +31,12 @@ class Sizes:
         return -(-self.kv // 16) * 16
 
 
-SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(5, 7, 2, 19, 11, 3), Sizes(9, 24, 64, 72, 37, 20), Sizes(1, 5, 6, 48, 8, 64)]
+SIZES = [
+    Sizes(4, 16, 8, 32, 16, 16),
+    Sizes(5, 7, 2, 19, 11, 3),
+    Sizes(9, 24, 64, 72, 37, 20),
+    Sizes(1, 5, 6, 48, 8, 64),
+]
 SCALE = 0.37
 
 
@@ -49,7 +54,9 @@ def to_f32(bits: Array, dtype: str) -> Array:
     """Stored values, widened exactly."""
     if dtype == "f32":
         return bits
-    return bits.view(np.float16).astype(np.float32) if dtype == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    return (
+        bits.view(np.float16).astype(np.float32) if dtype == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
+    )
 
 
 def error(got: Array, want: Array) -> float:

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from deepzig.targets.cpu.attention import latent_write, mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.layout import pack_columns
 
 from .latents import RAGGED, SCALE, SIZES, Batch, Sizes, error, latents_of, rotate, softmax_rows, to_bits, to_f32
 
 Build = Callable[[Any], Callable[..., None]]
-
 
 
 @pytest.mark.parametrize("s", SIZES)

@@ -49,9 +49,7 @@ def test_proj(build: Any, random_weight: Any, case: Any) -> None:
     rng = np.random.default_rng(k * n)
     width = begin + k + extra
     eps = EPS if norm else None
-    kernel = proj(
-        k, n, wdtype, x_width=width, begin=begin, norm_eps=eps, bias=bias, residual=residual, vectors=vectors
-    )
+    kernel = proj(k, n, wdtype, x_width=width, begin=begin, norm_eps=eps, bias=bias, residual=residual, vectors=vectors)
     run = build(kernel)
     weight, exact = random_weight(rng, (n, k), wdtype)
     weight = pack_columns(weight)
@@ -132,9 +130,7 @@ def test_a_row_has_the_same_bits_in_any_company(
 @pytest.mark.parametrize("mcpu", ["x86-64-v3", "sapphirerapids"])
 def test_loops_are_fused_multiply_adds_without_calls(assembly: Any, mcpu: str) -> None:
     vectors, register = (AVX2, "%ymm") if mcpu == "x86-64-v3" else (AVX512, "%zmm")
-    kernel = proj(
-        256, 256, "bf16", x_width=256, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors
-    )
+    kernel = proj(256, 256, "bf16", x_width=256, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
     text = assembly(kernel, mcpu)
     lines = [line.split() for line in text.splitlines() if line.startswith("\t")]
     fused = [line for line in lines if line[0].startswith("vfmadd") and register in line[-1]]

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from deepzig.targets.cpu.norm import embed, rms_norm, rope_angles, take_rows
 
 from .latents import error, to_bits, to_f32

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+
 from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.layout import pack_columns
 from deepzig.targets.cpu.prefill import mla_prefill
@@ -57,9 +58,7 @@ class Problem:
 
     def prefill(self) -> Any:
         s = self.s
-        return mla_prefill(
-            s.heads, s.nope, s.rope, s.kv, s.v, s.page, self.dtype, self.dtype, SCALE, self.interleaved
-        )
+        return mla_prefill(s.heads, s.nope, s.rope, s.kv, s.v, s.page, self.dtype, self.dtype, SCALE, self.interleaved)
 
     def naive(self) -> Array:
         """Keys and values of every position and head, in float64."""

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tvm
+
 from deepzig.ir.sampling import philox4x32, sample_tokens, weights
 from deepzig.targets.cpu.sample import sample
 
