@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -70,6 +71,7 @@ class _Function:
     def _dim(self, dim: Dim) -> Any:
         if isinstance(dim, int):
             return dim
-        if dim not in self._dims:
-            self._dims[dim] = tirx.Var(dim, "int64")
-        return self._dims[dim]
+        name, *factors = dim.split("*")
+        if name not in self._dims:
+            self._dims[name] = tirx.Var(name, "int64")
+        return math.prod(map(int, factors)) * self._dims[name] if factors else self._dims[name]

@@ -1,4 +1,4 @@
-"""Checkpoint folders: tensors found, checked and read without copies.
+"""Checkpoint folders: tensors found, checked, and read one at a time.
 
 A tensor may be stored in one file or in shards listed by an index. The experts of a layer may be stored one by one
 (`mlp.experts.{e}.gate_proj.weight`, as DeepSeek publishes them) or stacked (`mlp.experts.gate_up_proj`, as transformers
@@ -7,6 +7,7 @@ holds them); here both are the one rank-3 tensor `mlp.experts.gate_proj.weight`.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
@@ -45,7 +46,6 @@ class Checkpoint:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self._entries: dict[str, tuple[Path, TensorEntry]] = {}
-        self._maps: dict[Path, Array] = {}
         if (folder / INDEX).is_file():
             self._open_shards()
         elif (folder / SINGLE).is_file():
@@ -120,11 +120,20 @@ class Checkpoint:
         return DTYPES[self._entries[self._stored(name)[0]][1].dtype]
 
     def read(self, name: str) -> Array:
-        """The tensor as a view of the file: float32, float16, or the bits of bf16 as uint16."""
+        """A stored tensor: float32, float16, or the bits of bf16 as uint16."""
+        return self._read(name, ())
+
+    def _read(self, name: str, index: tuple[int, ...]) -> Array:
+        """The part of a stored tensor at `index` of its first dimensions.
+
+        Read, not mapped: pages of a mapped checkpoint would count as this process's memory.
+        """
         path, entry = self._entries[name]
-        if path not in self._maps:
-            self._maps[path] = np.memmap(path, np.uint8, mode="r")
-        return self._maps[path][entry.begin : entry.end].view(NUMPY[DTYPES[entry.dtype]]).reshape(entry.shape)
+        dtype = NUMPY[DTYPES[entry.dtype]]
+        shape = entry.shape[len(index) :]
+        count = math.prod(shape)
+        first = sum(i * math.prod(entry.shape[d + 1 :]) for d, i in enumerate(index))
+        return np.fromfile(path, dtype, count, offset=entry.begin + first * dtype.itemsize).reshape(shape)
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The slices of a rank-3 tensor along its first dimension, one at a time."""
@@ -132,13 +141,14 @@ class Checkpoint:
         if len(stored) > 1 or EXPERT.match(stored[0]):
             yield from map(self.read, stored)
             return
-        stack = self.read(stored[0])
-        match = STACKED.match(name)
-        if match is None or stored[0] == name or match[2] == "down":
-            yield from stack
-            return
-        half = stack.shape[1] // 2
-        yield from (stack[:, :half] if match[2] == "gate" else stack[:, half:])
+        half = 0
+        if stored[0].endswith("gate_up_proj"):
+            half = self._entries[stored[0]][1].shape[1] // 2
+        for i in range(self._entries[stored[0]][1].shape[0]):
+            piece = self._read(stored[0], (i,))
+            if half:
+                piece = piece[:half] if ".gate_proj" in name else piece[half:]
+            yield piece
 
     def check(self, expected: Mapping[str, tuple[int, ...]], layers: int | None = None) -> None:
         """Check that the checkpoint holds just what a model wants.

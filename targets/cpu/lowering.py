@@ -10,6 +10,7 @@ from ..base import Emitter, Layout, Operand, Table, Variant
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
 from .layout import LANES, pack_columns, pack_gate_up, packed_type
+from .plain import PLAIN, RAW
 
 Cpu = CpuTarget
 
@@ -18,7 +19,6 @@ def _pad(size: int) -> int:
     return -(-size // LANES) * LANES
 
 
-RAW = Layout("raw", lambda t: t, lambda a: a)
 COLUMNS = Layout("columns", packed_type, pack_columns)
 TRANSPOSED = Layout(
     "columns-t",
@@ -75,6 +75,11 @@ def _proj(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     )  # fmt: skip
     args = [e.value(x), e.weight(COLUMNS, w), *_vectors(e, norm_w, bias, residual)]
     return e.call(kernel, args, node.output.type)
+
+
+def _linear(e: Emitter, node: Node, cpu: Cpu) -> Operand:
+    rank = len(_value(node, 0).shape)
+    return (_proj if rank == 2 else PLAIN["linear"][0].lower)(e, node, cpu)
 
 
 def _gated_proj(e: Emitter, node: Node, cpu: Cpu) -> Operand:
@@ -195,11 +200,12 @@ def _only(lower: Any) -> tuple[Variant, ...]:
 
 
 LOWERINGS: Table = {
+    **PLAIN,
     "embed": _only(_embed),
     "take_rows": _only(_take_rows),
     "rope_angles": _only(_rope_angles),
     "rms_norm": _only(_rms_norm),
-    "linear": _only(_proj),
+    "linear": _only(_linear),
     "proj": _only(_proj),
     "gated_proj": _only(_gated_proj),
     "latent_write": _only(_latent_write),

@@ -1,0 +1,303 @@
+"""Scalar kernels for what passes left unfused: slow, plain, and right for any shape.
+
+With the whole pipeline nothing of a model comes here but the forced routes of `--debug-route`. They exist so that
+`--fuse-limit` can bisect a wrong fusion: any number of rewrites, none included, gives a model that runs.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from tvm import te, tirx
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from deepzig.ir import Attr, Dim, Node, TensorType, Value
+
+from ..base import Emitter, Layout, Operand, Table, Variant
+from .cache import STORAGE, narrow, widen_high
+from .features import CpuTarget
+from .kernel import named
+
+Expr = Any
+Read = Callable[..., Expr]
+"""An input: its element at some indices, floats widened to f32."""
+
+Compute = Callable[[Sequence[Read], Sequence[Any], Mapping[str, Any], tuple[Any, ...]], Any]
+"""From inputs, their shapes, attributes and the output's shape to the TE tensor of the output."""
+
+RAW = Layout("raw", lambda t: t, lambda a: a)
+INTEGERS = {"i32": "int32"}
+HALVES = ("bf16", "f16")
+LOWEST = -math.inf
+
+
+def _each(value: Callable[..., Expr]) -> Compute:
+    """An op whose output element needs the inputs' elements at the same place only."""
+
+    def compute(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+        return te.compute(out, lambda *i: value(*(read(*i) for read in reads), **attrs))
+
+    return compute
+
+
+def _sigmoid(x: Expr) -> Expr:
+    return T.float32(1) / (T.float32(1) + T.exp(-x))
+
+
+def _at(index: Callable[..., Expr]) -> Compute:
+    """An op that moves elements: `index(inputs, attrs, place)` is the element at a place of the output."""
+
+    def compute(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+        return te.compute(out, lambda *place: index(reads, shapes, attrs, place))
+
+    return compute
+
+
+def _slice(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    axis = attrs["axis"]
+    return reads[0](*place[:axis], place[axis] + attrs["begin"], *place[axis + 1 :])
+
+
+def _concat(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    axis = attrs["axis"]
+    size = shapes[0][axis]
+    other = (*place[:axis], place[axis] - size, *place[axis + 1 :])
+    return tirx.if_then_else(place[axis] < size, reads[0](*place), reads[1](*other))
+
+
+def _reshape(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    """Symbols come first and stay; the rest is one flat index."""
+    shape = attrs["shape"]
+    lead = sum(isinstance(d, str) for d in shape)
+    flat: Any = 0
+    for size, at in zip(shape[lead:], place[lead:], strict=True):
+        flat = flat * size + at
+    rest = []
+    for size in reversed(shapes[0][lead:]):
+        rest.append(flat % size)
+        flat = flat // size
+    return reads[0](*place[:lead], *reversed(rest))
+
+
+def _transpose(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    return reads[0](*(at for _, at in sorted(zip(attrs["axes"], place, strict=True), key=lambda pair: int(pair[0]))))
+
+
+def _rope(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    x, angles = reads
+    *lead, j = place
+    half = shapes[1][1] // 2
+    i = j % half
+    first, second = (2 * i, 2 * i + 1) if attrs["interleaved"] else (i, i + half)
+    a, b = x(*lead, first), x(*lead, second)
+    cos, sin = angles(place[0], i), angles(place[0], i + half)
+    return tirx.if_then_else(j < half, a * cos - b * sin, b * cos + a * sin)
+
+
+def _cache_read(reads: Any, shapes: Any, attrs: Any, place: Any) -> Expr:
+    cache, table = reads
+    s, t, j = place
+    page = shapes[0][1]
+    return cache(table(s, t // page), t % page, j)
+
+
+def _sum(size: Any, name: str, value: Callable[[Expr], Expr]) -> Expr:
+    axis = te.reduce_axis((0, size), name)
+    return te.sum(value(axis), axis=axis)
+
+
+def _linear(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    x, w = reads[:2]
+    product = te.compute(out, lambda *i: _sum(shapes[1][1], "k", lambda k: x(*i[:-1], k) * w(i[-1], k)))
+    return product if len(reads) == 2 else te.compute(out, lambda *i: product(*i) + reads[2](i[-1]))
+
+
+def _expert_linear(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: Any) -> Any:
+    x, w, ids = reads
+    return te.compute(out, lambda n, k, o: _sum(shapes[1][2], "i", lambda i: x(n, k, i) * w(ids(n, k), o, i)))
+
+
+def _combine(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    y, w = reads
+    return te.compute(out, lambda n, h: _sum(shapes[1][1], "k", lambda k: y(n, k, h) * w(n, k)))
+
+
+def _normalize(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    (x,) = reads
+    total = te.compute(out[:1], lambda n: _sum(shapes[0][1], "k", lambda k: x(n, k)))
+    return te.compute(out, lambda n, k: x(n, k) / (total(n) + T.float32(1e-20)))
+
+
+def _attend(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    q, k, v, seq, pos = reads
+    n, heads, width = shapes[0]
+    length = shapes[1][1]
+    scores = (n, heads, length)
+    dot = te.compute(scores, lambda i, h, t: _sum(width, "d", lambda d: q(i, h, d) * k(seq(i), t, h, d)))
+    scale = T.float32(attrs["scale"])
+    masked = te.compute(scores, lambda i, h, t: T.Select(t <= pos(i), dot(i, h, t) * scale, T.float32(LOWEST)))
+    r = te.reduce_axis((0, length), "r")
+    peak = te.compute((n, heads), lambda i, h: te.max(masked(i, h, r), axis=r))
+    weight = te.compute(scores, lambda i, h, t: T.exp(masked(i, h, t) - peak(i, h)))
+    mass = te.compute((n, heads), lambda i, h: _sum(length, "m", lambda t: weight(i, h, t)))
+
+    def seen(i: Expr, h: Expr, t: Expr, d: Expr) -> Expr:
+        """A slot not yet written may hold anything, which even weight 0 would let through."""
+        return T.Select(t <= pos(i), weight(i, h, t) * v(seq(i), t, h, d), T.float32(0))
+
+    mean = te.compute(out, lambda i, h, d: _sum(length, "t", lambda t: seen(i, h, t, d)))
+    return te.compute(out, lambda i, h, d: mean(i, h, d) / mass(i, h))
+
+
+def _rank(shape: Any, size: int, x: Callable[..., Expr]) -> Any:
+    """How many of the last dimension's elements come before each: greater ones, and equal ones of lower index."""
+
+    def before(*place: Expr) -> Expr:
+        *lead, e = place
+
+        def counts(j: Expr) -> Expr:
+            ahead = tirx.any(x(*lead, j) > x(*lead, e), tirx.all(x(*lead, j) == x(*lead, e), j < e))
+            return T.Select(ahead, T.int32(1), T.int32(0))
+
+        return _sum(size, "j", counts)
+
+    return te.compute(shape, before)
+
+
+def _topk(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    (x,) = reads
+    size = shapes[0][1]
+    rank = _rank(shapes[0], size, x)
+
+    def pick(n: Expr, k: Expr) -> Expr:
+        return _sum(size, "e", lambda e: T.Select(rank(n, e) == k, T.Cast("int32", e.var), T.int32(0)))
+
+    return te.compute(out, pick)
+
+
+def _mask_groups(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    (x,) = reads
+    groups, keep = attrs["groups"], attrs["keep"]
+    n, size = shapes[0]
+    each = size // groups
+    member = _rank((n, groups, each), each, lambda i, g, e: x(i, g * each + e))
+
+    def best_two(i: Expr, g: Expr) -> Expr:
+        return _sum(each, "e", lambda e: T.Select(member(i, g, e) < 2, x(i, g * each + e), T.float32(0)))
+
+    score = te.compute((n, groups), best_two)
+    place = _rank((n, groups), groups, score)
+    return te.compute(out, lambda i, e: T.Select(place(i, e // each) < keep, x(i, e), T.float32(LOWEST)))
+
+
+COMPUTE: dict[str, Compute] = {
+    "add": _each(lambda a, b: a + b),
+    "mul": _each(lambda a, b: a * b),
+    "scale": _each(lambda x, by: x * T.float32(by)),
+    "sigmoid": _each(_sigmoid),
+    "silu": _each(lambda x: x * _sigmoid(x)),
+    "bias_add": _at(lambda reads, shapes, attrs, place: reads[0](*place) + reads[1](place[-1])),
+    "slice": _at(_slice),
+    "concat": _at(_concat),
+    "reshape": _at(_reshape),
+    "transpose": _at(_transpose),
+    "expand": _at(lambda reads, shapes, attrs, place: reads[0](*place[: attrs["axis"]], *place[attrs["axis"] + 1 :])),
+    "rope": _at(_rope),
+    "cache_read": _at(_cache_read),
+    "gather": _at(lambda reads, shapes, attrs, place: reads[0](place[0], reads[1](*place))),
+    "forced_route": _at(lambda reads, shapes, attrs, place: reads[0](place[0], attrs["layer"], place[1])),
+    "linear": _linear,
+    "expert_linear": _expert_linear,
+    "combine": _combine,
+    "normalize": _normalize,
+    "attend": _attend,
+    "topk": _topk,
+    "mask_groups": _mask_groups,
+}
+"""Op -> what computes it."""
+
+
+def plain(op: str, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], output: TensorType) -> PrimFunc:
+    """Kernel (inputs in their physical types, output). Ops that only move half-precision floats move their bits."""
+    symbols: dict[str, Any] = {}
+
+    def dims(shape: Sequence[Dim], solve: bool) -> tuple[Any, ...]:
+        return tuple(d if isinstance(d, int) else _dim(d, symbols, solve) for d in shape)
+
+    buffers = [te.placeholder(dims(t.shape, False), _stored(t), f"x{i}") for i, t in enumerate(inputs)]
+    reads = [_reader(b, t.dtype, output.dtype) for b, t in zip(buffers, inputs, strict=True)]
+    shapes = [tuple(b.shape) for b in buffers]
+    static = [tuple(int(d) if isinstance(d, tirx.IntImm) else d for d in s) for s in shapes]
+    result = COMPUTE[op](reads, static, attrs, dims(output.shape, True))
+    text = f"{op}{[str(t) for t in inputs]}{sorted(attrs.items())}{output}"
+    return named(te.create_prim_func([*buffers, result]), "plain", op, hashlib.sha256(text.encode()).hexdigest()[:12])
+
+
+def _dim(name: str, symbols: dict[str, Any], solve: bool) -> Any:
+    """A symbol of the kernel. A product can't define its factors: as an input's size it is a symbol of its own."""
+    factors = name.split("*")
+    if solve and len(factors) == 2 and name not in symbols and factors[0] in symbols:
+        return symbols[factors[0]] * int(factors[1])
+    return symbols.setdefault(name, tirx.Var(name.replace("*", "_"), "int64"))
+
+
+def _stored(type_: TensorType) -> str:
+    return INTEGERS.get(type_.dtype) or STORAGE[type_.dtype]
+
+
+def _reader(buffer: Any, dtype: str, output: str) -> Read:
+    if dtype not in HALVES or output in HALVES:
+        return lambda *i: buffer(*i)
+    return lambda *i: widen_high(T.shift_left(T.Cast("uint32", buffer(*i)), T.uint32(16)), dtype, 1)
+
+
+def cache_write(width: int, page: int, stored: int, cdtype: str) -> PrimFunc:
+    """Kernel (rows f32[n, width], seq, pos, table, cache[pages, page, stored]) that stores rows in place."""
+
+    @T.prim_func(s_tir=True)
+    def kernel(rows: T.handle, seq: T.handle, pos: T.handle, table: T.handle, cache: T.handle):  # type: ignore[no-untyped-def]
+        n = T.int64()
+        b = T.int64()
+        p = T.int64()
+        pages = T.int64()
+        ROWS = T.match_buffer(rows, (n, width), "float32")
+        SEQ = T.match_buffer(seq, (n,), "int32")
+        POS = T.match_buffer(pos, (n,), "int32")
+        TABLE = T.match_buffer(table, (b, p), "int32")
+        CACHE = T.match_buffer(cache, (pages, page, stored), STORAGE[cdtype])
+        for i in T.serial(n):
+            for j in T.serial(width):
+                CACHE[TABLE[SEQ[i], POS[i] // page], POS[i] % page, j] = narrow(ROWS[i, j], cdtype, 1)
+
+    return named(kernel, "plain_cache_write", width, page, stored, cdtype)
+
+
+def _operand(e: Emitter, value: Value, cpu: CpuTarget) -> tuple[Operand, TensorType]:
+    if value.kind == "param":
+        return e.weight(RAW, value), value.type
+    is_cache = "pages" in value.shape
+    return e.value(value), cpu.state_type(value.type) if is_cache else value.type
+
+
+def _lower(e: Emitter, node: Node, cpu: CpuTarget) -> Operand:
+    operands = [_operand(e, value, cpu) for value in node.inputs if value is not None]
+    kernel = plain(node.op.name, [t for _, t in operands], node.attrs, node.output.type)
+    return e.call(kernel, [operand for operand, _ in operands], node.output.type)
+
+
+def _lower_cache_write(e: Emitter, node: Node, cpu: CpuTarget) -> Operand:
+    cache, rows, seq, pos, table = (v for v in node.inputs if v is not None)
+    stored = cpu.state_type(cache.type)
+    kernel = cache_write(int(rows.shape[1]), int(stored.shape[1]), int(stored.shape[2]), stored.dtype)
+    return e.update(kernel, [e.value(v) for v in (rows, seq, pos, table, cache)])
+
+
+PLAIN: Table = {
+    **{name: (Variant(_lower),) for name in COMPUTE},
+    "cache_write": (Variant(_lower_cache_write),),
+}
+"""Every op that a traced model may still hold when no pass has run, but for those that have a kernel anyway."""
