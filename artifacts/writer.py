@@ -160,7 +160,7 @@ class WeightWriter:
             part, written = self._open[2], 0
             for chunk in chunks:
                 block = np.ascontiguousarray(chunk)
-                part.write(memoryview(block.reshape(-1)).cast("B"))
+                part.write(block.reshape(-1).view(np.uint8).data)
                 written += block.nbytes
             if written != tensor.size:
                 raise ValueError(f"{name} has {tensor.size} bytes, {written} were written")

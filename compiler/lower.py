@@ -34,7 +34,7 @@ class _Function:
         self._builder = builder
         self._kernels = kernels
         self._dims: dict[str, tirx.Var] = {}
-        self._exprs: dict[Tensor, relax.Expr] = {}
+        self._exprs: dict[Tensor, Any] = {}
 
     def build(self, plan: Plan) -> None:
         """Add the plan's function to the builder."""

@@ -28,24 +28,24 @@ Examples:
 class Lazy(click.Group):
     """A group whose commands are imported on demand."""
 
-    def list_commands(self, context: click.Context) -> list[str]:
+    def list_commands(self, ctx: click.Context) -> list[str]:
         """Names of all commands."""
         return list(COMMANDS)
 
-    def get_command(self, context: click.Context, name: str) -> click.Command | None:
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         """Import a command.
 
         Raises:
             DeepZigError: the extra that it needs is not installed.
         """
-        if name not in COMMANDS:
+        if cmd_name not in COMMANDS:
             return None
-        module, attribute, extra = COMMANDS[name]
+        module, attribute, extra = COMMANDS[cmd_name]
         try:
             command: click.Command = getattr(import_module(module), attribute)
         except ImportError as error:
             raise DeepZigError(
-                f"{error.name or name} is not installed", f"deepzig {name}", f"pip install 'deepzig[{extra}]'"
+                f"{error.name or cmd_name} is not installed", f"deepzig {cmd_name}", f"pip install 'deepzig[{extra}]'"
             ) from error
         return command
 

@@ -45,7 +45,7 @@ class Builder:
         while inputs and inputs[-1] is None:
             inputs = inputs[:-1]
         try:
-            types = op.infer([v and v.type for v in inputs], attrs)
+            types = op.infer([v.type if v else None for v in inputs], attrs)
         except ShapeError as error:
             raise DeepZigError(str(error), where, f"check the arguments of {name}: {op.signature}") from None
         serial = len(self.nodes)

@@ -184,7 +184,7 @@ def rope(x: F32, angles: F32, *, interleaved: bool) -> F32:
     wide = angles.reshape(len(angles), *[1] * (x.ndim - 2), 2 * half)
     cos, sin = wide[..., :half], wide[..., half:]
     a, b = (x[..., 0::2], x[..., 1::2]) if interleaved else (x[..., :half], x[..., half:])
-    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1)
+    return np.concatenate([a * cos - b * sin, b * cos + a * sin], -1, dtype=np.float32)
 
 
 @op("cache: float[pages, page, w], rows: f32[n, w], seq: i32[n], pos: i32[n], table: i32[b, p] -> any",

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -25,7 +25,7 @@ Kind = Literal["local", "input", "param", "state"]
 FLOATS = ("f32", "bf16", "f16")
 """Storage types of weights and caches; arithmetic is always f32."""
 
-NUMPY = {
+NUMPY: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),
     "bf16": np.dtype(np.uint16),
     "f16": np.dtype(np.float16),

@@ -156,7 +156,8 @@ def parse(text: str, source: str = "<text>") -> Module:
 def _parse_graph(p: _Parser, head: re.Match[str], lines: list[tuple[int, str]]) -> Graph:
     outer = dict(p.values)
     inputs = tuple(p.declare(n, t or None, "input") for n, t in _VALUE.findall(head[2]))
-    attrs, nodes = p.attrs(head[3]), []
+    attrs = p.attrs(head[3])
+    nodes: list[Node] = []
     while lines:
         p.line, p.text = lines.pop(0)
         body = p.text.strip()

@@ -42,7 +42,7 @@ def _verify_node(node: Node, known: set[Value], graph: str) -> None:
         if value is not None and value not in known:
             raise _error(f"{value} is used before its definition", f"{graph}, {node.op.name}, {node.where}")
     try:
-        types = node.op.infer([v and v.type for v in node.inputs], node.attrs)
+        types = node.op.infer([v.type if v else None for v in node.inputs], node.attrs)
     except ShapeError as error:
         raise _error(str(error), f"{graph}, {node.where}") from None
     if types != tuple(v.type for v in node.outputs):

@@ -23,7 +23,7 @@ def read_config(folder: Path) -> DeepseekV3Config:
     """
     path = folder / "config.json"
     data = read_json(path)
-    family = data.get("model_type")
+    family = str(data.get("model_type"))
     if family not in FAMILIES:
         raise DeepZigError(
             f"model_type {family!r} is not supported", str(path), f"use a model of {', '.join(sorted(FAMILIES))}"

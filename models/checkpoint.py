@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,7 +27,11 @@ Array = npt.NDArray[np.generic]
 DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
 """Element types that can be read -> their names here."""
 
-NUMPY = {"f32": np.dtype(np.float32), "f16": np.dtype(np.float16), "bf16": np.dtype(np.uint16)}
+NUMPY: dict[str, np.dtype[Any]] = {
+    "f32": np.dtype(np.float32),
+    "f16": np.dtype(np.float16),
+    "bf16": np.dtype(np.uint16),
+}
 """How they are held; bf16 as its bits."""
 
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"

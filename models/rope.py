@@ -45,7 +45,7 @@ class RopeConfig:
         exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
         period = np.power(np.float32(self.theta), exponent)
         if self.kind == "default":
-            return np.float32(1) / period
+            return np.asarray(1 / period, np.float32)
         low, high = (self._dimension(beta, dim) for beta in (self.beta_fast, self.beta_slow))
         if self.truncate:
             low, high = math.floor(low), math.ceil(high)
@@ -55,7 +55,7 @@ class RopeConfig:
         ramp = (np.arange(dim // 2, dtype=np.float32) - np.float32(low)) / np.float32(high - low)
         kept = np.float32(1) - np.clip(ramp, np.float32(0), np.float32(1))
         slow = np.float32(1) / (np.float32(self.factor) * period)
-        return slow * (np.float32(1) - kept) + np.float32(1) / period * kept
+        return np.asarray(slow * (1 - kept) + 1 / period * kept, np.float32)
 
     def _dimension(self, rotations: float, dim: int) -> float:
         """The dimension that turns `rotations` times over the original context."""

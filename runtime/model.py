@@ -62,6 +62,7 @@ class Backend(Protocol):
 
     def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
         """Outputs of an entry point for these inputs."""
+        ...
 
     def close(self) -> None:
         """Free what it holds."""
@@ -226,10 +227,7 @@ class Model:
         with CacheSequence(self.pool) as sequence:
             if limit <= 0:
                 return
-            for begin, end in self._cuts(len(prompt)):
-                sequence.reserve(end)
-                last = np.array([end - begin - 1] if end == len(prompt) else [], np.int32)
-                logits = self._forward_one(prompt[begin:end], begin, sequence, last)
+            logits = self._read_prompt(prompt, sequence)
             while True:
                 token, logprob = self._draw(logits, options, seed, prompt, generated)
                 if token in ends:
@@ -250,6 +248,15 @@ class Model:
                 position = len(prompt) + len(generated) - 1
                 sequence.reserve(position + 1)
                 logits = self._forward_one([token], position, sequence, np.zeros(1, np.int32))
+
+    def _read_prompt(self, prompt: list[int], sequence: CacheSequence) -> npt.NDArray[np.float32]:
+        """Run a prompt through the model; logits [1, vocab] of its last token."""
+        logits = np.empty((0, 0), np.float32)
+        for begin, end in self._cuts(len(prompt)):
+            sequence.reserve(end)
+            last = np.array([end - begin - 1] if end == len(prompt) else [], np.int32)
+            logits = self._forward_one(prompt[begin:end], begin, sequence, last)
+        return logits
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""

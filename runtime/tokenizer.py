@@ -52,7 +52,7 @@ class Tokenizer:
         return token.get("content") if isinstance(token, dict) else token
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text. With `special`, the first is the beginning-of-sequence token, once, if the config asks."""
+        """Token ids of a text; with `special`, after a beginning-of-sequence token (once) if the config asks for it."""
         ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
         bos = self._special("bos_token")
         if special and self._config.get("add_bos_token") and bos is not None:

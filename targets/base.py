@@ -49,17 +49,26 @@ class Emitter(Protocol):
 class Target(Protocol):
     """A kind of machine."""
 
-    name: str
-    features: frozenset[str]
+    @property
+    def name(self) -> str:
+        """What it is called on the command line."""
+        ...
+
+    @property
+    def features(self) -> frozenset[str]:
+        """What it has beyond the baseline, as LLVM spells it."""
+        ...
 
     def manifest(self) -> dict[str, Any]:
         """What the artifact records, and its reader checks, of the target."""
+        ...
 
     def tvm_target(self) -> Any:
         """The TVM target."""
 
     def state_type(self, state: TensorType) -> TensorType:
         """The physical type of a cache."""
+        ...
 
 
 Lower = Callable[[Emitter, Node, Any], Any]

@@ -8,7 +8,7 @@ ABSORBED_ROWS = 64
 """Up to this many rows a sequence the absorbed form is cheaper.
 
 Absorbed attention costs 2 * kv_lora + rope multiplications a row, head and position; the un-absorbed form only
-nope + rope + v, but it expands keys and values anew, (nope + v) * kv_lora a head and position, which many rows can share.
+nope + rope + v, but it expands keys and values anew, (nope + v) * kv_lora a head and position, for all rows together.
 """
 
 

@@ -19,10 +19,11 @@ from tvm.tirx import PrimFunc
 from .cache import STORAGE, columns, gather, narrow, padded, pair_order
 from .features import VECTORS, Vectors
 from .kernel import named
+from .layout import LANES
 from .norm import inverse_rms, rotate
 from .panel import accumulate, clear, packed_buffer, store
 from .softmax import MASKED, tree_sum, weigh
-from .vector import LANES, at, fma, splat
+from .vector import at, fma, splat
 
 AVX2 = VECTORS["avx2"]
 HEADS_PER_TASK = 8

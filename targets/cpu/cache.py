@@ -12,7 +12,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from .vector import LANES, dtype, splat, words
+from .layout import LANES
+from .vector import dtype, splat, words
 
 STORAGE = {"f32": "float32", "bf16": "uint16", "f16": "uint16"}
 """TVM dtype of a buffer that holds the type."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -55,9 +56,9 @@ def proj(
         rows = tirx.Var("rows", "int64")
         X = f.tensor("x", "f32", rows, x_width)
         W = f.tensor("w", stored(wdtype), blocks(n), inner(k, wdtype), LANES)
-        NORM = f.tensor("norm", "f32", k) if norm_eps is not None else None
-        BIAS = f.tensor("bias", "f32", n) if bias else None
-        RESIDUAL = f.tensor("residual", "f32", rows, n) if residual else None
+        NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
+        BIAS: Any = f.tensor("bias", "f32", n) if bias else None
+        RESIDUAL: Any = f.tensor("residual", "f32", rows, n) if residual else None
         Y = f.tensor("y", "f32", rows, n)
         x = rows_of(X, begin)
         if norm_eps is not None:
@@ -93,7 +94,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         rows = tirx.Var("rows", "int64")
         X = f.tensor("x", "f32", rows, k)
         W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)
-        NORM = f.tensor("norm", "f32", k) if norm_eps is not None else None
+        NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("y", "f32", rows, i)
         x = rows_of(X)
         if norm_eps is not None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -153,7 +154,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         ROWS = f.tensor("slot_rows", "i32", rows, slots)
         SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
         W = f.tensor("w", stored(wdtype), experts, blocks(h), inner(i, wdtype), LANES)
-        RESIDUAL = f.tensor("residual", "f32", rows, h) if residual else None
+        RESIDUAL: Any = f.tensor("residual", "f32", rows, h) if residual else None
         Y = f.tensor("y", "f32", rows, h)
 
         def x(slot: Expr) -> Elements:

@@ -10,8 +10,9 @@ from tvm.tirx import PrimFunc
 
 from .cache import STORAGE, widen_high
 from .kernel import named
+from .layout import LANES
 from .softmax import tree_sum
-from .vector import LANES, at, fma, splat
+from .vector import at, fma, splat
 
 
 def _every_second(begin: Any, lanes: int) -> Any:

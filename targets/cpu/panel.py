@@ -6,8 +6,8 @@ from tvm.script import tirx as T
 
 from deepzig.ir import TensorType
 
-from .layout import packed_type
-from .vector import LANES, at, fma, splat, widen
+from .layout import LANES, packed_type
+from .vector import at, fma, splat, widen
 
 
 def packed_buffer(shape: tuple[int, ...], wdtype: str) -> tuple[tuple[int, ...], str]:

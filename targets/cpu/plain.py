@@ -29,6 +29,8 @@ Read = Callable[..., Expr]
 Compute = Callable[[Sequence[Read], Sequence[Any], Mapping[str, Any], tuple[Any, ...]], Any]
 """From inputs, their shapes, attributes and the output's shape to the TE tensor of the output."""
 
+tensor: Callable[..., Any] = te.compute
+
 RAW = Layout("raw", lambda t: t, lambda a: a)
 INTEGERS = {"i32": "int32"}
 HALVES = ("bf16", "f16")
@@ -39,7 +41,7 @@ def _each(value: Callable[..., Expr]) -> Compute:
     """An op whose output element needs the inputs' elements at the same place only."""
 
     def compute(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
-        return te.compute(out, lambda *i: value(*(read(*i) for read in reads), **attrs))
+        return tensor(out, lambda *i: value(*(read(*i) for read in reads), **attrs))
 
     return compute
 
@@ -52,7 +54,7 @@ def _at(index: Callable[..., Expr]) -> Compute:
     """An op that moves elements: `index(inputs, attrs, place)` is the element at a place of the output."""
 
     def compute(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
-        return te.compute(out, lambda *place: index(reads, shapes, attrs, place))
+        return tensor(out, lambda *place: index(reads, shapes, attrs, place))
 
     return compute
 
@@ -112,24 +114,24 @@ def _sum(size: Any, name: str, value: Callable[[Expr], Expr]) -> Expr:
 
 def _linear(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
     x, w = reads[:2]
-    product = te.compute(out, lambda *i: _sum(shapes[1][1], "k", lambda k: x(*i[:-1], k) * w(i[-1], k)))
-    return product if len(reads) == 2 else te.compute(out, lambda *i: product(*i) + reads[2](i[-1]))
+    product = tensor(out, lambda *i: _sum(shapes[1][1], "k", lambda k: x(*i[:-1], k) * w(i[-1], k)))
+    return product if len(reads) == 2 else tensor(out, lambda *i: product(*i) + reads[2](i[-1]))
 
 
 def _expert_linear(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: Any) -> Any:
     x, w, ids = reads
-    return te.compute(out, lambda n, k, o: _sum(shapes[1][2], "i", lambda i: x(n, k, i) * w(ids(n, k), o, i)))
+    return tensor(out, lambda n, k, o: _sum(shapes[1][2], "i", lambda i: x(n, k, i) * w(ids(n, k), o, i)))
 
 
 def _combine(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
     y, w = reads
-    return te.compute(out, lambda n, h: _sum(shapes[1][1], "k", lambda k: y(n, k, h) * w(n, k)))
+    return tensor(out, lambda n, h: _sum(shapes[1][1], "k", lambda k: y(n, k, h) * w(n, k)))
 
 
 def _normalize(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
     (x,) = reads
-    total = te.compute(out[:1], lambda n: _sum(shapes[0][1], "k", lambda k: x(n, k)))
-    return te.compute(out, lambda n, k: x(n, k) / (total(n) + T.float32(1e-20)))
+    total = tensor(out[:1], lambda n: _sum(shapes[0][1], "k", lambda k: x(n, k)))
+    return tensor(out, lambda n, k: x(n, k) / (total(n) + T.float32(1e-20)))
 
 
 def _attend(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
@@ -137,20 +139,20 @@ def _attend(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, An
     n, heads, width = shapes[0]
     length = shapes[1][1]
     scores = (n, heads, length)
-    dot = te.compute(scores, lambda i, h, t: _sum(width, "d", lambda d: q(i, h, d) * k(seq(i), t, h, d)))
+    dot = tensor(scores, lambda i, h, t: _sum(width, "d", lambda d: q(i, h, d) * k(seq(i), t, h, d)))
     scale = T.float32(attrs["scale"])
-    masked = te.compute(scores, lambda i, h, t: T.Select(t <= pos(i), dot(i, h, t) * scale, T.float32(LOWEST)))
+    masked = tensor(scores, lambda i, h, t: T.Select(t <= pos(i), dot(i, h, t) * scale, T.float32(LOWEST)))
     r = te.reduce_axis((0, length), "r")
-    peak = te.compute((n, heads), lambda i, h: te.max(masked(i, h, r), axis=r))
-    weight = te.compute(scores, lambda i, h, t: T.exp(masked(i, h, t) - peak(i, h)))
-    mass = te.compute((n, heads), lambda i, h: _sum(length, "m", lambda t: weight(i, h, t)))
+    peak = tensor((n, heads), lambda i, h: te.max(masked(i, h, r), axis=r))
+    weight = tensor(scores, lambda i, h, t: T.exp(masked(i, h, t) - peak(i, h)))
+    mass = tensor((n, heads), lambda i, h: _sum(length, "m", lambda t: weight(i, h, t)))
 
     def seen(i: Expr, h: Expr, t: Expr, d: Expr) -> Expr:
         """A slot not yet written may hold anything, which even weight 0 would let through."""
         return T.Select(t <= pos(i), weight(i, h, t) * v(seq(i), t, h, d), T.float32(0))
 
-    mean = te.compute(out, lambda i, h, d: _sum(length, "t", lambda t: seen(i, h, t, d)))
-    return te.compute(out, lambda i, h, d: mean(i, h, d) / mass(i, h))
+    mean = tensor(out, lambda i, h, d: _sum(length, "t", lambda t: seen(i, h, t, d)))
+    return tensor(out, lambda i, h, d: mean(i, h, d) / mass(i, h))
 
 
 def _rank(shape: Any, size: int, x: Callable[..., Expr]) -> Any:
@@ -165,7 +167,7 @@ def _rank(shape: Any, size: int, x: Callable[..., Expr]) -> Any:
 
         return _sum(size, "j", counts)
 
-    return te.compute(shape, before)
+    return tensor(shape, before)
 
 
 def _topk(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
@@ -176,7 +178,7 @@ def _topk(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any]
     def pick(n: Expr, k: Expr) -> Expr:
         return _sum(size, "e", lambda e: T.Select(rank(n, e) == k, T.Cast("int32", e.var), T.int32(0)))
 
-    return te.compute(out, pick)
+    return tensor(out, pick)
 
 
 def _mask_groups(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
@@ -189,9 +191,9 @@ def _mask_groups(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[st
     def best_two(i: Expr, g: Expr) -> Expr:
         return _sum(each, "e", lambda e: T.Select(member(i, g, e) < 2, x(i, g * each + e), T.float32(0)))
 
-    score = te.compute((n, groups), best_two)
+    score = tensor((n, groups), best_two)
     place = _rank((n, groups), groups, score)
-    return te.compute(out, lambda i, e: T.Select(place(i, e // each) < keep, x(i, e), T.float32(LOWEST)))
+    return tensor(out, lambda i, e: T.Select(place(i, e // each) < keep, x(i, e), T.float32(LOWEST)))
 
 
 COMPUTE: dict[str, Compute] = {

@@ -23,10 +23,11 @@ from .attention import AVX2
 from .cache import STORAGE, columns, padded, pair_order
 from .features import Vectors
 from .kernel import named
+from .layout import LANES
 from .norm import rotate
 from .panel import accumulate, clear, packed_buffer, store
 from .softmax import MASKED, weigh
-from .vector import LANES, at, dtype, fma, splat, widen
+from .vector import at, dtype, fma, splat, widen
 
 
 @cache
@@ -129,7 +130,7 @@ def mla_prefill(
 
                 @T.inline
                 def expand_key(first_row, count, c):  # type: ignore[no-untyped-def]
-                    """keys[first_row : first_row + count, 16 c : 16 c + 16]; rows in pairs where weights have 2 bytes."""
+                    """keys[first_row : first_row + count, 16 c : 16 c + 16]; rows in pairs with 2-byte weights."""
                     acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
                     clear(acc, count)
                     for k in T.serial(cl // LANES):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -64,8 +65,8 @@ def router(
         rows = tirx.Var("rows", "int64")
         X = f.tensor("x", "f32", rows, k)
         GATE = f.tensor("gate", "f32", blocks(experts), k, LANES)
-        BIAS = f.tensor("bias", "f32", experts) if bias else None
-        FORCED = f.tensor("forced", "i32", rows, top_k) if forced else None
+        BIAS: Any = f.tensor("bias", "f32", experts) if bias else None
+        FORCED: Any = f.tensor("forced", "i32", rows, top_k) if forced else None
         IDS = f.tensor("ids", "i32", rows, top_k)
         WEIGHTS = f.tensor("weights", "f32", rows, top_k)
         scores = workspace(rows, blocks(experts) * LANES)

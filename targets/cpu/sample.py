@@ -16,7 +16,7 @@ from tvm.tirx import PrimFunc
 from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
 
 from .kernel import named
-from .vector import LANES
+from .layout import LANES
 
 LOG2_E = float(np.float32(math.log2(math.e)))
 ALL_KEYS = 2**31 - 1

@@ -11,7 +11,8 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from .vector import LANES, at, dtype, exp, fma, splat
+from .layout import LANES
+from .vector import at, dtype, exp, fma, splat
 
 MASKED = float("-inf")
 """Score of a position that a row must not see; the peak before the first block."""
