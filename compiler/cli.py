@@ -12,6 +12,7 @@ import click
 
 from deepzig import __version__
 from deepzig.errors import DeepZigError
+from deepzig.targets.registry import CHOICES, DEFAULT
 
 from .trace import Bounds
 
@@ -27,7 +28,7 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG", "show_default": True})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
-@click.option("--target", default="llvm", help="llvm, or llvm:cpu=native|x86-64-v3|x86-64-v4.")
+@click.option("--target", default=DEFAULT, help=f"One of {', '.join(CHOICES)}.")
 @click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."

@@ -18,7 +18,7 @@ from deepzig.ir import Module, Value, show
 from deepzig.models import read_config
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import DeepseekV3Config
-from deepzig.targets.registry import find_target
+from deepzig.targets.registry import DEFAULT, find_target
 
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
@@ -52,7 +52,7 @@ class Options:
         force: replace `out` if it is an artifact.
     """
 
-    target: str = "llvm"
+    target: str = DEFAULT
     dtype: str = "bf16"
     bounds: Bounds = DEFAULT_BOUNDS
     debug_route: bool = False
@@ -129,7 +129,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
-            "model": _model(config, source, options),
+            "model": {"name": source.resolve().name, "dtype": options.dtype, **config.summary()},
             "target": target.manifest(),
             "abi": {**versions(), "runtime": f"lib/{RUNTIME_LIBRARY}", "symbols": ["vm_load_executable"]},
             "code": CODE,
@@ -199,18 +199,4 @@ def _bounds(bounds: Bounds, config: DeepseekV3Config) -> dict[str, int]:
         "decode_rows": bounds.decode_rows,
         "page_size": bounds.page_size,
         "positions": config.max_position_embeddings,
-    }
-
-
-def _model(config: DeepseekV3Config, source: Path, options: Options) -> dict[str, Any]:
-    return {
-        "name": source.resolve().name,
-        "model_type": config.model_type,
-        "dtype": options.dtype,
-        "vocab_size": config.vocab_size,
-        "hidden_size": config.hidden_size,
-        "num_hidden_layers": config.num_hidden_layers,
-        "max_position_embeddings": config.max_position_embeddings,
-        "bos_token_id": config.bos_token_id,
-        "eos_token_ids": list(config.eos_token_ids),
     }

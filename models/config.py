@@ -59,6 +59,18 @@ class DeepseekV3Config:
         """Width of a query or key head."""
         return self.qk_nope_head_dim + self.qk_rope_head_dim
 
+    def summary(self) -> dict[str, Any]:
+        """What an artifact records of the model, as JSON."""
+        names = (
+            "model_type",
+            "vocab_size",
+            "hidden_size",
+            "num_hidden_layers",
+            "max_position_embeddings",
+            "bos_token_id",
+        )
+        return {**{name: getattr(self, name) for name in names}, "eos_token_ids": list(self.eos_token_ids)}
+
     def is_moe(self, layer: int) -> bool:
         """Whether the layer's feed-forward network is a mixture of experts."""
         return layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0

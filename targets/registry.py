@@ -7,6 +7,9 @@ from deepzig.errors import DeepZigError
 from .base import Table, Target
 from .cpu.features import CpuTarget
 
+DEFAULT = "llvm"
+"""The target if none is named."""
+
 USED = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "neon"})
 """The CPU features that kernels can make use of."""
 
@@ -16,12 +19,15 @@ LEVELS = {
 }
 """Names for sets of features, as the x86-64 psABI has them."""
 
+CHOICES = ("llvm", "llvm:cpu=native", *(f"llvm:cpu={level}" for level in LEVELS))
+"""What `find_target` takes."""
+
 
 def find_target(spec: str, native: frozenset[str]) -> tuple[Target, Table]:
     """The target that `spec` names.
 
     Args:
-        spec: `llvm` or `llvm:cpu=native|x86-64-v3|x86-64-v4`.
+        spec: one of CHOICES.
         native: the features of this machine.
 
     Raises:
@@ -30,8 +36,7 @@ def find_target(spec: str, native: frozenset[str]) -> tuple[Target, Table]:
     kind, _, options = spec.partition(":")
     key, _, cpu = options.partition("=")
     if kind != "llvm" or (options and key != "cpu") or cpu not in ("", "native", *LEVELS):
-        choices = ", ".join(["llvm", "llvm:cpu=native", *(f"llvm:cpu={level}" for level in LEVELS)])
-        raise DeepZigError(f"no target is called {spec!r}", "--target", f"choose from {choices}")
+        raise DeepZigError(f"no target is called {spec!r}", "--target", f"choose from {', '.join(CHOICES)}")
     from .cpu.lowering import LOWERINGS
 
     return CpuTarget(LEVELS.get(cpu, native & USED)), LOWERINGS

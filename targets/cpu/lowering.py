@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
+from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
-from ..base import Emitter, Layout, Operand, Table, Variant
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
 from .layout import LANES, pack_columns, pack_gate_up, packed_type

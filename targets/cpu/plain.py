@@ -16,8 +16,8 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir import Attr, Dim, Node, TensorType, Value
+from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
-from ..base import Emitter, Layout, Operand, Table, Variant
 from .cache import STORAGE, narrow, widen_high
 from .features import CpuTarget
 from .kernel import named
