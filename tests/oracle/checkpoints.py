@@ -102,6 +102,7 @@ def make(folder: Path, name: str, seed: int, dtype: torch.dtype = torch.float32)
         **{**BASE, **CONFIGS[name]}, bos_token_id=0, eos_token_id=1, pad_token_id=None, initializer_range=0.02
     )
     config._attn_implementation = "eager"
+    config._experts_implementation = "eager"  # grouped_mm refuses odd sizes
     generator = torch.Generator().manual_seed(seed)
     model = transformers.DeepseekV3ForCausalLM(config).eval()
     tensors = dict(model.named_parameters())
