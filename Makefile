@@ -31,10 +31,13 @@ $(VENV)/dev.stamp: pyproject.toml | $(BIN)/pip
 	@touch $@ $(VENV)/compile.stamp
 
 # Type checkers do not see setuptools' import hook: this is the package as links, in the shape it is imported in.
+# Links to files: pyright does not follow links to folders.
 view: ## make build/view, the package as type checkers see it
 	@rm -rf build/view
-	@mkdir -p build/view/deepzig
-	@ln -s $(addprefix ../../../,$(filter-out deepzig,$(ROOMS)) $(wildcard deepzig/*.py deepzig/py.typed)) build/view/deepzig
+	@find $(ROOMS) -name built -prune -o -name '*.py' -print -o -name py.typed -print | while read -r file; do \
+		link=build/view/deepzig/$${file#deepzig/}; \
+		mkdir -p "$$(dirname "$$link")" && ln -s "$(CURDIR)/$$file" "$$link"; \
+	done
 
 demo: $(VENV)/compile.stamp ## make a checkpoint, compile it, generate from the artifact
 	@echo "== 1/3  A checkpoint: DeepSeek-V3 architecture, tiny, random weights"
@@ -49,7 +52,7 @@ demo: $(VENV)/compile.stamp ## make a checkpoint, compile it, generate from the 
 # every class exists twice.
 test: setup ## run the fast tests (under 5 minutes)
 	@echo "== Fast tests; the slow ones are \`make test-slow\`"
-	$(BIN)/pytest
+	$(BIN)/pytest --numprocesses auto --dist loadscope
 
 test-slow: setup ## run the slow tests: packaging, README, large shapes
 	@echo "== Slow tests"
