@@ -26,6 +26,7 @@ from .ops import (
     scale,
     sigmoid,
     silu,
+    softmax,
     topk,
 )
 
@@ -108,17 +109,17 @@ def mla_prefill(
 
 @op("x: f32[n, h], gate: f32[e, h], bias?: f32[e], forced?: i32[n, top_k] -> ids: i32[n, top_k], w: f32[n, top_k]")
 def router(
-    x: F32, gate: F32, bias: F32 | None, forced: I32 | None, *, top_k: int, groups: int, keep: int,
-    norm_topk_prob: bool, scaling: float,
+    x: F32, gate: F32, bias: F32 | None, forced: I32 | None, *, scoring: str, top_k: int, groups: int, keep: int,
+    best: int, norm_topk_prob: bool, scaling: float,
 ) -> tuple[I32, F32]:  # fmt: skip
-    """Sigmoid routing without auxiliary loss (DeepSeek-V3 report, section 2.1.2).
+    """Routing to the best experts of the best groups, scored by sigmoid or softmax.
 
-    The bias decides the choice only; the weights are the plain scores of the chosen.
+    The bias decides the choice only; the weights are the plain scores of the chosen (DeepSeek-V3 report, section 2.1.2).
     """
-    scores = sigmoid.meaning(linear.meaning(x, gate))
+    scores = {"sigmoid": sigmoid, "softmax": softmax}[scoring].meaning(linear.meaning(x, gate))
     choice = scores if bias is None else bias_add.meaning(scores, bias)
     if groups > 1:
-        choice = mask_groups.meaning(choice, groups=groups, keep=keep)
+        choice = mask_groups.meaning(choice, groups=groups, keep=keep, best=best)
     ids = topk.meaning(choice, k=top_k) if forced is None else forced
     weights = gather.meaning(scores, ids)
     if norm_topk_prob:

@@ -76,6 +76,13 @@ def sigmoid(x: F32) -> F32:
     return (0.5 * (1 + np.tanh(0.5 * x.astype(np.float64)))).astype(np.float32)
 
 
+@op("x: f32[..., k] -> f32[..., k]")
+def softmax(x: F32) -> F32:
+    """e^x / sum(e^x) over the last dimension."""
+    weights = np.exp(x.astype(np.float64) - x.max(-1, keepdims=True))
+    return (weights / weights.sum(-1, keepdims=True)).astype(np.float32)
+
+
 @op("x: f32[...] -> f32[...]")
 def silu(x: F32) -> F32:
     """x sigmoid(x)."""
@@ -221,13 +228,16 @@ def attend(q: F32, k: F32, v: F32, seq: I32, pos: I32, *, scale: float) -> F32:
 
 
 @op("x: f32[n, e] -> f32[n, e]")
-def mask_groups(x: F32, *, groups: int, keep: int) -> F32:
-    """-inf outside the `keep` groups whose two best scores sum highest (DeepSeek-V3 report, section 2.1.2)."""
+def mask_groups(x: F32, *, groups: int, keep: int, best: int) -> F32:
+    """-inf outside the `keep` groups whose `best` greatest scores sum highest.
+
+    The sum of two in DeepSeek-V3 (report, section 2.1.2), the greatest alone in V2 (paper, section 2.1.3).
+    """
     grouped = x.reshape(len(x), groups, -1)
-    score = np.sort(grouped, -1)[..., -2:].sum(-1)
-    best = np.argsort(-score, -1, kind="stable")[:, :keep]
+    score = np.sort(grouped, -1)[..., -best:].sum(-1)
+    kept = np.argsort(-score, -1, kind="stable")[:, :keep]
     mask = np.full(grouped.shape, -np.inf, np.float32)
-    np.put_along_axis(mask, best[..., None], 0, 1)
+    np.put_along_axis(mask, kept[..., None], 0, 1)
     return (grouped + mask).reshape(x.shape)
 
 

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 from deepzig.ir import Builder, Graph, Match, Value, rewrite
 
 
-def _fuse_router(graph: Graph, grouped: bool, normalized: bool, forced: bool) -> Graph:
-    def build(b: Builder, m: Match) -> tuple[Value, Value] | None:
+def _fuse_router(graph: Graph, scoring: str, biased: bool, grouped: bool, normalized: bool, forced: bool) -> Graph:
+    def build(b: Builder, m: Match) -> tuple[Value, ...] | None:
         if len(m["x"].shape) != 2 or not m["gate"].is_global:
             return None
         ids, weights = b.router(
             m["x"], m["gate"], m.get("bias"), m["ids"] if forced else None,
-            top_k=m["ids"].shape[1], groups=m.get("groups", 1), keep=m.get("keep", 1),
-            norm_topk_prob=normalized, scaling=m["scaling"],
+            scoring=scoring, top_k=m["ids"].shape[1], groups=m.get("groups", 1), keep=m.get("keep", 1),
+            best=m.get("best", 1), norm_topk_prob=normalized, scaling=m["scaling"],
         )  # fmt: skip
-        return (weights,) if forced else (ids, weights)  # type: ignore[return-value]
+        return (weights,) if forced else (ids, weights)
 
-    choice = "masked" if grouped else "biased"
+    scores = "biased" if biased else "scores"
+    choice = [
+        *(["%biased = bias_add(%scores, %bias)"] if biased else []),
+        *([f"%masked = mask_groups(%{scores}) {{groups=?groups, keep=?keep, best=?best}}"] if grouped else []),
+        f"%ids = topk(%{'masked' if grouped else scores})",
+    ]
     lines = [
         "%logits = linear(%x, %gate)",
-        "%scores = sigmoid(%logits)",
-        *([] if forced else ["%biased = bias_add(%scores, %bias)"]),
-        *(["%masked = mask_groups(%biased) {groups=?groups, keep=?keep}"] if grouped else []),
-        *([] if forced else [f"%ids = topk(%{choice})"]),
+        f"%scores = {scoring}(%logits)",
+        *([] if forced else choice),
         "%picked = gather(%scores, %ids)",
         *(["%normal = normalize(%picked)"] if normalized else []),
         f"%weights = scale(%{'normal' if normalized else 'picked'}) {{by=?scaling}}",
@@ -32,12 +37,12 @@ def _fuse_router(graph: Graph, grouped: bool, normalized: bool, forced: bool) ->
 
 
 def fuse_router(graph: Graph) -> Graph:
-    """gate, sigmoid, bias, group and expert choice, normalisation and scaling -> router."""
-    for grouped in (True, False):
-        for normalized in (True, False):
-            graph = _fuse_router(graph, grouped, normalized, forced=False)
-    for normalized in (True, False):
-        graph = _fuse_router(graph, False, normalized, forced=True)
+    """gate, sigmoid or softmax, bias, group and expert choice, normalisation and scaling -> router."""
+    yes_no = (True, False)
+    for scoring, normalized in product(("sigmoid", "softmax"), yes_no):
+        for biased, grouped in product(yes_no, yes_no):
+            graph = _fuse_router(graph, scoring, biased, grouped, normalized, forced=False)
+        graph = _fuse_router(graph, scoring, False, False, normalized, forced=True)
     return graph
 
 

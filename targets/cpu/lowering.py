@@ -96,9 +96,10 @@ def _router(e: Emitter, node: Node, cpu: Cpu) -> Any:
     x, gate = _value(node, 0), _value(node, 1)
     bias, forced = _optional(node, 2), _optional(node, 3)
     kernel = router.router(
-        _dim(gate, 1), _dim(gate, 0), _int(node, "top_k"), n_group=_int(node, "groups"), topk_group=_int(node, "keep"),
-        norm_topk_prob=bool(node.attrs["norm_topk_prob"]), scaling=_float(node, "scaling"), bias=bias is not None,
-        forced=forced is not None, vectors=cpu.vectors,
+        _dim(gate, 1), _dim(gate, 0), _int(node, "top_k"), scoring=str(node.attrs["scoring"]),
+        groups=_int(node, "groups"), keep=_int(node, "keep"), best=_int(node, "best"),
+        norm_topk_prob=bool(node.attrs["norm_topk_prob"]), scaling=_float(node, "scaling"),
+        bias=bias is not None, forced=forced is not None, vectors=cpu.vectors,
     )  # fmt: skip
     args = [e.value(x), e.weight(COLUMNS, gate), *_vectors(e, bias, forced)]
     return e.call(kernel, args, *(v.type for v in node.outputs))

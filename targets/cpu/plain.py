@@ -134,6 +134,15 @@ def _normalize(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str,
     return tensor(out, lambda n, k: x(n, k) / (total(n) + T.float32(1e-20)))
 
 
+def _softmax(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
+    (x,) = reads
+    r = te.reduce_axis((0, shapes[0][1]), "r")
+    peak = tensor(out[:1], lambda n: te.max(x(n, r), axis=r))
+    weight = tensor(out, lambda n, e: T.exp(x(n, e) - peak(n)))
+    mass = tensor(out[:1], lambda n: _sum(shapes[0][1], "e", lambda e: weight(n, e)))
+    return tensor(out, lambda n, e: weight(n, e) / mass(n))
+
+
 def _attend(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
     q, k, v, seq, pos = reads
     n, heads, width = shapes[0]
@@ -183,15 +192,15 @@ def _topk(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any]
 
 def _mask_groups(reads: Sequence[Read], shapes: Sequence[Any], attrs: Mapping[str, Any], out: tuple[Any, ...]) -> Any:
     (x,) = reads
-    groups, keep = attrs["groups"], attrs["keep"]
+    groups, keep, best = attrs["groups"], attrs["keep"], attrs["best"]
     n, size = shapes[0]
     each = size // groups
     member = _rank((n, groups, each), each, lambda i, g, e: x(i, g * each + e))
 
-    def best_two(i: Expr, g: Expr) -> Expr:
-        return _sum(each, "e", lambda e: T.Select(member(i, g, e) < 2, x(i, g * each + e), T.float32(0)))
+    def sum_of_best(i: Expr, g: Expr) -> Expr:
+        return _sum(each, "e", lambda e: T.Select(member(i, g, e) < best, x(i, g * each + e), T.float32(0)))
 
-    score = tensor((n, groups), best_two)
+    score = tensor((n, groups), sum_of_best)
     place = _rank((n, groups), groups, score)
     return tensor(out, lambda i, e: T.Select(place(i, e // each) < keep, x(i, e), T.float32(LOWEST)))
 
@@ -216,6 +225,7 @@ COMPUTE: dict[str, Compute] = {
     "expert_linear": _expert_linear,
     "combine": _combine,
     "normalize": _normalize,
+    "softmax": _softmax,
     "attend": _attend,
     "topk": _topk,
     "mask_groups": _mask_groups,

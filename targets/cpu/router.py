@@ -10,12 +10,12 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, either, kernel, local, loop, parallel, store, when, workspace
+from .emit import Buffer, either, kernel, local, loop, parallel, store, vector_sum, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks
 from .linear import rows_of
-from .product import Columns, Elements, by_columns, product
-from .vector import Expr, at, largest, sigmoid, splat
+from .product import Columns, Elements, product
+from .vector import Expr, at, exp, largest, sigmoid, splat, total
 
 SHARED_ROWS = 4
 """From how many rows on the threads share the choice: for fewer, waking them costs more."""
@@ -30,25 +30,28 @@ def router(
     experts: int,
     top_k: int,
     *,
-    n_group: int,
-    topk_group: int,
+    scoring: str,
+    groups: int,
+    keep: int,
+    best: int,
     norm_topk_prob: bool,
     scaling: float,
     bias: bool,
     forced: bool,
     vectors: Vectors,
 ) -> PrimFunc:
-    """Kernel for sigmoid routing limited to the best groups (DeepSeek-V3 report, section 2.1.2).
+    """Kernel for routing limited to the best groups (DeepSeek-V3 report, section 2.1.2; V2 paper, section 2.1.3).
 
-    The bias takes part in the choice only. A group's score is the sum of its two best experts. Of equals, the
-    lower index wins.
+    The bias takes part in the choice only. Of equals, the lower index wins.
 
     Args:
         k: inputs.
         experts: routed experts.
         top_k: experts to choose, in descending order of score + bias.
-        n_group: groups of consecutive experts.
-        topk_group: groups to choose from.
+        scoring: `sigmoid` or `softmax`.
+        groups: groups of consecutive experts.
+        keep: groups to choose from.
+        best: how many of its experts a group is scored by: the sum of its `best` greatest, 1 or 2.
         norm_topk_prob: whether the weights are divided by their sum.
         scaling: what the weights are multiplied with in the end.
         bias: whether there is a bias.
@@ -59,9 +62,9 @@ def router(
         (X f32[rows, k], GATE f32 packed by `pack_columns`, bias f32[experts]?, forced i32[rows, top_k]?,
         IDS i32[rows, top_k], WEIGHTS f32[rows, top_k]); the last two are written.
     """
-    groups = [f"group{topk_group}of{n_group}"] if n_group > 1 else []
+    limit = [f"group{keep}of{groups}by{best}"] if groups > 1 else []
     flags = [name for name, on in (("norm", norm_topk_prob), ("bias", bias), ("forced", forced)) if on]
-    with kernel("router", f"k{k}", f"e{experts}", f"top{top_k}", *groups, f"x{scaling}", *flags) as f:
+    with kernel("router", scoring, f"k{k}", f"e{experts}", f"top{top_k}", *limit, f"x{scaling}", *flags) as f:
         rows = tirx.Var("rows", "int64")
         X = f.tensor("x", "f32", rows, k)
         GATE = f.tensor("gate", "f32", blocks(experts), k, LANES)
@@ -69,28 +72,26 @@ def router(
         FORCED: Any = f.tensor("forced", "i32", rows, top_k) if forced else None
         IDS = f.tensor("ids", "i32", rows, top_k)
         WEIGHTS = f.tensor("weights", "f32", rows, top_k)
-        scores = workspace(rows, blocks(experts) * LANES)
-        choice = workspace(rows, blocks(experts) * LANES)
+        padded = blocks(experts) * LANES
+        scores = workspace(rows, padded)
+        choice = workspace(rows, padded)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
-            score = local()
-            store(score, sigmoid(sums[0][at(0)]), at(0))
-            store(scores, score[at(0)], row, at(block * LANES))
-
-            def write(column: Expr, value: Expr, _: int) -> None:
-                store(choice, value + BIAS[column] if bias else value, row, column)
-
-            by_columns(score, block, experts, write)
+            logits = sums[0][at(0)]
+            store(scores, sigmoid(logits) if scoring == "sigmoid" else logits, row, at(block * LANES))
 
         def choose(row: Expr) -> None:
-            if n_group > 1:
-                keep_groups(choice, row, experts // n_group, n_group, topk_group)
-            for padding in range(experts, blocks(experts) * LANES):
+            with loop(experts) as e:
+                store(choice, scores[row, e] + BIAS[e] if bias else scores[row, e], row, e)
+            if groups > 1:
+                keep_groups(choice, row, experts // groups, groups, keep, best)
+            with loop(padded, experts) as padding:
                 store(choice, T.float32(NEVER), row, padding)
             with loop(top_k) as j:
-                best = T.bind(argmax(lambda index: choice[row, index], blocks(experts)))
-                store(IDS, best, row, j)
-                store(choice, T.float32(NEVER), row, best)
+                # a NaN is never the greatest: no choice at all must not become an index
+                expert = T.bind(T.min(argmax(lambda index: choice[row, index], blocks(experts)), T.int32(experts - 1)))
+                store(IDS, expert, row, j)
+                store(choice, T.float32(NEVER), row, expert)
 
         def weigh(row: Expr) -> None:
             divisor = local(1)
@@ -106,6 +107,8 @@ def router(
                 store(WEIGHTS, weight * T.float32(scaling), row, j)
 
         def route(row: Expr) -> None:
+            if scoring == "softmax":
+                softmax(scores, row, experts)
             if forced:
                 with loop(top_k) as j:
                     store(IDS, FORCED[row, j], row, j)
@@ -129,6 +132,25 @@ def router(
     return f.function
 
 
+def softmax(scores: Buffer, row: Expr, experts: int) -> None:
+    """Emit what turns the first `experts` of scores[row] into e^x / sum(e^x), with sums in order of lanes."""
+    vectors = blocks(experts)
+    with loop(vectors * LANES, experts) as padding:
+        store(scores, T.float32(NEVER), row, padding)
+    peak, mass = local(), vector_sum()
+    store(peak, scores[row, at(0)], at(0))
+    with loop(vectors, 1) as c:
+        store(peak, T.max(peak[at(0)], scores[row, at(c * LANES)]), at(0))
+    top = T.bind(largest(peak[at(0)]))
+    with loop(vectors) as c:
+        weight = T.bind(exp(T.bind(scores[row, at(c * LANES)] - splat(top))))
+        store(scores, weight, row, at(c * LANES))
+        store(mass, mass[at(0)] + weight, at(0))
+    whole = T.bind(total(mass[at(0)]))
+    with loop(vectors) as c:
+        store(scores, scores[row, at(c * LANES)] / splat(whole), row, at(c * LANES))
+
+
 def argmax(x: Elements, vectors: int) -> Expr:
     """Emit the search for the first of the greatest elements of 16 * vectors; its index is i32."""
     best, where = local(), local(dtype="int32")
@@ -145,8 +167,8 @@ def argmax(x: Elements, vectors: int) -> Expr:
     return T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smin", candidates)
 
 
-def keep_groups(choice: Buffer, row: Expr, size: int, groups: int, keep: int) -> None:
-    """Emit what makes the experts of all but the best `keep` groups ineligible in choice[row]."""
+def keep_groups(choice: Buffer, row: Expr, size: int, groups: int, keep: int, best: int) -> None:
+    """Emit what makes the experts of all but the `keep` best groups, of `size` each, ineligible in choice[row]."""
     padded = blocks(groups) * LANES
     score, kept, two = workspace(padded), workspace(padded, dtype="int32"), local(2)
     with loop(padded) as g:
@@ -159,10 +181,10 @@ def keep_groups(choice: Buffer, row: Expr, size: int, groups: int, keep: int) ->
             value = T.bind(choice[row, g * size + e])
             store(two, T.max(two[1], T.min(two[0], value)), 1)
             store(two, T.max(two[0], value), 0)
-        store(score, two[0] + two[1], g)
+        store(score, two[0] + two[1] if best == 2 else two[0], g)
     with loop(keep):
-        best = T.bind(argmax(lambda index: score[index], blocks(groups)))
-        store(score, T.float32(NEVER), best)
-        store(kept, T.int32(1), best)
+        group = T.bind(T.min(argmax(lambda index: score[index], blocks(groups)), T.int32(groups - 1)))
+        store(score, T.float32(NEVER), group)
+        store(kept, T.int32(1), group)
     with loop(groups) as g, when(kept[g] == 0), loop(size) as e:
         store(choice, T.float32(NEVER), row, g * size + e)

@@ -48,8 +48,10 @@ CASES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("cache_read", {}, ["f32[pages, 5, 16]", "i32[b, p]"]),
     ("attend", {"scale": 0.7},
      ["f32[n, 3, 7]", "f32[b, p*5, 3, 7]", "f32[b, p*5, 3, 11]", "i32[n]", "i32[n]"]),
-    ("mask_groups", {"groups": 3, "keep": 2}, ["f32[n, 21]"]),
-    ("mask_groups", {"groups": 1, "keep": 1}, ["f32[n, 5]"]),
+    ("mask_groups", {"groups": 3, "keep": 2, "best": 2}, ["f32[n, 21]"]),
+    ("mask_groups", {"groups": 7, "keep": 3, "best": 1}, ["f32[n, 21]"]),
+    ("mask_groups", {"groups": 1, "keep": 1, "best": 2}, ["f32[n, 5]"]),
+    ("softmax", {}, ["f32[n, 13]"]),
     ("topk", {"k": 5}, ["f32[n, 13]"]),
     ("gather", {}, ["f32[n, 6]", "i32[n, 4]"]),
     ("normalize", {}, ["f32[n, 13]"]),
@@ -110,7 +112,7 @@ def test_every_op_has_a_case() -> None:
     assert {name for name, _, _ in CASES} == COMPUTE.keys() == PLAIN.keys() - {"cache_write"}
 
 
-@pytest.mark.parametrize(("name", "attrs"), [("topk", {"k": 5}), ("mask_groups", {"groups": 3, "keep": 2})])
+@pytest.mark.parametrize(("name", "attrs"), [("topk", {"k": 5}), ("mask_groups", {"groups": 3, "keep": 2, "best": 2})])
 def test_ties_go_to_the_lower_index(build: Build, name: str, attrs: dict[str, Any]) -> None:
     x = np.random.default_rng(2).integers(0, 3, (7, 12)).astype(np.float32)
     x[0, 2:] = -np.inf
