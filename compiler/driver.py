@@ -17,7 +17,7 @@ from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
 from deepzig.models import read_config
 from deepzig.models.checkpoint import Checkpoint
-from deepzig.models.config import DeepseekV3Config
+from deepzig.models.config import ModelConfig
 from deepzig.targets.registry import DEFAULT, find_target
 
 from .pipeline import pass_names, run_pipeline
@@ -72,7 +72,7 @@ class Report:
     weights_bytes: int
 
 
-def fuse(source: Path, options: Options) -> tuple[DeepseekV3Config, Checkpoint, Module]:
+def fuse(source: Path, options: Options) -> tuple[ModelConfig, Checkpoint, Module]:
     """Read the config, check the checkpoint against it, trace the model and run the passes.
 
     Raises:
@@ -191,7 +191,7 @@ def _kernels(plans: Sequence[Plan]) -> dict[str, str]:
     return {launch.kernel_name: launch.where.split(" ")[0] for plan in plans for launch in plan.launches}
 
 
-def _bounds(bounds: Bounds, config: DeepseekV3Config) -> dict[str, int]:
+def _bounds(bounds: Bounds, config: ModelConfig) -> dict[str, int]:
     return {
         "rows": bounds.rows,
         "batch": bounds.batch,

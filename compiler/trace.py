@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from deepzig.ir import Builder, Graph, Module, ModuleBuilder
-from deepzig.models.config import DeepseekV3Config
-from deepzig.models.deepseek_v3 import Rows, define
+from deepzig.models.config import ModelConfig
+from deepzig.models.definition import Rows, define
 
 
 @dataclass(frozen=True)
@@ -28,7 +28,7 @@ class Bounds:
     page_size: int = 64
 
 
-def trace(config: DeepseekV3Config, dtype: str, bounds: Bounds, debug_route: bool = False) -> Module:
+def trace(config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False) -> Module:
     """Trace the definition into the graphs `prefill`, `decode` and `sample`.
 
     Args:
@@ -44,18 +44,10 @@ def trace(config: DeepseekV3Config, dtype: str, bounds: Bounds, debug_route: boo
 
 
 def _model_graph(
-    m: ModuleBuilder, config: DeepseekV3Config, name: str, rows_per_seq: int, bounds: Bounds, debug_route: bool
+    m: ModuleBuilder, config: ModelConfig, name: str, rows_per_seq: int, bounds: Bounds, debug_route: bool
 ) -> Graph:
     b = Builder()
-    moe_layers = sum(map(config.is_moe, range(config.num_hidden_layers)))
-    rows = Rows(
-        tokens=b.input("tokens", "i32", ("n",)),
-        seq=b.input("seq", "i32", ("n",)),
-        pos=b.input("pos", "i32", ("n",)),
-        table=b.input("block_table", "i32", ("b", "p")),
-        out_rows=b.input("out_rows", "i32", ("r",)),
-        route=b.input("route", "i32", ("n", moe_layers, config.num_experts_per_tok)) if debug_route else None,
-    )
+    rows = Rows.inputs(b, config, debug_route)
     outputs = define(b, m, config, rows, bounds.page_size)
     return b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq})
 

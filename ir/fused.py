@@ -114,7 +114,7 @@ def router(
 ) -> tuple[I32, F32]:  # fmt: skip
     """Routing to the best experts of the best groups, scored by sigmoid or softmax.
 
-    The bias decides the choice only; the weights are the plain scores of the chosen (DeepSeek-V3 report, section 2.1.2).
+    The bias decides the choice only: the weights are the plain scores of the chosen (DeepSeek-V3 report, section 2.1).
     """
     scores = {"sigmoid": sigmoid, "softmax": softmax}[scoring].meaning(linear.meaning(x, gate))
     choice = scores if bias is None else bias_add.meaning(scores, bias)

@@ -6,7 +6,7 @@
     @w0: bf16[6, 8] = concat(@a, @b) {axis=0}
 
     graph decode(%tokens: i32[n]) {rows=4}:
-      %0: f32[n, 8] = rms_norm(%x, @norm.weight) {eps=1e-06}  # models.deepseek_v3:40
+      %0: f32[n, 8] = rms_norm(%x, @norm.weight) {eps=1e-06}  # models.definition:40
       return %0
 
 `@` names belong to the module, `%` names to one graph, `_` is an absent optional input.

@@ -1,38 +1,6 @@
 """What DeepSeek-class models are: configs, definitions, checkpoints."""
 
-from __future__ import annotations
+from .config import ModelConfig
+from .families import FAMILIES, UNSUPPORTED, read_config
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
-from pathlib import Path
-from typing import Any
-
-from deepzig.errors import DeepZigError
-
-from .config import DeepseekV3Config, Fields, parse_deepseek_v3, read_json
-
-FAMILIES: Mapping[str, Callable[[Mapping[str, Any], str], DeepseekV3Config]] = {"deepseek_v3": parse_deepseek_v3}
-"""model_type -> reader of the config."""
-
-
-def read_config(folder: Path) -> DeepseekV3Config:
-    """The config of the checkpoint in `folder`; generation_config.json may name other end tokens.
-
-    Raises:
-        DeepZigError: no config, an unknown family, or a field that is wrong.
-    """
-    path = folder / "config.json"
-    data = read_json(path)
-    family = str(data.get("model_type"))
-    if family not in FAMILIES:
-        raise DeepZigError(
-            f"model_type {family!r} is not supported", str(path), f"use a model of {', '.join(sorted(FAMILIES))}"
-        )
-    config = FAMILIES[family](data, str(path))
-    generation = folder / "generation_config.json"
-    if generation.is_file() and (ids := Fields(read_json(generation), str(generation)).ids("eos_token_id")):
-        config = replace(config, eos_token_ids=ids)
-    return config
-
-
-__all__ = ["FAMILIES", "DeepseekV3Config", "read_config"]
+__all__ = ["FAMILIES", "UNSUPPORTED", "ModelConfig", "read_config"]

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import TensorEntry, read_header
 
-from .config import read_json
+from .fields import read_json
 
 Array = npt.NDArray[np.generic]
 

@@ -1,27 +1,35 @@
-"""The config of a DeepSeek-V3 model, read from a checkpoint's config.json field by field.
+"""What a DeepSeek-class model is made of, read from a checkpoint's config.json.
 
-The traps are those of transformers/models/deepseek_v3/configuration_deepseek_v3.py and of DeepSeek's own files, which
-spell the RoPE fields differently.
+The fields that families share are read here; each family's own file says how it differs. The traps are those of
+transformers' configuration files and of DeepSeek's own, which spell the RoPE fields differently.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from deepzig.errors import DeepZigError
-
+from .fields import Fields
 from .rope import RopeConfig
 
-MEND = "correct config.json"
+DENSE, SPARSE = "dense", "sparse"
+"""Kinds of feed-forward networks, named as in `mlp_layer_types` of transformers."""
 
 
 @dataclass(frozen=True)
-class DeepseekV3Config:
-    """Sizes and switches of a model; names and meanings are those of config.json."""
+class ModelConfig:
+    """Sizes and switches of a model; names and meanings are those of config.json, but for the ones told here.
+
+    Attributes:
+        mlp_layer_types: of each layer, `dense` or `sparse` (a mixture of experts).
+        scoring_func: `sigmoid` or `softmax`.
+        router_bias: whether a bias takes part in the choice of experts (`e_score_correction_bias`).
+        n_group: groups that the choice is limited by; 1 for no limit.
+        group_best: how many of its experts a group is scored by: the sum of that many greatest.
+        eos_token_ids: every token that ends an answer.
+        rope: positions.
+    """
 
     model_type: str
     vocab_size: int
@@ -29,8 +37,7 @@ class DeepseekV3Config:
     intermediate_size: int
     moe_intermediate_size: int
     num_hidden_layers: int
-    first_k_dense_replace: int
-    moe_layer_freq: int
+    mlp_layer_types: tuple[str, ...]
     num_attention_heads: int
     q_lora_rank: int | None
     kv_lora_rank: int
@@ -39,8 +46,11 @@ class DeepseekV3Config:
     v_head_dim: int
     n_routed_experts: int
     num_experts_per_tok: int
+    scoring_func: str
+    router_bias: bool
     n_group: int
     topk_group: int
+    group_best: int
     n_shared_experts: int
     norm_topk_prob: bool
     routed_scaling_factor: float
@@ -73,100 +83,52 @@ class DeepseekV3Config:
 
     def is_moe(self, layer: int) -> bool:
         """Whether the layer's feed-forward network is a mixture of experts."""
-        return layer >= self.first_k_dense_replace and layer % self.moe_layer_freq == 0
+        return self.mlp_layer_types[layer] == SPARSE
 
 
-@dataclass(frozen=True)
-class Fields:
-    """The JSON object of a config, read with checks that name the field."""
-
-    data: Mapping[str, Any]
-    source: str
-
-    def fail(self, name: str, what: str, hint: str = MEND) -> DeepZigError:
-        """The error for a field."""
-        return DeepZigError(what, f"{self.source}, field {name}", hint)
-
-    def integer(self, name: str, default: int | None = None, least: int = 1) -> int:
-        """A whole number of at least `least`; required if there is no default."""
-        value = self.data.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.fail(name, "the field is missing")
-        if type(value) is not int or value < least:
-            raise self.fail(name, f"{value!r} is not a whole number from {least}")
-        return value
-
-    def number(self, name: str, default: float | None = None, least: float = 0.0) -> float:
-        """A finite number greater than `least`."""
-        value = self.data.get(name)
-        if value is None:
-            value = default
-        if value is None:
-            raise self.fail(name, "the field is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= least:
-            raise self.fail(name, f"{value!r} is not a number above {least:g}")
-        return float(value)
-
-    def flag(self, name: str, default: bool) -> bool:
-        """True or false."""
-        value = self.data.get(name)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise self.fail(name, f"{value!r} is neither true nor false")
-        return value
-
-    def only(self, name: str, allowed: Any, why: str) -> None:
-        """Refuse any value but `allowed`, if the field is there."""
-        value = self.data.get(name, allowed)
-        if value is not None and value != allowed:
-            raise self.fail(name, f"{value!r} is not supported: {why}", f"use a model with {name} {allowed!r}")
-
-    def ids(self, name: str) -> tuple[int, ...]:
-        """A token id, a list of them, or nothing."""
-        value = self.data.get(name)
-        many = value if isinstance(value, list) else [] if value is None else [value]
-        if any(type(v) is not int or v < 0 for v in many):
-            raise self.fail(name, f"{value!r} is neither a token id nor a list of them")
-        return tuple(many)
+def first_dense(f: Fields) -> tuple[str, ...]:
+    """`first_k_dense_replace` dense layers, then mixtures of experts."""
+    layers = f.integer("num_hidden_layers")
+    dense = min(f.integer("first_k_dense_replace", least=0), layers)
+    return (DENSE,) * dense + (SPARSE,) * (layers - dense)
 
 
-def parse_deepseek_v3(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
-    """The config in the JSON object `data`; `source` is its file, for errors.
+def read(
+    f: Fields, *, mlp_layer_types: tuple[str, ...], scoring_func: str, router_bias: bool, group_best: int
+) -> ModelConfig:
+    """The config in a JSON object; the arguments after it are as in `ModelConfig`.
 
     Raises:
         DeepZigError: a field is missing, of the wrong type, out of range, or at odds with another.
     """
-    f = Fields(data, source)
-    f.only("hidden_act", "silu", "experts are SwiGLU")
-    f.only("scoring_func", "sigmoid", "deepseek_v3 routes by sigmoid")
-    f.only("topk_method", "noaux_tc", "deepseek_v3 routes by biased scores")
+    f.only("hidden_act", "silu", "feed-forward networks are SwiGLU")
+    f.only("mlp_bias", False, "feed-forward networks have no biases")
     f.only("quantization_config", None, "only f32, f16 and bf16 weights are read")
     bos = f.ids("bos_token_id")
-    config = DeepseekV3Config(
-        model_type=str(data.get("model_type")),
+    config = ModelConfig(
+        model_type=str(f.data.get("model_type")),
         vocab_size=f.integer("vocab_size"),
         hidden_size=f.integer("hidden_size"),
         intermediate_size=f.integer("intermediate_size"),
         moe_intermediate_size=f.integer("moe_intermediate_size"),
         num_hidden_layers=f.integer("num_hidden_layers"),
-        first_k_dense_replace=f.integer("first_k_dense_replace", 3, least=0),
-        moe_layer_freq=f.integer("moe_layer_freq", 1),
+        mlp_layer_types=mlp_layer_types,
         num_attention_heads=f.integer("num_attention_heads"),
-        q_lora_rank=None if data.get("q_lora_rank") is None else f.integer("q_lora_rank"),
+        q_lora_rank=None if f.data.get("q_lora_rank") is None else f.integer("q_lora_rank"),
         kv_lora_rank=f.integer("kv_lora_rank"),
         qk_nope_head_dim=f.integer("qk_nope_head_dim"),
         qk_rope_head_dim=f.integer("qk_rope_head_dim"),
         v_head_dim=f.integer("v_head_dim"),
         n_routed_experts=f.integer("n_routed_experts"),
         num_experts_per_tok=f.integer("num_experts_per_tok"),
+        scoring_func=scoring_func,
+        router_bias=router_bias,
         n_group=f.integer("n_group", 1),
         topk_group=f.integer("topk_group", 1),
+        group_best=group_best,
         n_shared_experts=f.integer("n_shared_experts", 0, least=0),
         norm_topk_prob=f.flag("norm_topk_prob", True),
-        routed_scaling_factor=f.number("routed_scaling_factor", 2.5),
+        routed_scaling_factor=f.number("routed_scaling_factor"),
         rms_norm_eps=f.number("rms_norm_eps", 1e-6),
         attention_bias=f.flag("attention_bias", False),
         tie_word_embeddings=f.flag("tie_word_embeddings", False),
@@ -175,13 +137,13 @@ def parse_deepseek_v3(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
         rope_interleave=f.flag("rope_interleave", True),
         bos_token_id=bos[0] if bos else None,
         eos_token_ids=f.ids("eos_token_id"),
-        rope=_parse_rope(f),
+        rope=_rope(f),
     )
     _check_together(config, f)
     return config
 
 
-def _check_together(c: DeepseekV3Config, f: Fields) -> None:
+def _check_together(c: ModelConfig, f: Fields) -> None:
     """Fields that must fit each other."""
     if c.qk_rope_head_dim % 2:
         raise f.fail("qk_rope_head_dim", f"{c.qk_rope_head_dim} is odd, but RoPE turns pairs")
@@ -190,8 +152,8 @@ def _check_together(c: DeepseekV3Config, f: Fields) -> None:
     if c.topk_group > c.n_group:
         raise f.fail("topk_group", f"{c.topk_group} groups can't be kept of {c.n_group}")
     group = c.n_routed_experts // c.n_group
-    if c.n_group > 1 and group < 2:
-        raise f.fail("n_group", "a group of one expert has no two best scores")
+    if c.n_group > 1 and group < c.group_best:
+        raise f.fail("n_group", f"a group of {group} has no {c.group_best} best experts")
     if c.num_experts_per_tok > group * c.topk_group:
         raise f.fail(
             "num_experts_per_tok", f"{c.num_experts_per_tok} experts can't be chosen of {group * c.topk_group}"
@@ -204,10 +166,10 @@ def _check_together(c: DeepseekV3Config, f: Fields) -> None:
         raise f.fail("num_key_value_heads", f"{heads} differs from num_attention_heads, {c.num_attention_heads}")
 
 
-ROPE_KINDS = {"default": "default", "yarn": "yarn"}
+ROPE_KINDS = ("default", "yarn")
 
 
-def _parse_rope(f: Fields) -> RopeConfig:
+def _rope(f: Fields) -> RopeConfig:
     """RoPE, in transformers' spelling (rope_parameters) or DeepSeek's (rope_theta and rope_scaling)."""
     name = "rope_parameters" if f.data.get("rope_parameters") is not None else "rope_scaling"
     data = f.data.get(name) or {}
@@ -217,6 +179,8 @@ def _parse_rope(f: Fields) -> RopeConfig:
     if kind not in ROPE_KINDS:
         raise f.fail(name, f"RoPE of type {kind!r} is not supported", f"use one of {', '.join(ROPE_KINDS)}")
     r = Fields(data, f"{f.source}, {name}")
+    for fields in (f, r):
+        fields.only("partial_rotary_factor", 1.0, "qk_rope_head_dim says how much of a head is rotated")
     theta = r.number("rope_theta") if data.get("rope_theta") is not None else f.number("rope_theta", 10000.0)
     if theta <= 1:
         raise f.fail("rope_theta", f"{theta:g} is not above 1")
@@ -240,24 +204,3 @@ def _parse_rope(f: Fields) -> RopeConfig:
 
 def _at_least_zero(f: Fields, name: str) -> float:
     return 0.0 if not f.data.get(name) else f.number(name)
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        DeepZigError: no such file, or not a JSON object.
-    """
-    import json
-
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise DeepZigError(
-            f"the file can't be read: {error.strerror}", str(path), "name a Hugging Face checkpoint folder"
-        ) from None
-    except ValueError as error:
-        raise DeepZigError(f"the file is not JSON: {error}", str(path), "download or write the file again") from None
-    if not isinstance(data, dict):
-        raise DeepZigError("the file is not a JSON object", str(path), "download or write the file again")
-    return data

@@ -1,161 +1,19 @@
-"""DeepSeek-V3 (arXiv:2412.19437), written as the paper does: naive attention, one formula per expert.
+"""DeepSeek-V3 and R1 (arXiv:2412.19437), and Moonlight and Kimi-K2 (arXiv:2507.20534), which have the same layers.
 
-Shapes in comments: n rows, b sequences, t positions of a sequence, H heads. Nothing here is fused or absorbed; that is
-the compiler's work. The traps (which epsilon, which scale, which bias) follow
-transformers/models/deepseek_v3/modeling_deepseek_v3.py.
+Routing is by sigmoid with a bias, whoever saved the checkpoint: transformers' DeepseekV3Config neither reads nor writes
+`scoring_func` and `topk_method`, so they are checked only where they are.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
-from deepzig.ir import Builder, ModuleBuilder, Value
-
-from .config import DeepseekV3Config
-
-LATENT_NORM_EPS = 1e-6
-"""q_a_layernorm and kv_a_layernorm ignore the config's rms_norm_eps."""
+from .config import ModelConfig, first_dense, read
+from .fields import Fields
 
 
-@dataclass(frozen=True)
-class Rows:
-    """The inputs of a graph: flat ragged rows."""
-
-    tokens: Value  # [n]
-    seq: Value  # [n], row of `table`
-    pos: Value  # [n], absolute position
-    table: Value  # [b, p], page ids
-    out_rows: Value  # [r], rows whose logits are wanted
-    route: Value | None = None  # [n, MoE layers, k], forced expert choice
-
-
-@dataclass(frozen=True)
-class Scope:
-    """Parameters under a dotted prefix of the checkpoint."""
-
-    module: ModuleBuilder
-    prefix: str
-
-    def __truediv__(self, name: str) -> Scope:
-        return Scope(self.module, f"{self.prefix}{name}.")
-
-    def matrix(self, name: str, *shape: int) -> Value:
-        """A weight matrix, [out, in]."""
-        return self.module.matrix(f"{self.prefix}{name}.weight", *shape)
-
-    def norm(self, name: str, size: int) -> Value:
-        """A norm's weight."""
-        return self.module.vector(f"{self.prefix}{name}.weight", size)
-
-    def bias(self, name: str, size: int, present: bool = True) -> Value | None:
-        """A bias, if the config has it."""
-        return self.module.vector(f"{self.prefix}{name}.bias", size) if present else None
-
-
-def define(b: Builder, m: ModuleBuilder, config: DeepseekV3Config, rows: Rows, page_size: int) -> tuple[Value, ...]:
-    """The whole model.
-
-    Returns:
-        logits [r, vocab_size], then the new cache of each layer.
-    """
-    root, model = Scope(m, ""), Scope(m, "model.")
-    embeddings = model.matrix("embed_tokens", config.vocab_size, config.hidden_size)
-    h = b.embed(rows.tokens, embeddings)  # [n, hidden]
-    inv_freq = m.constant("rope.inv_freq", config.rope.inv_freq(config.qk_rope_head_dim))
-    angles = b.rope_angles(rows.pos, inv_freq, scale=config.rope.cos_sin_scale)  # [n, rope]
-    caches = []
-    for i in range(config.num_hidden_layers):
-        p = model / f"layers.{i}"
-        cache = m.state(f"cache.{i}", "pages", page_size, config.kv_lora_rank + config.qk_rope_head_dim)
-        x = b.rms_norm(h, p.norm("input_layernorm", config.hidden_size), eps=config.rms_norm_eps)
-        y, cache = attention(b, p / "self_attn", config, x, angles, cache, rows)
-        h = b.add(h, y)
-        caches.append(cache)
-        x = b.rms_norm(h, p.norm("post_attention_layernorm", config.hidden_size), eps=config.rms_norm_eps)
-        if config.is_moe(i):
-            forced = rows.route and b.forced_route(rows.route, layer=sum(map(config.is_moe, range(i))))
-            h = b.add(h, mixture(b, p / "mlp", config, x, forced))
-        else:
-            h = b.add(h, swiglu(b, p / "mlp", x, config.hidden_size, config.intermediate_size))
-    x = b.take_rows(h, rows.out_rows)  # [r, hidden]
-    x = b.rms_norm(x, model.norm("norm", config.hidden_size), eps=config.rms_norm_eps)
-    head = embeddings if config.tie_word_embeddings else root.matrix("lm_head", config.vocab_size, config.hidden_size)
-    return b.linear(x, head), *caches
-
-
-def attention(
-    b: Builder, p: Scope, config: DeepseekV3Config, x: Value, angles: Value, cache: Value, rows: Rows
-) -> tuple[Value, Value]:
-    """Multi-head latent attention (DeepSeek-V2, arXiv:2405.04434, section 2.1): x [n, hidden] -> [n, hidden], cache."""
-    hidden, heads, latent = config.hidden_size, config.num_attention_heads, config.kv_lora_rank
-    nope, rope, v_dim = config.qk_nope_head_dim, config.qk_rope_head_dim, config.v_head_dim
-    biased = config.attention_bias
-
-    if config.q_lora_rank is None:
-        q = b.linear(x, p.matrix("q_proj", heads * (nope + rope), hidden))
-    else:
-        q = b.linear(
-            x, p.matrix("q_a_proj", config.q_lora_rank, hidden), p.bias("q_a_proj", config.q_lora_rank, biased)
-        )
-        q = b.rms_norm(q, p.norm("q_a_layernorm", config.q_lora_rank), eps=LATENT_NORM_EPS)
-        q = b.linear(q, p.matrix("q_b_proj", heads * (nope + rope), config.q_lora_rank))
-    q = b.reshape(q, shape=("n", heads, nope + rope))  # each head: [nope | rope]
-    q_nope = b.slice(q, axis=2, begin=0, end=nope)
-    q_rope = b.slice(q, axis=2, begin=nope, end=nope + rope)
-    q_rope = b.rope(q_rope, angles, interleaved=config.rope_interleave)
-    q = b.concat(q_nope, q_rope, axis=2)  # [n, H, nope + rope]
-
-    kv = b.linear(
-        x,
-        p.matrix("kv_a_proj_with_mqa", latent + rope, hidden),
-        p.bias("kv_a_proj_with_mqa", latent + rope, biased),
-    )
-    c = b.slice(kv, axis=1, begin=0, end=latent)
-    c = b.rms_norm(c, p.norm("kv_a_layernorm", latent), eps=LATENT_NORM_EPS)  # [n, latent]
-    k_rope = b.slice(kv, axis=1, begin=latent, end=latent + rope)
-    k_rope = b.rope(k_rope, angles, interleaved=config.rope_interleave)  # one for all heads
-    cache = b.cache_write(cache, b.concat(c, k_rope, axis=1), rows.seq, rows.pos, rows.table)
-
-    past = b.cache_read(cache, rows.table)  # [b, t, latent + rope]
-    c = b.slice(past, axis=2, begin=0, end=latent)
-    k_rope = b.slice(past, axis=2, begin=latent, end=latent + rope)
-    kv = b.linear(c, p.matrix("kv_b_proj", heads * (nope + v_dim), latent))
-    kv = b.reshape(kv, shape=(*kv.shape[:2], heads, nope + v_dim))  # each head: [k_nope | v]
-    k_nope = b.slice(kv, axis=3, begin=0, end=nope)
-    v = b.slice(kv, axis=3, begin=nope, end=nope + v_dim)  # [b, t, H, v]
-    k = b.concat(k_nope, b.expand(k_rope, axis=2, size=heads), axis=3)  # [b, t, H, nope + rope]
-
-    o = b.attend(q, k, v, rows.seq, rows.pos, scale=config.rope.softmax_scale(config.qk_head_dim))  # [n, H, v]
-    o = b.reshape(o, shape=("n", heads * v_dim))
-    return b.linear(o, p.matrix("o_proj", hidden, heads * v_dim), p.bias("o_proj", hidden, biased)), cache
-
-
-def swiglu(b: Builder, p: Scope, x: Value, hidden: int, width: int) -> Value:
-    """A dense feed-forward network: x [n, hidden] -> [n, hidden]."""
-    gate = b.linear(x, p.matrix("gate_proj", width, hidden))
-    up = b.linear(x, p.matrix("up_proj", width, hidden))
-    return b.linear(b.mul(b.silu(gate), up), p.matrix("down_proj", hidden, width))
-
-
-def mixture(b: Builder, p: Scope, config: DeepseekV3Config, x: Value, forced: Value | None) -> Value:
-    """Mixture of experts with sigmoid routing (section 2.1.2): x [n, hidden] -> [n, hidden]."""
-    hidden, experts, width = config.hidden_size, config.n_routed_experts, config.moe_intermediate_size
-    k = config.num_experts_per_tok
-    scores = b.sigmoid(b.linear(x, p.module.vector(f"{p.prefix}gate.weight", experts, hidden)))  # [n, E]
-    choice = b.bias_add(scores, p.module.vector(f"{p.prefix}gate.e_score_correction_bias", experts))
-    if config.n_group > 1:
-        choice = b.mask_groups(choice, groups=config.n_group, keep=config.topk_group)
-    ids = b.topk(choice, k=k) if forced is None else forced  # [n, k]
-    weights = b.gather(scores, ids)  # the bias chooses, it does not weigh
-    if config.norm_topk_prob:
-        weights = b.normalize(weights)
-    weights = b.scale(weights, by=config.routed_scaling_factor)
-
-    slots = b.expand(x, axis=1, size=k)  # [n, k, hidden]
-    gate = b.expert_linear(slots, p.matrix("experts.gate_proj", experts, width, hidden), ids)
-    up = b.expert_linear(slots, p.matrix("experts.up_proj", experts, width, hidden), ids)
-    down = b.expert_linear(b.mul(b.silu(gate), up), p.matrix("experts.down_proj", experts, hidden, width), ids)
-    y = b.combine(down, weights)
-    if config.n_shared_experts:
-        y = b.add(y, swiglu(b, p / "shared_experts", x, hidden, config.n_shared_experts * width))
-    return y
+def read_config(f: Fields) -> ModelConfig:
+    """The config of config.json; raises as `config.read`."""
+    f.only("scoring_func", "sigmoid", "this family routes by sigmoid")
+    f.only("topk_method", "noaux_tc", "this family routes by biased scores")
+    f.only("moe_layer_freq", 1, "all layers after the dense ones are mixtures of experts")
+    f = f.with_defaults(first_k_dense_replace=3, routed_scaling_factor=2.5)
+    return read(f, mlp_layer_types=first_dense(f), scoring_func="sigmoid", router_bias=True, group_best=2)

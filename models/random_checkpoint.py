@@ -20,7 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .config import DeepseekV3Config, parse_deepseek_v3
+from .config import ModelConfig
+from .definition import parameters
+from .families import parse_config
+from .fields import Fields
 from .presets import PRESETS
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
@@ -39,49 +42,14 @@ SHARD_BYTES = 2 << 30
 CORPUS_CHARACTERS = 2_000_000
 
 
-def tensors(c: DeepseekV3Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the model, as DeepSeek stores them."""
-    hidden, heads, experts = c.hidden_size, c.num_attention_heads, c.n_routed_experts
-    queries = heads * c.qk_head_dim
-    yield "model.embed_tokens.weight", (c.vocab_size, hidden)
-    for layer in range(c.num_hidden_layers):
-        p = f"model.layers.{layer}."
-        yield p + "input_layernorm.weight", (hidden,)
-        linears = {
-            "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, hidden),
-            "o_proj": (hidden, heads * c.v_head_dim),
-        }
-        if c.q_lora_rank is None:
-            linears["q_proj"] = (queries, hidden)
-        else:
-            linears["q_a_proj"] = (c.q_lora_rank, hidden)
-            yield p + "self_attn.q_a_layernorm.weight", (c.q_lora_rank,)
-            yield p + "self_attn.q_b_proj.weight", (queries, c.q_lora_rank)
-        for name, shape in linears.items():
-            yield f"{p}self_attn.{name}.weight", shape
-            if c.attention_bias and name != "q_proj":
-                yield f"{p}self_attn.{name}.bias", shape[:1]
-        yield p + "self_attn.kv_a_layernorm.weight", (c.kv_lora_rank,)
-        yield p + "self_attn.kv_b_proj.weight", (heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank)
-        yield p + "post_attention_layernorm.weight", (hidden,)
-        if not c.is_moe(layer):
-            yield from _swiglu(p + "mlp.", hidden, c.intermediate_size)
+def tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
+    """Name and shape of every tensor of the model as DeepSeek stores it: expert by expert."""
+    for name, shape in parameters(config).items():
+        if len(shape) < 3:
+            yield name, shape
             continue
-        yield p + "mlp.gate.weight", (experts, hidden)
-        yield p + "mlp.gate.e_score_correction_bias", (experts,)
-        for expert in range(experts):
-            yield from _swiglu(f"{p}mlp.experts.{expert}.", hidden, c.moe_intermediate_size)
-        if c.n_shared_experts:
-            yield from _swiglu(p + "mlp.shared_experts.", hidden, c.n_shared_experts * c.moe_intermediate_size)
-    yield "model.norm.weight", (hidden,)
-    if not c.tie_word_embeddings:
-        yield "lm_head.weight", (c.vocab_size, hidden)
-
-
-def _swiglu(prefix: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield prefix + "gate_proj.weight", (width, hidden)
-    yield prefix + "up_proj.weight", (width, hidden)
-    yield prefix + "down_proj.weight", (hidden, width)
+        prefix, _, matrix = name.rpartition("experts.")
+        yield from ((f"{prefix}experts.{expert}.{matrix}", shape[1:]) for expert in range(shape[0]))
 
 
 def write(
@@ -105,7 +73,7 @@ def write(
         "eos_token_id": ids["eos"],
         "torch_dtype": {"bf16": "bfloat16", "f16": "float16"}.get(dtype, "float32"),
     }
-    config = parse_deepseek_v3(data, "preset")
+    config = parse_config(Fields(data, "preset"))
     tokenizer.save(str(folder / "tokenizer.json"))
     _write_json(folder / "config.json", data)
     _write_json(folder / "generation_config.json", {"bos_token_id": ids["bos"], "eos_token_id": ids["eos"]})

@@ -16,7 +16,7 @@ from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Plan, plan_graph
 from deepzig.compiler.weights import Packed, WeightSource, convert
 from deepzig.ir import Module, interpret
-from deepzig.models import DeepseekV3Config
+from deepzig.models import ModelConfig
 from deepzig.runtime.vm import aligned
 from deepzig.targets.registry import find_target
 
@@ -60,9 +60,7 @@ def tensor(array: Array) -> Any:
     return tvm.runtime.from_dlpack(copy)
 
 
-def run(
-    module: Module, c: DeepseekV3Config, seed: int, route: bool, limit: int | None
-) -> Iterator[tuple[Array, Array]]:
+def run(module: Module, c: ModelConfig, seed: int, route: bool, limit: int | None) -> Iterator[tuple[Array, Array]]:
     """Logits of the lowered and of the interpreted graphs."""
     rng = np.random.default_rng(seed)
     values, caches, inputs = parameters(module, rng), states(module, rng), rows(c, rng, route)

@@ -10,8 +10,9 @@ import numpy.typing as npt
 from deepzig.compiler.trace import Bounds, trace
 from deepzig.ir import Module
 from deepzig.ir.interpret import round_to
-from deepzig.models import DeepseekV3Config
-from deepzig.models.config import parse_deepseek_v3
+from deepzig.models import ModelConfig
+from deepzig.models.families import parse_config
+from deepzig.models.fields import Fields
 
 Array = npt.NDArray[Any]
 
@@ -50,12 +51,12 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-def config(**changes: Any) -> DeepseekV3Config:
+def config(**changes: Any) -> ModelConfig:
     """The base config with some fields changed."""
-    return parse_deepseek_v3({**BASE, **changes}, "test")
+    return parse_config(Fields({**BASE, **changes}, "test"))
 
 
-def random_config(rng: np.random.Generator) -> DeepseekV3Config:
+def random_config(rng: np.random.Generator) -> ModelConfig:
     """A config with every size drawn, odd ones too, and every switch thrown."""
     size = lambda low, high: int(rng.integers(low, high))  # noqa: E731
     groups = size(1, 4)
@@ -98,7 +99,7 @@ def states(module: Module, rng: np.random.Generator) -> dict[str, Array]:
     return {s.name: round_to(rng.standard_normal(shapes[s.name]), s.type.dtype) for s in module.states}
 
 
-def rows(c: DeepseekV3Config, rng: np.random.Generator, route: bool = False) -> dict[str, Array]:
+def rows(c: ModelConfig, rng: np.random.Generator, route: bool = False) -> dict[str, Array]:
     """Ragged rows of three sequences at different positions, on scattered pages."""
     starts, counts = (5, 0, 2), (3, 4, 1)
     n = sum(counts)
@@ -121,6 +122,6 @@ def distance(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def traced(c: DeepseekV3Config, dtype: str = "f32", route: bool = False) -> Module:
+def traced(c: ModelConfig, dtype: str = "f32", route: bool = False) -> Module:
     """The traced module."""
     return trace(c, dtype, BOUNDS, route)

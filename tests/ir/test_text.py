@@ -18,9 +18,11 @@ graph decode(%x: f32[n, 8], %pos: i32[n]) {rows=4}:
   %0: f32[n, 8] = rms_norm(%x, @norm) {eps=1e-06}  # somewhere:12
   %1: f32[n, 3] = linear(%0, @w.slice)
   %2: f32[n, 1, 3] = reshape(%1) {shape=('n', 1, 3)}
-  %3.0: i32[n, 2], %3.1: f32[n, 2] = router(%0, @g, _, _) {best=1, groups=1, keep=1, norm_topk_prob=True, scaling=2.5, scoring='sigmoid', top_k=2}
+  %3.0: i32[n, 2], %3.1: f32[n, 2] = router(%0, @g, _, _) ROUTER
   return %2, %3.0
-""".replace("param @norm", "param @g: f32[5, 8]\nparam @norm")
+""".replace("param @norm", "param @g: f32[5, 8]\nparam @norm").replace(
+    "ROUTER", "{best=1, groups=1, keep=1, norm_topk_prob=True, scaling=2.5, scoring='sigmoid', top_k=2}"
+)
 
 
 def test_show_of_parse_is_the_text() -> None:
