@@ -48,6 +48,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "no-q-lora": {"q_lora_rank": None, "attention_bias": False},
     "one-group": {"n_group": 1, "topk_group": 1, "norm_topk_prob": False},
     "no-shared": {"n_shared_experts": 0, "rope_interleave": False},
+    "softmax": {"model_type": "deepseek_v2", "topk_method": "group_limited_greedy"},
 }
 
 
@@ -60,7 +61,10 @@ def random_config(rng: np.random.Generator) -> ModelConfig:
     """A config with every size drawn, odd ones too, and every switch thrown."""
     size = lambda low, high: int(rng.integers(low, high))  # noqa: E731
     groups = size(1, 4)
+    family = str(rng.choice(["deepseek_v2", "deepseek_v3", "glm4_moe_lite"]))
     return config(
+        model_type=family,
+        topk_method=str(rng.choice(["greedy", "group_limited_greedy"])) if family == "deepseek_v2" else None,
         hidden_size=size(9, 40),
         intermediate_size=size(5, 50),
         moe_intermediate_size=size(3, 20),

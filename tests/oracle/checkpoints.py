@@ -118,7 +118,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "rope_parameters": {**YARN, "mscale_all_dim": 0.0},
     },
     "all-dense": {"first_k_dense_replace": 3, "attention_bias": True, "q_lora_rank": None},
-    "v2-lite": {**V2, "model_type": "deepseek_v2", "q_lora_rank": None, "n_shared_experts": 2, "num_experts_per_tok": 3},
+    "v2-lite": {
+        **V2,
+        "model_type": "deepseek_v2",
+        "q_lora_rank": None,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": 3,
+    },
     "v2-groups": {
         **V2,
         "model_type": "deepseek_v2",
