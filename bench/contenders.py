@@ -1,6 +1,6 @@
 """DeepZig and transformers behind one interface, each in a process of its own.
 
-As a program (`contenders.py deepzig FOLDER THREADS`) it starts cold and writes a byte at the first token.
+As a program (`contenders.py transformers FOLDER THREADS`) it starts cold and writes a byte at the first token.
 """
 
 from __future__ import annotations

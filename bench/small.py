@@ -97,13 +97,14 @@ def compile_rows(checkpoint: Path, artifact: Path, largest: int) -> list[Row]:
 def first_token_row(folders: dict[str, Path], threads: int, rounds: int) -> Row:
     """Seconds from process start to the first token, files in the page cache."""
 
-    def cold(name: str) -> float:
-        program = [sys.executable, str(HERE / "contenders.py"), name, str(folders[name]), str(threads)]
-        return seconds_to_first_byte(program)
-
-    for name in CONTENDERS:
-        cold(name)
-    times = [[cold(name) for name in CONTENDERS] for _ in range(rounds)]
+    ask = ["run", str(folders["deepzig"]), "The quick brown fox", "--max-tokens", "1", "--threads", str(threads)]
+    programs = [
+        [str(BIN / "deepzig"), *ask],
+        [sys.executable, str(HERE / "contenders.py"), "transformers", str(folders["transformers"]), str(threads)],
+    ]
+    for program in programs:
+        seconds_to_first_byte(program)
+    times = [[seconds_to_first_byte(program) for program in programs] for _ in range(rounds)]
     ours, theirs = map(statistics.median, zip(*times, strict=True))
     return Row("first token from start", "s", ours, theirs, FIRST_TOKEN_SECONDS)
 

@@ -59,7 +59,10 @@ def group(traceback: bool) -> None:
 
 def main(arguments: list[str] | None = None) -> None:
     """Entry point: errors take three lines and exit with 2, Ctrl-C with 130."""
-    arguments = sys.argv[1:] if arguments is None else arguments
+    if arguments is None:
+        arguments = sys.argv[1:]
+        # tvm_ffi imports PyTorch wherever it is installed, which takes a second or two; no command has a use for it
+        sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     try:
         group.main(arguments, prog_name="deepzig", standalone_mode=False)
     except DeepZigError as error:
