@@ -6,7 +6,7 @@ spell the RoPE fields differently.
 
 from __future__ import annotations
 
-import math
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +17,14 @@ from deepzig.errors import DeepZigError
 from .rope import RopeConfig
 
 MEND = "correct config.json"
+
+MAX_SIZE = 2**31 - 1
+"""Positions, rows and ids are int32."""
+
+DEFAULTS: Mapping[str, Any] = {
+    "bos_token_id": 0, "eos_token_id": 1, "n_group": 8, "n_shared_experts": 1, "q_lora_rank": 1536, "topk_group": 4,
+}  # fmt: skip
+"""What transformers' DeepseekV3Config takes for a field that is absent; a null means that the model has no such thing."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +104,8 @@ class Fields:
             raise self.fail(name, "the field is missing")
         if type(value) is not int or value < least:
             raise self.fail(name, f"{value!r} is not a whole number from {least}")
+        if value > MAX_SIZE:
+            raise self.fail(name, f"{value} is above {MAX_SIZE}")
         return value
 
     def number(self, name: str, default: float | None = None, least: float = 0.0) -> float:
@@ -105,7 +115,7 @@ class Fields:
             value = default
         if value is None:
             raise self.fail(name, "the field is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= least:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value <= sys.float_info.max:
             raise self.fail(name, f"{value!r} is not a number above {least:g}")
         return float(value)
 
@@ -139,7 +149,7 @@ def parse_deepseek_v3(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
     Raises:
         DeepZigError: a field is missing, of the wrong type, out of range, or at odds with another.
     """
-    f = Fields(data, source)
+    f = Fields({**DEFAULTS, **data}, source)
     f.only("hidden_act", "silu", "experts are SwiGLU")
     f.only("scoring_func", "sigmoid", "deepseek_v3 routes by sigmoid")
     f.only("topk_method", "noaux_tc", "deepseek_v3 routes by biased scores")
@@ -155,7 +165,7 @@ def parse_deepseek_v3(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
         first_k_dense_replace=f.integer("first_k_dense_replace", 3, least=0),
         moe_layer_freq=f.integer("moe_layer_freq", 1),
         num_attention_heads=f.integer("num_attention_heads"),
-        q_lora_rank=None if data.get("q_lora_rank") is None else f.integer("q_lora_rank"),
+        q_lora_rank=None if f.data.get("q_lora_rank") is None else f.integer("q_lora_rank"),
         kv_lora_rank=f.integer("kv_lora_rank"),
         qk_nope_head_dim=f.integer("qk_nope_head_dim"),
         qk_rope_head_dim=f.integer("qk_rope_head_dim"),
@@ -210,11 +220,11 @@ ROPE_KINDS = {"default": "default", "yarn": "yarn"}
 def _parse_rope(f: Fields) -> RopeConfig:
     """RoPE, in transformers' spelling (rope_parameters) or DeepSeek's (rope_theta and rope_scaling)."""
     name = "rope_parameters" if f.data.get("rope_parameters") is not None else "rope_scaling"
-    data = f.data.get(name) or {}
+    data = {} if f.data.get(name) is None else f.data[name]
     if not isinstance(data, Mapping):
         raise f.fail(name, f"{data!r} is not an object")
     kind = data.get("rope_type", data.get("type", "default"))
-    if kind not in ROPE_KINDS:
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise f.fail(name, f"RoPE of type {kind!r} is not supported", f"use one of {', '.join(ROPE_KINDS)}")
     r = Fields(data, f"{f.source}, {name}")
     theta = r.number("rope_theta") if data.get("rope_theta") is not None else f.number("rope_theta", 10000.0)
@@ -256,8 +266,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DeepZigError(
             f"the file can't be read: {error.strerror}", str(path), "name a Hugging Face checkpoint folder"
         ) from None
-    except ValueError as error:
-        raise DeepZigError(f"the file is not JSON: {error}", str(path), "download or write the file again") from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DeepZigError(f"the file is not JSON: {why}", str(path), "download or write the file again") from None
     if not isinstance(data, dict):
         raise DeepZigError("the file is not a JSON object", str(path), "download or write the file again")
     return data
