@@ -96,7 +96,6 @@ def compile_rows(checkpoint: Path, artifact: Path, largest: int) -> list[Row]:
 
 def first_token_row(folders: dict[str, Path], threads: int, rounds: int) -> Row:
     """Seconds from process start to the first token, files in the page cache."""
-
     ask = ["run", str(folders["deepzig"]), "The quick brown fox", "--max-tokens", "1", "--threads", str(threads)]
     programs = [
         [str(BIN / "deepzig"), *ask],

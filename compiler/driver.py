@@ -18,6 +18,7 @@ from deepzig.ir import Module, Value, show
 from deepzig.models import read_config
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import ModelConfig
+from deepzig.models.locate import locate
 from deepzig.targets.registry import DEFAULT, find_target
 
 from .pipeline import pass_names, run_pipeline
@@ -80,7 +81,7 @@ def fuse(source: Path, options: Options) -> tuple[ModelConfig, Checkpoint, Modul
     """
     if options.dtype not in DTYPES:
         raise DeepZigError(f"no dtype is called {options.dtype!r}", "--dtype", f"choose from {', '.join(DTYPES)}")
-    config = read_config(source)
+    config = read_config(locate(source))
     checkpoint = Checkpoint(source)
     module = trace(config, options.dtype, options.bounds, options.debug_route)
     expected = {v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants}

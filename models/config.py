@@ -153,7 +153,7 @@ def _check_together(c: ModelConfig, f: Fields) -> None:
         raise f.fail("topk_group", f"{c.topk_group} groups can't be kept of {c.n_group}")
     group = c.n_routed_experts // c.n_group
     if c.n_group > 1 and group < c.group_best:
-        raise f.fail("n_group", f"a group of {group} has no {c.group_best} best experts")
+        raise f.fail("n_group", "a group of one expert has no two best scores")
     if c.num_experts_per_tok > group * c.topk_group:
         raise f.fail(
             "num_experts_per_tok", f"{c.num_experts_per_tok} experts can't be chosen of {group * c.topk_group}"
@@ -172,11 +172,11 @@ ROPE_KINDS = ("default", "yarn")
 def _rope(f: Fields) -> RopeConfig:
     """RoPE, in transformers' spelling (rope_parameters) or DeepSeek's (rope_theta and rope_scaling)."""
     name = "rope_parameters" if f.data.get("rope_parameters") is not None else "rope_scaling"
-    data = f.data.get(name) or {}
+    data = {} if f.data.get(name) is None else f.data[name]
     if not isinstance(data, Mapping):
         raise f.fail(name, f"{data!r} is not an object")
     kind = data.get("rope_type", data.get("type", "default"))
-    if kind not in ROPE_KINDS:
+    if not isinstance(kind, str) or kind not in ROPE_KINDS:
         raise f.fail(name, f"RoPE of type {kind!r} is not supported", f"use one of {', '.join(ROPE_KINDS)}")
     r = Fields(data, f"{f.source}, {name}")
     for fields in (f, r):

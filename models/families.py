@@ -59,6 +59,10 @@ def read_config(folder: Path) -> ModelConfig:
     path = folder / "config.json"
     config = parse_config(Fields(read_json(path), str(path)))
     generation = folder / "generation_config.json"
-    if generation.is_file() and (ids := Fields(read_json(generation), str(generation)).ids("eos_token_id")):
+    if generation.is_file():
+        fields = Fields(read_json(generation), str(generation))
+        ids = fields.ids("eos_token_id") or config.eos_token_ids
+        if any(i >= config.vocab_size for i in ids):
+            raise fields.fail("eos_token_id", f"a token id is beyond the vocabulary of {config.vocab_size}")
         config = replace(config, eos_token_ids=ids)
     return config

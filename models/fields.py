@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-import math
+import sys
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +12,9 @@ from typing import Any
 from deepzig.errors import DeepZigError
 
 MEND = "correct config.json"
+
+MAX_SIZE = 2**31 - 1
+"""Positions, rows and ids are int32."""
 
 
 @dataclass(frozen=True)
@@ -26,9 +29,8 @@ class Fields:
         return DeepZigError(what, f"{self.source}, field {name}", hint)
 
     def with_defaults(self, **values: Any) -> Fields:
-        """The same fields, with these values where one is missing or null."""
-        given = {name: value for name, value in self.data.items() if value is not None or name not in values}
-        return Fields({**values, **given}, self.source)
+        """The same fields, with these values where one is absent; a null stays: the model has no such thing."""
+        return Fields({**values, **self.data}, self.source)
 
     def with_values(self, **values: Any) -> Fields:
         """The same fields, with these values whatever the file says."""
@@ -43,6 +45,8 @@ class Fields:
             raise self.fail(name, "the field is missing")
         if type(value) is not int or value < least:
             raise self.fail(name, f"{value!r} is not a whole number from {least}")
+        if value > MAX_SIZE:
+            raise self.fail(name, f"{value} is above {MAX_SIZE}")
         return value
 
     def number(self, name: str, default: float | None = None, least: float = 0.0) -> float:
@@ -52,7 +56,7 @@ class Fields:
             value = default
         if value is None:
             raise self.fail(name, "the field is missing")
-        if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= least:
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not least < value <= sys.float_info.max:
             raise self.fail(name, f"{value!r} is not a number above {least:g}")
         return float(value)
 
@@ -101,8 +105,9 @@ def read_json(path: Path) -> dict[str, Any]:
         raise DeepZigError(
             f"the file can't be read: {error.strerror}", str(path), "name a Hugging Face checkpoint folder"
         ) from None
-    except ValueError as error:
-        raise DeepZigError(f"the file is not JSON: {error}", str(path), "download or write the file again") from None
+    except (ValueError, RecursionError) as error:
+        why = "it is nested too deeply" if isinstance(error, RecursionError) else error
+        raise DeepZigError(f"the file is not JSON: {why}", str(path), "download or write the file again") from None
     if not isinstance(data, dict):
         raise DeepZigError("the file is not a JSON object", str(path), "download or write the file again")
     return data

@@ -1,6 +1,7 @@
 """Rotary frequencies and scales, with YaRN (Peng et al., 2023) as DeepSeek uses it.
 
-After transformers/modeling_rope_utils.py and DeepseekV3Attention, whose f32 arithmetic `inv_freq` follows step by step.
+After transformers/modeling_rope_utils.py and DeepseekV3Attention, whose f32 arithmetic `inv_freq` follows step by step;
+only the power is taken in f64 and rounded, since f32 powers differ from library to library.
 """
 
 from __future__ import annotations
@@ -43,7 +44,7 @@ class RopeConfig:
     def inv_freq(self, dim: int) -> npt.NDArray[np.float32]:
         """Radians per position of each pair, f32 [dim / 2]."""
         exponent = np.arange(0, dim, 2, dtype=np.float32) / np.float32(dim)
-        period = np.power(np.float32(self.theta), exponent)
+        period = np.power(self.theta, exponent, dtype=np.float64).astype(np.float32)
         if self.kind == "default":
             return np.asarray(1 / period, np.float32)
         low, high = (self._dimension(beta, dim) for beta in (self.beta_fast, self.beta_slow))

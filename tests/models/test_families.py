@@ -18,8 +18,10 @@ SUPPORTED = "  fix: use a model of deepseek_v2, deepseek_v3, glm4_moe_lite, kimi
 
 
 def parse(**changes: Any) -> ModelConfig:
+    """The tiny model with some fields changed, and those of `absent` left out."""
+    absent = changes.pop("absent", ())
     data = {**PRESETS["tiny"], "scoring_func": None, "topk_method": None, **changes}
-    return parse_config(Fields(data, "config.json"))
+    return parse_config(Fields({k: v for k, v in data.items() if k not in absent}, "config.json"))
 
 
 def refusal(**changes: Any) -> list[str]:
@@ -101,7 +103,7 @@ def test_fields_that_a_family_does_not_have_are_refused(changes: dict[str, Any],
 
 
 def test_deepseek_v3() -> None:
-    config = parse(first_k_dense_replace=None, routed_scaling_factor=None)
+    config = parse(absent=("first_k_dense_replace", "routed_scaling_factor"))
     assert config.mlp_layer_types == ("dense", "dense", "dense", "sparse")
     assert (config.scoring_func, config.router_bias, config.group_best) == ("sigmoid", True, 2)
     assert config.routed_scaling_factor == 2.5
@@ -114,8 +116,8 @@ def test_kimi_k2_is_deepseek_v3() -> None:
 @pytest.mark.parametrize(("method", "groups"), [("greedy", (1, 1)), ("group_limited_greedy", (2, 1)), (None, (1, 1))])
 def test_deepseek_v2(method: str | None, groups: tuple[int, int]) -> None:
     config = parse(
-        model_type="deepseek_v2", topk_method=method, norm_topk_prob=True, routed_scaling_factor=None,
-        first_k_dense_replace=None, rope_interleave=False,
+        model_type="deepseek_v2", topk_method=method, norm_topk_prob=True, rope_interleave=False,
+        absent=("first_k_dense_replace", "routed_scaling_factor"),
     )  # fmt: skip
     assert config.mlp_layer_types == ("sparse",) * 4
     assert (config.scoring_func, config.router_bias, config.group_best) == ("softmax", False, 1)
@@ -124,7 +126,9 @@ def test_deepseek_v2(method: str | None, groups: tuple[int, int]) -> None:
 
 
 def test_glm() -> None:
-    config = parse(model_type="glm4_moe_lite", rms_norm_eps=None, routed_scaling_factor=None, first_k_dense_replace=3)
+    config = parse(
+        model_type="glm4_moe_lite", first_k_dense_replace=3, absent=("rms_norm_eps", "routed_scaling_factor")
+    )
     assert config.mlp_layer_types == ("dense", "sparse", "sparse", "sparse")
     assert (config.rms_norm_eps, config.routed_scaling_factor) == (1e-5, 1.8)
     kinds = ["sparse", "dense", "dense", "sparse"]
