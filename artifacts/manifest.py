@@ -13,6 +13,9 @@ FORMAT = 1
 ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4}
 """Bytes of an element, by the names of the IR."""
 
+ENTRY_POINTS = ("prefill", "decode", "sample")
+"""What every artifact has; there may be more."""
+
 MEND = "compile the model again"
 
 
@@ -67,6 +70,7 @@ class Manifest:
     entry_points: Mapping[str, EntryPoint]
     bounds: Bounds
     cache: tuple[TensorSpec, ...]
+    weights: tuple[TensorSpec, ...]
     memory: Mapping[str, int]
     passes: tuple[str, ...]
     kernels: Mapping[str, Any]
@@ -99,6 +103,7 @@ class Manifest:
             },
             "bounds": vars(self.bounds),
             "cache": list(map(spec, self.cache)),
+            "weights": list(map(spec, self.weights)),
             "passes": list(self.passes),
             "files": {name: vars(f) for name, f in self.files.items()},
         }
@@ -147,6 +152,7 @@ class Manifest:
             },
             bounds=Bounds(**{n: r.count(bounds.get(n), f"bounds.{n}", least=1) for n in names}),
             cache=r.specs(top.get("cache"), "cache"),
+            weights=r.specs(top.get("weights"), "weights"),
             memory={k: r.count(v, f"memory.{k}") for k, v in r.object(top.get("memory"), "memory").items()},
             passes=r.texts(top.get("passes"), "passes"),
             kernels=r.object(top.get("kernels"), "kernels"),
@@ -157,7 +163,28 @@ class Manifest:
             r.text(manifest.abi.get(key), f"abi.{key}")
         for key in ("vocab_size", "num_hidden_layers"):
             r.count(manifest.model.get(key), f"model.{key}", least=1)
+        for token in r.list(manifest.model.get("eos_token_ids"), "model.eos_token_ids"):
+            r.count(token, "model.eos_token_ids entry")
+        _check_references(manifest, r)
         return manifest
+
+
+def _check_references(manifest: Manifest, r: _Reader) -> None:
+    """What the fields say of each other."""
+    for name in ENTRY_POINTS:
+        if name not in manifest.entry_points:
+            raise r.fail("entry_points", f"lack {name}")
+    caches, weights = ({t.name for t in group} for group in (manifest.cache, manifest.weights))
+    for name, point in manifest.entry_points.items():
+        for field, used, known in (("states", point.states, caches), ("weights", point.weights, weights)):
+            if unknown := sorted(set(used) - known):
+                raise r.fail(f"entry_points.{name}.{field}", f"name {unknown[0]}, which is not listed")
+    for tensor in manifest.weights:
+        if not all(isinstance(d, int) for d in tensor.shape):
+            raise r.fail(f"weights {tensor.name} shape", "is not fixed")
+    bounds = manifest.bounds
+    if bounds.rows < max(bounds.chunk, bounds.decode_rows):
+        raise r.fail("bounds.rows", "is less than a chunk")
 
 
 @dataclass(frozen=True)
@@ -195,7 +222,7 @@ class _Reader:
     def spec(self, value: Any, field: str) -> TensorSpec:
         data = self.object(value, field)
         name, dtype = self.text(data.get("name"), f"{field} name"), data.get("dtype")
-        if dtype not in ITEM_BYTES:
+        if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise self.fail(f"{field} {name}", f"has an unknown type {dtype!r}")
         dims = self.list(data.get("shape"), f"{field} {name} shape")
         return TensorSpec(

@@ -18,7 +18,7 @@ from deepzig.tensorfile import TensorEntry, read_header
 
 from .cpu_features import detect
 from .manifest import Manifest
-from .writer import ALIGNMENT, COPY_BYTES, MANIFEST
+from .writer import ALIGNMENT, COPY_BYTES, MANIFEST, STORED
 
 COPY_AGAIN = "copy or compile the artifact again"
 MAX_MANIFEST = 64 << 20
@@ -78,8 +78,11 @@ def _read_manifest(path: Path) -> Manifest:
         if file.stat().st_size > MAX_MANIFEST:
             raise DeepZigError("the manifest is too large", str(file), COPY_AGAIN)
         text = file.read_text(encoding="utf-8")
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile") from None
+    except OSError as error:
+        what = f"the manifest can't be read: {error.strerror}"
+        raise DeepZigError(what, str(file), "check its permissions") from None
     except UnicodeDecodeError:
         raise DeepZigError("the manifest is not UTF-8", str(file), COPY_AGAIN) from None
     return Manifest.from_text(text, str(file))
@@ -127,6 +130,8 @@ def _entries(artifact: Artifact) -> Iterator[tuple[Path, TensorEntry]]:
 
 
 def _check_weights(artifact: Artifact) -> None:
+    """Every weight is there once, aligned, and of the type and shape that the code takes it for."""
+    wanted = {spec.name: (STORED[spec.dtype], spec.shape) for spec in artifact.manifest.weights}
     seen: set[str] = set()
     for path, entry in _entries(artifact):
         where = f"{path}, tensor {entry.name}"
@@ -134,11 +139,15 @@ def _check_weights(artifact: Artifact) -> None:
             raise DeepZigError("a weight is in two files", where, COPY_AGAIN)
         if entry.begin % ALIGNMENT:
             raise DeepZigError(f"a weight is not aligned to {ALIGNMENT} bytes", where, COPY_AGAIN)
+        dtype, shape = wanted.get(entry.name, (entry.dtype, entry.shape))
+        if (entry.dtype, entry.shape) != (dtype, shape):
+            raise DeepZigError(
+                f"a weight is {entry.dtype}{list(entry.shape)}, not {dtype}{list(shape)}", where, COPY_AGAIN
+            )
         seen.add(entry.name)
-    for name, point in artifact.manifest.entry_points.items():
-        for weight in point.weights:
-            if weight not in seen:
-                raise DeepZigError(f"a weight of {name} is missing", f"{artifact.path}, tensor {weight}", COPY_AGAIN)
+    for name in wanted:
+        if name not in seen:
+            raise DeepZigError("a weight is missing", f"{artifact.path}, tensor {name}", COPY_AGAIN)
 
 
 def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[Any]]]:

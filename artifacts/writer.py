@@ -47,13 +47,10 @@ class ArtifactWriter:
 
     def __init__(self, out: Path, force: bool = False, shard_bytes: int = SHARD_BYTES) -> None:
         self.out = out
+        self._force = force
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
-        if out.exists() and not _replaceable(out, force):
-            hint = "choose another folder, or replace it with --force"
-            if not (out / MANIFEST).is_file():
-                hint = "choose another folder; only an artifact is ever replaced"
-            raise DeepZigError("the output folder is not empty", str(out), hint)
+        _check_free(out, force)
         with _disk(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
@@ -91,15 +88,28 @@ class ArtifactWriter:
         with _disk(self.out):
             with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
                 file.write(text)
+                file.flush()
                 _sync(file.fileno())
             self._folder.chmod(0o755)
-            old = None
+            _check_free(self.out, self._force)  # compiling took a while
             if self.out.exists():
-                old = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent)) / "artifact"
-                os.rename(self.out, old)
+                self._replace()
+            else:
+                os.rename(self._folder, self.out)
+
+    def _replace(self) -> None:
+        """Put the new folder in the place of the old one, which comes back if that fails."""
+        aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
+        old = aside / "artifact"
+        try:
+            os.rename(self.out, old)
             os.rename(self._folder, self.out)
-            if old is not None:
-                shutil.rmtree(old.parent, ignore_errors=True)
+        except BaseException:
+            if old.exists() and not self.out.exists():
+                os.rename(old, self.out)
+            raise
+        finally:
+            shutil.rmtree(aside, ignore_errors=True)
 
 
 @dataclass(frozen=True)
@@ -129,6 +139,8 @@ class WeightWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if kind is None:
+            if self._queue:
+                raise ValueError(f"{self._queue[0][1].name} was declared and not written")
             with _disk(self._out):
                 self._close()
         elif self._open is not None:
@@ -230,10 +242,17 @@ class _disk:  # noqa: N801
         raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(self._out), hint) from error
 
 
-def _replaceable(out: Path, force: bool) -> bool:
+def _check_free(out: Path, force: bool) -> None:
+    """Refuse a place that holds anything but an empty folder, or an artifact that may be replaced."""
+    if not out.exists() or (out.is_dir() and not any(out.iterdir())):
+        return
     if not out.is_dir():
-        return False
-    return not any(out.iterdir()) or (force and (out / MANIFEST).is_file())
+        raise DeepZigError("the output is a file", str(out), "choose another folder")
+    artifact = (out / MANIFEST).is_file()
+    if not (artifact and force):
+        mend = "or replace it with --force" if artifact else "only an artifact is ever replaced"
+        joint = ", " if artifact else "; "
+        raise DeepZigError("the output folder is not empty", str(out), f"choose another folder{joint}{mend}")
 
 
 def _aligned(size: int) -> int:
@@ -242,5 +261,8 @@ def _aligned(size: int) -> int:
 
 def _sync(descriptor: int) -> None:
     """Have the bytes on the disk before the rename makes them an artifact."""
-    with suppress(OSError):  # not every file system can
+    try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP):  # not every file system can
+            raise

@@ -19,6 +19,7 @@ from deepzig.models import read_config
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import ModelConfig
 from deepzig.models.locate import locate
+from deepzig.models.side_files import side_files
 from deepzig.targets.registry import DEFAULT, find_target
 
 from .pipeline import pass_names, run_pipeline
@@ -28,9 +29,6 @@ from .weights import Packed, WeightSource
 
 DTYPES = ("f32", "bf16", "f16")
 CODE = "model.so"
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-"""Copied from the checkpoint where they exist."""
-
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
@@ -123,9 +121,8 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
         progress("kernels", 1, 1)
         writer.add_file(CODE, code)
         writer.add_file(f"lib/{RUNTIME_LIBRARY}", runtime_library())
-        for name in SIDE_FILES:
-            if (source / name).is_file():
-                writer.add_file(name, source / name)
+        for name, content in side_files(source):
+            writer.add_file(name, content)
         size = _write_weights(writer, plans, WeightSource(module, checkpoint), progress)
         manifest = {
             "format": FORMAT,
@@ -137,6 +134,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, config),
             "cache": [_tensor(t) for t in plans[0].states],
+            "weights": [_tensor(w) for w in _weights(plans)],
             "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(plans[0].states)},
             "passes": pass_names(),
             "kernels": _kernels(plans),
@@ -150,7 +148,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
 def _write_weights(
     writer: ArtifactWriter, plans: Sequence[Plan], source: WeightSource, progress: Progress
 ) -> int:  # fmt: skip
-    weights: list[Packed] = list(dict.fromkeys(w for plan in plans for w in plan.weights))
+    weights = _weights(plans)
     total = sum(_bytes(w.type.dtype, tuple(map(int, w.type.shape))) for w in weights)
     done = 0
     with writer.weights() as file:
@@ -161,6 +159,10 @@ def _write_weights(
             done += _bytes(weight.type.dtype, tuple(map(int, weight.type.shape)))
             progress("weights", done, total)
     return total
+
+
+def _weights(plans: Sequence[Plan]) -> list[Packed]:
+    return list(dict.fromkeys(w for plan in plans for w in plan.weights))
 
 
 def _bytes(dtype: str, shape: tuple[int, ...]) -> int:
@@ -174,7 +176,7 @@ def _cache_bytes(states: Sequence[Tensor]) -> int:
     return sum(_bytes(t.type.dtype, (int(t.type.shape[-1]),)) for t in states)
 
 
-def _tensor(tensor: Tensor | Value) -> dict[str, Any]:
+def _tensor(tensor: Tensor | Value | Packed) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.type.dtype, "shape": list(tensor.type.shape)}
 
 

@@ -2,7 +2,7 @@
 
 from deepzig.artifacts.manifest import Manifest
 
-from .model import Model, Piece, Result, load
+from .model import Choice, Model, Piece, Result, load
 from .sampling import SamplingOptions, TokenLogprob
 
-__all__ = ["Manifest", "Model", "Piece", "Result", "SamplingOptions", "TokenLogprob", "load"]
+__all__ = ["Choice", "Manifest", "Model", "Piece", "Result", "SamplingOptions", "TokenLogprob", "load"]

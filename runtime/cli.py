@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from .model import Model, Piece, Prompt, load
+from .model import Model, Piece, load
+from .prompt import Prompt
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--max-tokens", {"type": click.IntRange(1), "help": "The most tokens to generate."}),
@@ -79,7 +80,8 @@ def run(
         watch = _Watch(start)
         if as_json:
             result = model.generate(text, **_given(options))
-            click.echo(json.dumps(asdict(result), ensure_ascii=False))
+            answer = {name: value for name, value in asdict(result).items() if name != "choices"}
+            click.echo(json.dumps(answer, ensure_ascii=False))
             return
         for piece in watch.each(model.stream(text, **_given(options))):
             click.echo(piece.text, nl=False)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,34 +18,48 @@ from deepzig.errors import DeepZigError
 
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
+from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
+from .rows import check_range, checked_rows
 from .sampling import SamplingOptions, TokenLogprob, logprob_of
 from .text import Detokenizer, StopFinder
 from .tokenizer import Tokenizer
 
 Array = npt.NDArray[Any]
-Prompt = str | Sequence[Mapping[str, Any]] | Sequence[int]
-"""A text, chat messages, or token ids."""
+F32 = npt.NDArray[np.float32]
 
 DEFAULT_CACHE_TOKENS = 16384
+END = -1
+"""The token_id of a piece that holds only the rest of the text, after an end token."""
 
 
 @dataclass(frozen=True)
-class Result:
-    """An answer.
+class Choice:
+    """One answer.
 
     Attributes:
         text: what the tokens say, up to where it ended.
         token_ids: the generated tokens, the end token not among them.
         finish_reason: `stop` (an end token or a stop text) or `length`.
         logprobs: one entry a token, if they were asked for.
-        prompt_tokens: length of the prompt in tokens.
     """
 
     text: str
     token_ids: tuple[int, ...]
     finish_reason: str
     logprobs: tuple[TokenLogprob, ...] | None
+
+
+@dataclass(frozen=True)
+class Result(Choice):
+    """The first answer, and all of them.
+
+    Attributes:
+        prompt_tokens: length of the prompt in tokens.
+        choices: the `n` answers.
+    """
+
     prompt_tokens: int
+    choices: tuple[Choice, ...]
 
 
 @dataclass(frozen=True)
@@ -85,8 +100,13 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Stop the model's thread."""
+        """Stop the model's thread and free its memory."""
         self.backend.close()
+
+    @property
+    def context(self) -> int:
+        """The most tokens of a prompt and its answer: what the model was made for, or what the cache holds."""
+        return min(self.manifest.bounds.positions, self.pool.tokens)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of a text, with a beginning-of-sequence token where the tokenizer adds one."""
@@ -96,50 +116,75 @@ class Model:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(token_ids)
 
-    def generate(self, prompt: Prompt, **options: Any) -> Result:
-        """Answer a prompt; the options are those of `SamplingOptions`.
+    def generate(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Result:
+        """Answer a prompt.
+
+        Args:
+            prompt: a text, chat messages or token ids.
+            tools: as in `ChatOptions`.
+            chat_template: as in `ChatOptions`.
+            chat_template_kwargs: as in `ChatOptions`.
+            options: those of `SamplingOptions`.
 
         Raises:
             DeepZigError: an option or a prompt that does not fit, or a full cache.
         """
-        tokens, parsed = self._tokens(prompt), SamplingOptions.parse(options)
-        pieces = list(self._stream(tokens, parsed))
-        last = pieces[-1].finish_reason if pieces else None
-        shown = [p for p in pieces if p.token_id >= 0]
-        return Result(
-            text="".join(p.text for p in pieces),
-            token_ids=tuple(p.token_id for p in shown),
-            finish_reason=last or "length",
-            logprobs=tuple(p.logprob for p in shown if p.logprob) if parsed.logprobs else None,
-            prompt_tokens=len(tokens),
-        )
+        parsed = self._options(options)
+        tokens = self._prompt(prompt, ChatOptions(tools, chat_template, chat_template_kwargs or {}))
+        seed = _seed(parsed)
+        with CacheSequence(self.pool) as sequence:
+            logits = self._read_prompt(tokens, sequence)
+            # one after another on the pages of the prompt: each writes over what the one before wrote after them
+            choices = tuple(
+                _choice(self._answer(tokens, parsed, parsed.key(seed, i), sequence, logits), parsed.logprobs)
+                for i in range(parsed.n)
+            )
+        return Result(**vars(choices[0]), prompt_tokens=len(tokens), choices=choices)
 
-    def stream(self, prompt: Prompt, **options: Any) -> Iterator[Piece]:
-        """As `generate`, one piece per token as it comes."""
-        tokens, parsed = self._tokens(prompt), SamplingOptions.parse(options)
+    def stream(
+        self,
+        prompt: Prompt,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        **options: Any,
+    ) -> Iterator[Piece]:
+        """As `generate`, one piece per token as it comes; what does not fit is told at once."""
+        parsed = self._options(options)
+        if parsed.n > 1:
+            raise DeepZigError(f"a stream has one answer, not {parsed.n}", "option n", "use generate, or n=1")
+        tokens = self._prompt(prompt, ChatOptions(tools, chat_template, chat_template_kwargs or {}))
         return self._stream(tokens, parsed)
 
-    def logits(self, token_ids: Sequence[int], route: Array | None = None) -> npt.NDArray[np.float32]:
+    def logits(self, token_ids: Sequence[int], route: Array | None = None) -> F32:
         """Logits of all positions, f32 [n, vocab].
 
         Args:
             token_ids: the text.
             route: the expert choice to force, i32 [n, MoE layers, k], for an artifact made with --debug-route.
         """
-        tokens = self._checked(token_ids)
+        tokens = self._fitting(token_ids, self.context)
         parts = []
         with CacheSequence(self.pool) as sequence:
             for begin, end in self._cuts(len(tokens)):
                 sequence.reserve(end)
-                wanted = np.arange(end - begin)
                 forced = None if route is None else np.asarray(route)[begin:end]
-                parts.append(self._forward_one(tokens[begin:end], begin, sequence, wanted, forced))
+                parts.append(self._forward_one(tokens[begin:end], begin, sequence, range(end - begin), forced))
         return np.concatenate(parts)
 
     def forward(
         self, tokens: Array, seq: Array, pos: Array, block_table: Array, out_rows: Array, route: Array | None = None,
         entry: str | None = None,
-    ) -> npt.NDArray[np.float32]:  # fmt: skip
+    ) -> F32:  # fmt: skip
         """Run rows of several sequences at once.
 
         Args:
@@ -155,47 +200,42 @@ class Model:
             f32 [r, vocab].
 
         Raises:
-            DeepZigError: ids, positions or pages out of range (kernels do not check them).
+            DeepZigError: ids, positions or pages out of range, or rows in disorder (kernels do not check them).
         """
-        bounds = self.manifest.bounds
-        vocab = int(self.manifest.model["vocab_size"])
-        page_of = pos // bounds.page_size
-        _check("tokens", tokens, 0, vocab)
-        _check("seq", seq, 0, len(block_table))
-        _check("pos", pos, 0, min(bounds.positions, block_table.shape[1] * bounds.page_size))
-        _check("block_table", block_table, 0, self.pool.count)
-        _check("out_rows", out_rows, 0, len(tokens))
-        if not len(tokens) == len(seq) == len(page_of) or not 0 < len(tokens) <= bounds.rows:
-            raise DeepZigError(f"{len(tokens)} rows do not fit", "forward", f"give 1 to {bounds.rows} rows")
+        given = {"tokens": tokens, "seq": seq, "pos": pos, "block_table": block_table, "out_rows": out_rows}
+        inputs = checked_rows(self.manifest, self.pool.count, given if route is None else {**given, "route": route})
         if entry is None:
-            _, counts = np.unique(seq, return_counts=True)
-            entry = "prefill" if counts.max() > bounds.decode_rows else "decode"
-        inputs = {"tokens": tokens, "seq": seq, "pos": pos, "block_table": block_table, "out_rows": out_rows}
+            longest = np.bincount(inputs["seq"]).max()
+            entry = "prefill" if longest > self.manifest.bounds.decode_rows else "decode"
+        if entry not in self.manifest.entry_points:
+            known = ", ".join(self.manifest.entry_points)
+            raise DeepZigError(f"no entry point is called {entry!r}", "forward", f"choose from {known}")
         names = [spec.name for spec in self.manifest.entry_points[entry].inputs]
         if ("route" in names) != (route is not None):
             raise DeepZigError(
                 "the expert choice is forced only where the artifact asks for it", "route", "compile with --debug-route"
             )
-        if route is not None:
-            inputs["route"] = route
         (logits,) = self.backend.call(entry, inputs)
         return logits
 
-    def _tokens(self, prompt: Prompt) -> list[int]:
-        if isinstance(prompt, str):
-            return self._checked(self.encode(prompt))
-        if prompt and isinstance(prompt[0], Mapping):
-            return self._checked(self.tokenizer.encode_chat(prompt))  # type: ignore[arg-type]
-        return self._checked(prompt)  # type: ignore[arg-type]
+    def _options(self, options: Mapping[str, Any]) -> SamplingOptions:
+        parsed = SamplingOptions.parse(options)
+        parsed.check_tokens(int(self.manifest.model["vocab_size"]))
+        return parsed
 
-    def _checked(self, tokens: Sequence[int]) -> list[int]:
-        ids = [int(t) for t in tokens]
-        positions = self.manifest.bounds.positions
+    def _prompt(self, prompt: Prompt, chat: ChatOptions) -> list[int]:
+        return self._fitting(prompt_tokens(prompt, self.tokenizer, chat), self.context - 1)
+
+    def _fitting(self, tokens: Iterable[int], most: int) -> list[int]:
+        ids = token_ids(tokens)
         if not ids:
             raise DeepZigError("the prompt is empty", "prompt", "give at least one token")
-        if len(ids) > positions:
-            raise DeepZigError(f"the prompt has {len(ids)} tokens", "prompt", f"give at most {positions}")
-        _check("prompt", np.array(ids), 0, int(self.manifest.model["vocab_size"]))
+        if len(ids) > most:
+            hint = f"give at most {most}"
+            if self.context < self.manifest.bounds.positions:
+                hint += ", or load the model with a larger cache_tokens"
+            raise DeepZigError(f"the prompt has {len(ids)} tokens", "prompt", hint)
+        check_range("prompt", np.array(ids, object), int(self.manifest.model["vocab_size"]))
         return ids
 
     def _cuts(self, end: int) -> Iterator[tuple[int, int]]:
@@ -204,83 +244,102 @@ class Model:
         return ((begin, min(begin + chunk, end)) for begin in range(0, end, chunk))
 
     def _forward_one(
-        self, tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Array, route: Array | None = None
-    ) -> npt.NDArray[np.float32]:
+        self, tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Iterable[int],
+        route: Array | None = None,
+    ) -> F32:  # fmt: skip
         rows = len(tokens)
         return self.forward(
             np.array(tokens, np.int32),
             np.zeros(rows, np.int32),
             np.arange(begin, begin + rows, dtype=np.int32),
             np.array([sequence.pages], np.int32),
-            out_rows.astype(np.int32),
+            np.array([*out_rows], np.int32),
             route,
         )
 
-    def _stream(self, prompt: list[int], options: SamplingOptions) -> Iterator[Piece]:
-        positions = self.manifest.bounds.positions
-        limit = min(options.max_tokens or positions, positions - len(prompt))
-        seed = secrets.randbits(63) if options.seed is None else options.seed % 2**64
-        ends = {*options.stop_token_ids}
-        if not options.ignore_eos:
-            ends.update(self.manifest.model.get("eos_token_ids", ()))
-        texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
-        with CacheSequence(self.pool) as sequence:
-            if limit <= 0:
-                return
-            logits = self._read_prompt(prompt, sequence)
-            while True:
-                token, logprob = self._draw(logits, options, seed, prompt, generated)
-                if token in ends:
-                    text, found = stops.push(texts.flush())
-                    yield Piece(text + ("" if found else stops.flush()), -1, None, "stop")
-                    return
-                generated.append(token)
-                text, found = stops.push(texts.push(token))
-                if found:
-                    yield Piece(text, token, logprob, "stop")
-                    return
-                if len(generated) == limit:
-                    rest, found = stops.push(texts.flush())
-                    tail = rest + ("" if found else stops.flush())
-                    yield Piece(text + tail, token, logprob, "stop" if found else "length")
-                    return
-                yield Piece(text, token, logprob)
-                position = len(prompt) + len(generated) - 1
-                sequence.reserve(position + 1)
-                logits = self._forward_one([token], position, sequence, np.zeros(1, np.int32))
-
-    def _read_prompt(self, prompt: list[int], sequence: CacheSequence) -> npt.NDArray[np.float32]:
+    def _read_prompt(self, prompt: list[int], sequence: CacheSequence) -> F32:
         """Run a prompt through the model; logits [1, vocab] of its last token."""
         logits = np.empty((0, 0), np.float32)
         for begin, end in self._cuts(len(prompt)):
             sequence.reserve(end)
-            last = np.array([end - begin - 1] if end == len(prompt) else [], np.int32)
+            last = [end - begin - 1] if end == len(prompt) else []
             logits = self._forward_one(prompt[begin:end], begin, sequence, last)
         return logits
+
+    def _stream(self, prompt: list[int], options: SamplingOptions) -> Iterator[Piece]:
+        key = options.key(_seed(options), 0)
+        with CacheSequence(self.pool) as sequence:
+            yield from self._answer(prompt, options, key, sequence, self._read_prompt(prompt, sequence))
+
+    def _answer(
+        self, prompt: list[int], options: SamplingOptions, key: Array, sequence: CacheSequence, logits: F32
+    ) -> Iterator[Piece]:
+        """Generate after a prompt that was read, from the logits [1, vocab] of its last token."""
+        room = self.context - len(prompt)
+        limit = min(options.max_tokens or room, room)
+        ends = {*options.stop_token_ids}
+        if not options.ignore_eos:
+            ends.update(self.manifest.model["eos_token_ids"])
+        texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
+        while True:
+            token, logprob = self._draw(logits, options, key, prompt, generated)
+            if token in ends:
+                yield Piece(stops.last(texts.flush())[0], END, None, "stop")
+                return
+            generated.append(token)
+            text, found = stops.push(texts.push(token))
+            if not found and len(generated) == limit:
+                tail, found = stops.last(texts.flush())
+                yield Piece(text + tail, token, logprob, "stop" if found else "length")
+                return
+            yield Piece(text, token, logprob, "stop" if found else None)
+            if found:
+                return
+            position = len(prompt) + len(generated) - 1
+            sequence.reserve(position + 1)
+            logits = self._forward_one([token], position, sequence, [0])
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""
 
     def _draw(
-        self, logits: Array, options: SamplingOptions, seed: int, prompt: list[int], generated: list[int]
+        self, logits: F32, options: SamplingOptions, key: Array, prompt: list[int], generated: list[int]
     ) -> tuple[int, TokenLogprob | None]:
         """Draw one token by the artifact's own sampling op."""
+        if not np.isfinite(logits.max()):
+            raise DeepZigError(
+                "the model computed logits that are no numbers", str(self.path), "compile with another --dtype"
+            )
         plain = logits
         if options.edits:
             logits = logits.copy()
             options.edit(logits[0], prompt, generated)
-        words = np.array([seed & 0xFFFFFFFF, seed >> 32], np.uint32).view(np.int32)
         inputs = {
             "logits": logits,
             "temperature": np.array([options.temperature], np.float32),
             "top_k": np.array([options.top_k], np.int32),
             "top_p": np.array([options.top_p], np.float32),
             "min_p": np.array([options.min_p], np.float32),
-            "seed": words[None],
+            "seed": key[None],
             "position": np.array([len(prompt) + len(generated)], np.int32),
         }
         token = int(self.backend.call("sample", inputs)[0][0])
         return token, logprob_of(plain[0], token, options.top_logprobs) if options.logprobs else None
+
+
+def _seed(options: SamplingOptions) -> int:
+    return secrets.randbits(63) if options.seed is None else options.seed
+
+
+def _choice(pieces: Iterator[Piece], logprobs: bool) -> Choice:
+    told = list(pieces)
+    shown = [p for p in told if p.token_id != END]
+    return Choice(
+        text="".join(p.text for p in told),
+        token_ids=tuple(p.token_id for p in shown),
+        finish_reason=told[-1].finish_reason or "length",
+        logprobs=tuple(p.logprob for p in shown if p.logprob) if logprobs else None,
+    )
 
 
 def load(
@@ -297,17 +356,14 @@ def load(
     Raises:
         DeepZigError: the artifact is damaged, or does not fit this machine or process.
     """
+    for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
+        if value is not None and (not isinstance(value, Integral) or value < 1):
+            raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
     artifact = open_artifact(Path(path), full=full_check)
     bounds = artifact.manifest.bounds
-    tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else cache_tokens
-    pages = max(1, -(-tokens // bounds.page_size))
+    tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
+    pages = -(-tokens // bounds.page_size)
     from .vm import VirtualMachine
 
     machine = VirtualMachine(artifact, pages, threads)
     return Model(artifact.manifest, Tokenizer(Path(path)), machine, PagePool(pages, bounds.page_size), Path(path))
-
-
-def _check(name: str, values: Array, least: int, end: int) -> None:
-    if values.size and (values.min() < least or values.max() >= end):
-        bad = values[(values < least) | (values >= end)].ravel()[0]
-        raise DeepZigError(f"{name} has {bad}", name, f"use {least} to {end - 1}")

@@ -13,13 +13,19 @@ class PagePool:
     def __init__(self, count: int, page_size: int) -> None:
         self.count = count
         self.page_size = page_size
-        self._free = list(range(count - 1, -1, -1))
+        self._returned: list[int] = []
+        self._used = 0  # pages from here on were never taken, so a huge pool costs nothing
         self._lock = threading.Lock()
+
+    @property
+    def tokens(self) -> int:
+        """How many tokens all pages hold."""
+        return self.count * self.page_size
 
     @property
     def free(self) -> int:
         """How many pages nobody has."""
-        return len(self._free)
+        return self.count - self._used + len(self._returned)
 
     def take(self, count: int) -> list[int]:
         """Take pages, all or none.
@@ -28,19 +34,21 @@ class PagePool:
             DeepZigError: there are not as many.
         """
         with self._lock:
-            if count > len(self._free):
-                tokens = self.count * self.page_size
+            if count > self.free:
                 raise DeepZigError(
-                    f"the cache is full: {count} more pages are needed, {len(self._free)} are free",
-                    f"cache of {tokens} tokens",
+                    f"the cache is full: {count} more pages are needed, {self.free} are free",
+                    f"cache of {self.tokens} tokens",
                     "load the model with a larger cache_tokens, or ask for fewer max_tokens",
                 )
-            return [self._free.pop() for _ in range(count)]
+            again = [self._returned.pop() for _ in range(min(count, len(self._returned)))]
+            fresh = range(self._used, self._used + count - len(again))
+            self._used = fresh.stop
+            return [*again, *fresh]
 
     def give_back(self, pages: list[int]) -> None:
         """Return pages."""
         with self._lock:
-            self._free.extend(reversed(pages))
+            self._returned.extend(reversed(pages))
 
 
 class Sequence:
@@ -60,5 +68,5 @@ class Sequence:
         return self
 
     def __exit__(self, *_: object) -> None:
-        self._pool.give_back(self.pages)
-        self.pages = []
+        pages, self.pages = self.pages, []
+        self._pool.give_back(pages)

@@ -60,10 +60,11 @@ class StopFinder:
         text, self._held = self._held[:cut], self._held[cut:]
         return text, False
 
-    def flush(self) -> str:
-        """What is held back, when no more pieces come."""
-        text, self._held = self._held, ""
-        return text
+    def last(self, piece: str) -> tuple[str, bool]:
+        """As `push`, for the last piece: nothing is held back."""
+        text, found = self.push(piece)
+        held, self._held = self._held, ""
+        return text + held, found
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -1,21 +1,24 @@
-"""The artifact's tokenizer and chat template, with Hugging Face's conventions."""
+"""The artifact's tokenizer and chat templates, with Hugging Face's conventions."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from datetime import datetime
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from deepzig.errors import DeepZigError
 
-FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
+TOKENIZER, CONFIG, TEMPLATE, MORE_TEMPLATES = (
+    "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates",
+)  # fmt: skip
+SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
+"""The named tokens; templates see those that the config has."""
 
 
 class Tokenizer:
-    """tokenizer.json and tokenizer_config.json of an artifact; read when first needed."""
+    """tokenizer.json, tokenizer_config.json and templates of an artifact; read when first needed."""
 
     def __init__(self, folder: Path) -> None:
         self._folder = folder
@@ -23,11 +26,11 @@ class Tokenizer:
     @property
     def present(self) -> bool:
         """Whether the artifact has a tokenizer at all."""
-        return (self._folder / FILES[0]).is_file()
+        return (self._folder / TOKENIZER).is_file()
 
     @cached_property
     def _tokenizer(self) -> Any:
-        path = self._folder / FILES[0]
+        path = self._folder / TOKENIZER
         if not path.is_file():
             raise DeepZigError(
                 "the artifact has no tokenizer",
@@ -37,28 +40,57 @@ class Tokenizer:
         import tokenizers
 
         try:
-            return tokenizers.Tokenizer.from_file(str(path))
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing more specific
             raise DeepZigError(f"the tokenizer can't be read: {error}", str(path), "compile the model again") from None
+        tokenizer.no_truncation()  # settings of training, which transformers ignores too
+        tokenizer.no_padding()
+        return tokenizer
 
     @cached_property
     def _config(self) -> dict[str, Any]:
-        path = self._folder / FILES[1]
-        config: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        path = self._folder / CONFIG
+        if not path.is_file():
+            return {}
+        try:
+            config = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError):
+            config = None
+        if not isinstance(config, dict):
+            raise DeepZigError("the tokenizer's config is not a JSON object", str(path), "compile the model again")
         return config
 
-    def _special(self, name: str) -> str | None:
-        token = self._config.get(name)
-        return token.get("content") if isinstance(token, dict) else token
+    @cached_property
+    def _special(self) -> dict[str, str]:
+        """Name -> text of the special tokens."""
+        found = ((name, self._config.get(name)) for name in SPECIAL)
+        texts = {name: token.get("content") if isinstance(token, dict) else token for name, token in found}
+        return {name: text for name, text in texts.items() if isinstance(text, str)}
+
+    def _edge(self, name: str) -> list[int]:
+        """The id of a special token, if there is one."""
+        token = self._tokenizer.token_to_id(self._special[name]) if name in self._special else None
+        return [] if token is None else [token]
 
     def encode(self, text: str, special: bool = True) -> list[int]:
-        """Token ids of a text; with `special`, after a beginning-of-sequence token (once) if the config asks for it."""
-        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special).ids
-        bos = self._special("bos_token")
-        if special and self._config.get("add_bos_token") and bos is not None:
-            bos_id = self._tokenizer.token_to_id(bos)
-            if bos_id is not None and ids[:1] != [bos_id]:
-                ids = [bos_id, *ids]
+        """Token ids of a text.
+
+        Args:
+            text: special tokens in it are recognised.
+            special: add the tokens that begin and end a sequence: those that `add_bos_token` and `add_eos_token` of the
+                config say, or where it says nothing, those of tokenizer.json. A text that starts with the
+                beginning-of-sequence token does not get a second one.
+        """
+        config, named = self._config, ("bos_token", "eos_token")
+        explicit = any(f"add_{name}" in config for name in named)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=special and not explicit).ids
+        if not special:
+            return ids
+        begin, end = (self._edge(name) if config.get(f"add_{name}") else [] for name in named)
+        ids = [*begin, *ids, *end]
+        bos = self._edge("bos_token")
+        while bos and ids[:2] == bos * 2:
+            del ids[0]
         return ids
 
     def decode(self, tokens: Sequence[int], skip_special: bool = True) -> str:
@@ -66,64 +98,73 @@ class Tokenizer:
         text: str = self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special)
         return text
 
-    def encode_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> list[int]:
-        """Token ids of a conversation, rendered by the chat template up to where the answer starts.
+    def encode_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> list[int]:
+        """Token ids of a conversation, as `render_chat` writes it."""
+        # the template writes the special tokens itself
+        return self.encode(self.render_chat(messages, tools, template, **variables), special=False)
+
+    def render_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        **variables: Any,
+    ) -> str:
+        """The text of a conversation, up to where the answer starts.
+
+        Args:
+            messages: what was said.
+            tools: JSON schemas of the functions that the model may call.
+            template: the name of one of the model's templates, or a template; by default `tool_use` if there are tools
+                and such a template, else `default`.
+            variables: what the template understands beside it, such as `enable_thinking`; `add_generation_prompt` is
+                true unless it is given.
 
         Raises:
-            DeepZigError: there is no template, or it refuses the messages.
+            DeepZigError: there is no such template, or it refuses the messages.
         """
-        # the template writes the special tokens itself
-        return self.encode(self.render_chat(messages, **variables), special=False)
+        from .chat_template import render
 
-    def render_chat(self, messages: Sequence[Mapping[str, Any]], **variables: Any) -> str:
-        """The text of a conversation; raises as `encode_chat`."""
-        import jinja2
+        source = self._template(template, tools is not None)
+        return render(
+            source,
+            messages,
+            str(self._folder),
+            **{**self._special, "add_generation_prompt": True, "documents": None, **variables},
+            tools=None if tools is None else list(tools),
+        )
 
-        special = {n: self._special(n) or "" for n in ("bos_token", "eos_token", "unk_token", "pad_token")}
-        try:
-            text: str = self._template.render(
-                **special, **{"messages": list(messages), "add_generation_prompt": True, **variables}
-            )
-            return text
-        except jinja2.TemplateError as error:
-            raise DeepZigError(
-                f"the chat template refuses the messages: {error}", str(self._folder), "check roles and contents"
-            ) from None
-
-    @cached_property
-    def _template(self) -> Any:
-        """The template as transformers compiles it (utils/chat_template_utils.py)."""
-        import jinja2
-        from jinja2.ext import loopcontrols
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        def refuse(message: str) -> None:
-            raise jinja2.TemplateError(message)
-
-        def tojson(value: Any, ensure_ascii: bool = False, indent: int | None = None, **options: Any) -> str:
-            return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, **options)
-
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True, extensions=[loopcontrols])
-        environment.filters["tojson"] = tojson
-        environment.globals["raise_exception"] = refuse
-        environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)
-        try:
-            return environment.from_string(self._source())
-        except jinja2.TemplateSyntaxError as error:
-            raise DeepZigError(
-                f"the chat template is wrong: {error}", str(self._folder), "mend it and compile the model again"
-            ) from None
-
-    def _source(self) -> str:
-        path = self._folder / FILES[2]
-        if path.is_file():
-            return path.read_text(encoding="utf-8")
-        template = self._config.get("chat_template")
-        if isinstance(template, list):
-            named = {t["name"]: t["template"] for t in template}
-            template = named.get("default")
-        if not isinstance(template, str):
+    def _template(self, name: str | None, tools: bool) -> str:
+        templates = self._templates
+        if name is None:
+            name = "tool_use" if tools and "tool_use" in templates else "default"
+        elif name not in templates and "{" in name:
+            return name
+        if name in templates:
+            return templates[name]
+        if not templates:
             raise DeepZigError(
                 "the model has no chat template", str(self._folder), "give a text or token ids instead of messages"
             )
-        return template
+        raise DeepZigError(
+            f"no chat template is called {name!r}", str(self._folder), f"choose from {', '.join(sorted(templates))}"
+        )
+
+    @cached_property
+    def _templates(self) -> dict[str, str]:
+        """Name -> source. Files come before the config, as in transformers."""
+        files = {p.stem: p for p in sorted((self._folder / MORE_TEMPLATES).glob("*.jinja"))}
+        if (self._folder / TEMPLATE).is_file():
+            files["default"] = self._folder / TEMPLATE
+        if files:
+            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+        template = self._config.get("chat_template")
+        if isinstance(template, list):
+            return {t["name"]: t["template"] for t in template}
+        return {"default": template} if isinstance(template, str) else {}

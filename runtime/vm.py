@@ -6,8 +6,10 @@ one dispatcher thread, whoever makes them.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -31,7 +33,7 @@ ALIGNMENT = 64
 
 def aligned(shape: tuple[int, ...], dtype: Any, zero: bool = False) -> Array:
     """An array whose data starts at a multiple of 64 bytes; zeros cost no memory until they are written."""
-    size = int(np.prod(shape, dtype=np.int64)) * np.dtype(dtype).itemsize
+    size = math.prod(shape) * np.dtype(dtype).itemsize
     raw = (np.zeros if zero else np.empty)(size + ALIGNMENT, np.uint8)
     start = -raw.ctypes.data % ALIGNMENT
     return raw[start : start + size].view(dtype).reshape(shape)
@@ -64,27 +66,42 @@ class VirtualMachine:
         module = tvm_ffi.load_module(str(self._artifact.path / self._artifact.manifest.code))
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
-        self._caches = {
-            spec.name: aligned(
-                tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True
-            )
-            for spec in self._artifact.manifest.cache
-        }
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
         words = {"F32": "float32", "U32": "uint32", "BF16": "uint16", "F16": "uint16", "I32": "int32"}
         weights = {
             name: view(self._from_dlpack(data), tvm_ffi.Shape(entry.shape), tvm_ffi.dtype(words[entry.dtype]), 0)
             for name, (entry, data) in map_weights(self._artifact).items()
         }
-        caches = {name: self._from_dlpack(cache) for name, cache in self._caches.items()}
+        caches = {name: self._from_dlpack(cache) for name, cache in self._allocate(pages).items()}
         self._functions = {
             name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
             for name, e in self._artifact.manifest.entry_points.items()
         }
 
+    def _allocate(self, pages: int) -> dict[str, Array]:
+        """The caches, zero."""
+        manifest = self._artifact.manifest
+        try:
+            return {
+                spec.name: aligned(
+                    tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True
+                )
+                for spec in manifest.cache
+            }
+        except (MemoryError, OverflowError, ValueError):
+            raise DeepZigError(
+                "the cache does not fit in memory",
+                f"cache of {pages * manifest.bounds.page_size} tokens",
+                "load the model with fewer cache_tokens",
+            ) from None
+
     def _run(self, work: Callable[[], Any]) -> Any:
         try:
-            return self._executor.submit(work).result()
+            future = self._executor.submit(work)
+        except RuntimeError:
+            raise DeepZigError("the model is closed", str(self._artifact.path), "load it again") from None
+        try:
+            return future.result()
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
             where = f"{self._artifact.path}, {self._artifact.manifest.code}"
@@ -104,9 +121,9 @@ class VirtualMachine:
             DeepZigError: the code refused the arguments.
         """
         arguments = [_prepare(inputs[spec.name], spec) for spec in self._specs[entry]]
-        function, fixed = self._functions[entry]
 
         def work() -> tuple[Array, ...]:
+            function, fixed = self._functions[entry]
             outputs = function(*map(self._from_dlpack, arguments), *fixed)
             return tuple(np.from_dlpack(output) for output in outputs)
 
@@ -114,7 +131,9 @@ class VirtualMachine:
         return result
 
     def close(self) -> None:
-        """Stop the dispatcher thread; the instance can't be used any more."""
+        """Stop the dispatcher thread and free caches and weights; the instance can't be used any more."""
+        with suppress(DeepZigError):
+            self._run(self._functions.clear)
         self._executor.shutdown()
 
 

@@ -1,0 +1,242 @@
+"""The reader: what is damaged, foreign or hostile is refused before any code is loaded."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from deepzig.artifacts import cpu_features, reader
+from deepzig.artifacts.reader import map_weights, open_artifact
+from deepzig.errors import DeepZigError
+from deepzig.tensorfile import read_header
+
+from . import made
+
+FEATURES = frozenset({"avx2", "fma", "amx-tile"})
+COPY_AGAIN = "copy or compile the artifact again"
+
+
+@pytest.fixture
+def artifact(tmp_path: Path) -> Path:
+    return made.write(tmp_path / "out", shard_bytes=600)
+
+
+def refusal(path: Path, full: bool = False, features: frozenset[str] = FEATURES) -> str:
+    with pytest.raises(DeepZigError) as caught:
+        open_artifact(path, full, features)
+    return str(caught.value)
+
+
+def lines(what: str, where: object, hint: str = COPY_AGAIN) -> str:
+    return f"{what}\n  at: {where}\n  fix: {hint}"
+
+
+def test_what_was_written_is_read(artifact: Path) -> None:
+    checked = open_artifact(artifact, full=True, features=FEATURES)
+    weights = map_weights(checked)
+    assert set(weights) == set(made.WEIGHTS)
+    for name, (_, weight) in made.WEIGHTS.items():
+        entry, data = weights[name]
+        assert data.ctypes.data % 64 == 0 and data.tobytes() == weight.tobytes() and entry.shape == weight.shape
+
+
+def test_mapped_weights_are_private(artifact: Path) -> None:
+    checked = open_artifact(artifact, features=FEATURES)
+    map_weights(checked)["norm@raw"][1][:] = 9
+    open_artifact(artifact, full=True, features=FEATURES)
+
+
+def test_no_artifact(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("x")
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "file"):
+        assert refusal(path) == lines("there is no artifact", path, "make one with deepzig-compile")
+
+
+def test_a_manifest_that_cannot_be_read(artifact: Path) -> None:
+    path = artifact / "manifest.json"
+    path.write_bytes(b"\xff\xfe{}")
+    assert refusal(artifact) == lines("the manifest is not UTF-8", path)
+    path.unlink()
+    path.mkdir()
+    assert refusal(artifact) == lines("the manifest can't be read: Is a directory", path, "check its permissions")
+
+
+def test_a_huge_manifest(artifact: Path) -> None:
+    """Refused by its size, without reading it."""
+    path = artifact / "manifest.json"
+    os.truncate(path, 3 << 40)
+    assert refusal(artifact) == lines("the manifest is too large", path)
+
+
+def test_another_tvm_ffi(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(reader, "version", lambda name: "9.9")
+    made.edit(artifact, lambda m: m["abi"].update(tvm_ffi="0.1.2"))
+    assert refusal(artifact) == lines(
+        "the artifact needs apache-tvm-ffi 0.1.2, 9.9 is installed",
+        artifact,
+        "pip install apache-tvm-ffi==0.1.2, or compile the model again",
+    )
+
+
+def test_a_cpu_that_lacks_something(artifact: Path) -> None:
+    assert refusal(artifact, features=frozenset({"neon"})) == lines(
+        "this CPU lacks avx2, fma, which the artifact was compiled for",
+        artifact,
+        "compile it on this machine with --target llvm",
+    )
+
+
+def test_truncated_weights(artifact: Path) -> None:
+    path = artifact / "weights-00002.safetensors"
+    size = path.stat().st_size
+    os.truncate(path, size - 1)
+    assert refusal(artifact) == lines(f"the file has {size - 1} bytes, not {size}", path)
+    made.edit(artifact, lambda m: m["files"]["weights-00002.safetensors"].update(size=size - 1))
+    assert "the file ends 1 bytes before the tensor does" in refusal(artifact)
+
+
+@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so"])
+def test_changed_code(artifact: Path, name: str) -> None:
+    path = artifact / name
+    data = bytearray(path.read_bytes())
+    data[5] ^= 1
+    path.write_bytes(data)
+    assert refusal(artifact) == lines("the file was changed: its SHA-256 differs from the manifest's", path)
+
+
+def test_changed_weights_are_found_when_asked(artifact: Path) -> None:
+    path = artifact / "weights-00001.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-40] ^= 1
+    path.write_bytes(data)
+    open_artifact(artifact, features=FEATURES)
+    assert refusal(artifact, full=True) == lines(
+        "the file was changed: its SHA-256 differs from the manifest's", path
+    )
+
+
+@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so", "weights-00001.safetensors"])
+def test_a_missing_part(artifact: Path, name: str) -> None:
+    (artifact / name).unlink()
+    assert refusal(artifact) == lines("a part is missing", artifact / name)
+
+
+@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so"])
+def test_code_that_is_not_listed(artifact: Path, name: str) -> None:
+    made.edit(artifact, lambda m: m["files"].pop(name))
+    assert refusal(artifact) == lines(f"the manifest does not list {name}", artifact / "manifest.json")
+
+
+@pytest.mark.parametrize("name", ["../secret", "/etc/passwd", "a/../../secret", "..\\secret", "a\\b", ""])
+def test_a_part_outside(artifact: Path, name: str) -> None:
+    (artifact.parent / "secret").write_text("x")
+    made.edit(artifact, lambda m: m["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
+    assert refusal(artifact) == lines(
+        "a part lies outside the artifact", f"{artifact / 'manifest.json'}, file {name}"
+    )
+
+
+@pytest.mark.parametrize("name", ["model.so", "lib"])
+def test_a_symbolic_link(artifact: Path, name: str) -> None:
+    (artifact / name).rename(artifact.parent / "elsewhere")
+    (artifact / name).symlink_to(artifact.parent / "elsewhere")
+    assert refusal(artifact) == lines("a part is a symbolic link", artifact / name, "copy the file itself")
+
+
+def test_a_folder_for_a_part(artifact: Path) -> None:
+    made.edit(artifact, lambda m: m["files"].update(lib={"size": 1, "sha256": "0" * 64}))
+    assert refusal(artifact) == lines("a part is missing", artifact / "lib")
+
+
+def reshape(artifact: Path, change: Any) -> Path:
+    """Rewrite the header of the first weight file, payload and its size kept."""
+    path = artifact / "weights-00001.safetensors"
+    raw = path.read_bytes()
+    length = int.from_bytes(raw[:8], "little")
+    header = json.loads(raw[8 : 8 + length])
+    change(header)
+    text = json.dumps(header, separators=(",", ":")).encode()
+    path.write_bytes((len(text) + -(8 + len(text)) % 64).to_bytes(8, "little") + text.ljust(
+        len(text) + -(8 + len(text)) % 64) + raw[8 + length :])  # fmt: skip
+    made.edit(artifact, lambda m: m["files"][path.name].update(size=path.stat().st_size))
+    return path
+
+
+def test_a_weight_of_another_shape(artifact: Path) -> None:
+    path = reshape(artifact, lambda h: h["norm@raw"].update(shape=[7, 1]))
+    assert refusal(artifact) == lines("a weight is F32[7, 1], not F32[7]", f"{path}, tensor norm@raw")
+
+
+def test_a_weight_of_another_type(artifact: Path) -> None:
+    path = reshape(artifact, lambda h: h["norm@raw"].update(dtype="I32"))
+    assert refusal(artifact) == lines("a weight is I32[7], not F32[7]", f"{path}, tensor norm@raw")
+
+
+def test_a_missing_weight(artifact: Path) -> None:
+    reshape(artifact, lambda h: h.update({"other": h.pop("norm@raw")}))
+    assert refusal(artifact) == lines("a weight is missing", f"{artifact}, tensor norm@raw")
+
+
+def test_a_weight_in_two_files(artifact: Path) -> None:
+    path = reshape(artifact, lambda h: h.update({"embed@raw": h.pop("norm@raw")}))
+    embed = next(i for i, name in enumerate(made.WEIGHTS) if name == "embed@raw")
+    made.edit(artifact, lambda m: m["weights"].pop(embed))
+    made.edit(artifact, lambda m: [p.update(weights=[]) for p in m["entry_points"].values()])
+    second = next(p for p in artifact.glob("weights-*") if p != path and "embed@raw" in read_header(p))
+    assert refusal(artifact) == lines("a weight is in two files", f"{second}, tensor embed@raw")
+
+
+def test_a_misaligned_weight(artifact: Path) -> None:
+    def move(header: dict[str, Any]) -> None:
+        """The padding in front of the weight instead of behind it."""
+        pad = header.pop("_pad.1")
+        weight = header.pop("norm@raw")
+        size, gap = 28, 36
+        header["_pad.1"] = {**pad, "data_offsets": [0, gap]}
+        header["norm@raw"] = {**weight, "data_offsets": [gap, gap + size]}
+
+    path = reshape(artifact, move)
+    assert refusal(artifact) == lines("a weight is not aligned to 64 bytes", f"{path}, tensor norm@raw")
+
+
+CPUINFO = """processor\t: 0
+vendor_id\t: GenuineIntel
+vmx flags\t: avx512f
+flags\t\t: fpu sse2 avx avx2 fma f16c avx512_vnni amx_bf16 hypervisor made_up
+
+processor\t: 1
+flags\t\t: fpu avx512f
+"""
+
+
+def test_features_of_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
+    (tmp_path / "cpuinfo").write_text(CPUINFO)
+    want = {"avx", "avx2", "fma", "f16c", "avx512vnni", "amx-bf16"}
+    assert cpu_features.detect(tmp_path / "cpuinfo") == want
+
+
+def test_features_of_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
+    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd evtstrm asimddp i8mm\n")
+    assert cpu_features.detect(tmp_path / "cpuinfo") == {"neon", "dotprod", "i8mm"}
+
+
+def test_features_of_the_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
+    (tmp_path / "cpuinfo").write_text("cpu : POWER9\n")
+    assert cpu_features.detect(tmp_path / "cpuinfo") == frozenset()
+    assert cpu_features.detect(tmp_path / "nothing") == frozenset()
+
+
+def test_features_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = "hw.optional.arm.FEAT_DotProd: 1\nhw.optional.arm.FEAT_BF16: 0\nhw.optional.arm.FEAT_I8MM: 1\n"
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "arm64")
+    done = cpu_features.subprocess.CompletedProcess([], 0, asked)
+    monkeypatch.setattr(cpu_features.subprocess, "run", lambda *a, **k: done)
+    assert cpu_features.detect() == {"neon", "dotprod", "i8mm"}
