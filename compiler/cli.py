@@ -120,4 +120,6 @@ def main() -> None:
         missing = DeepZigError("the compiler is not installed", "deepzig-compile", "pip install 'deepzig[compile]'")
         click.echo(f"error: {missing}", err=True)
         sys.exit(2)
+    except KeyboardInterrupt:
+        sys.exit(130)
     command()

@@ -55,7 +55,7 @@ def run_pipeline(
         limit: the most rewrites to make in all.
 
     Raises:
-        DeepZigError: no such pass; a pass broke the module.
+        DeepZigError: no such pass; a pass broke the module; the dump can't be written.
     """
     if stop_after is not None and stop_after not in pass_names():
         raise DeepZigError(
@@ -69,7 +69,7 @@ def run_pipeline(
             module = module.with_graphs(tuple(run(g) for g in module.graphs))
             verify(module)
             _dump(module, dump, number, run.__name__)
-    if last < len(stages):
+    if stop_after not in (None, hoist_weights.__name__):
         return module
     module = hoist_weights(module)
     verify(module)
@@ -78,6 +78,12 @@ def run_pipeline(
 
 
 def _dump(module: Module, folder: Path | None, number: int, name: str) -> None:
-    if folder is not None:
+    if folder is None:
+        return
+    try:
         folder.mkdir(parents=True, exist_ok=True)
         (folder / f"{number:02}-{name}.ir").write_text(show(module))
+    except OSError as error:
+        raise DeepZigError(
+            f"the IR can't be written: {error.strerror}", str(folder), "name another folder with --dump-ir"
+        ) from None

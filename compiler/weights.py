@@ -6,7 +6,7 @@ in memory at once is a few pieces, whatever the size of the model.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -18,6 +18,9 @@ from deepzig.models.checkpoint import Checkpoint
 from deepzig.targets.base import Layout
 
 Array = npt.NDArray[np.generic]
+
+BLOCK = 1 << 18
+"""Elements that are converted at once; they stay in the cache."""
 
 
 @dataclass(frozen=True)
@@ -78,10 +81,12 @@ class WeightSource:
 def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     """`x` in another float type, rounded to nearest even.
 
+    Done block by block: at no time are there other copies of the whole.
+
     Args:
         x: float32, float16, or the bits of bf16 as uint16.
         stored: its type: f32, f16 or bf16.
-        wanted: the type of the result.
+        wanted: the type of the result; f16 comes as bits, too.
         name: the tensor's name, for the error.
 
     Raises:
@@ -89,14 +94,31 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     """
     if stored == wanted:
         return x
-    wide = (x.astype(np.uint32) << 16).view(np.float32) if stored == "bf16" else x.astype(np.float32)
-    if wanted == "f32":
-        return wide
-    if wanted == "bf16":
-        bits = wide.view(np.uint32)
-        return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    result = np.empty(x.shape, np.float32 if wanted == "f32" else np.uint16)
+    source, target = x.reshape(-1), result.reshape(-1)
+    for at in range(0, len(source), BLOCK):
+        target[at : at + BLOCK] = ROUND[wanted](WIDEN[stored](source[at : at + BLOCK]))
+        if wanted == "f16" and (target[at : at + BLOCK] & 0x7FFF == 0x7C00).any():
+            raise DeepZigError("a weight is too large for f16", name, "compile with --dtype bf16")
+    return result
+
+
+def _to_bf16(x: Array) -> Array:
+    bits = x.view(np.uint32)
+    return ((bits + (0x7FFF + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+
+
+def _to_f16(x: Array) -> Array:
     with np.errstate(over="ignore"):
-        half = wide.astype(np.float16)
-    if np.isinf(half).any():
-        raise DeepZigError("a weight is too large for f16", name, "compile with --dtype bf16")
-    return half.view(np.uint16)
+        return x.astype(np.float16).view(np.uint16)
+
+
+WIDEN: Mapping[str, Callable[[Array], Array]] = {
+    "f32": lambda x: x,
+    "f16": lambda x: x.astype(np.float32),
+    "bf16": lambda x: (x.astype(np.uint32) << 16).view(np.float32),
+}
+"""From a stored type to f32."""
+
+ROUND: Mapping[str, Callable[[Array], Array]] = {"f32": lambda x: x, "f16": _to_f16, "bf16": _to_bf16}
+"""From f32 to a stored type, half-precision floats as bits."""

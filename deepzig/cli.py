@@ -53,8 +53,10 @@ class Lazy(click.Group):
 @click.command(cls=Lazy, epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG"})
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
-def group(traceback: bool) -> None:
+@click.pass_context
+def group(context: click.Context, traceback: bool) -> None:
     """Run language models that deepzig-compile has compiled."""
+    context.obj["traceback"] = traceback
 
 
 def main(arguments: list[str] | None = None) -> None:
@@ -63,10 +65,11 @@ def main(arguments: list[str] | None = None) -> None:
         arguments = sys.argv[1:]
         # tvm_ffi imports PyTorch wherever it is installed, which takes a second or two; no command has a use for it
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
+    given = {"traceback": False}
     try:
-        group.main(arguments, prog_name="deepzig", standalone_mode=False)
+        group.main(arguments, prog_name="deepzig", standalone_mode=False, obj=given)
     except DeepZigError as error:
-        if "--traceback" in arguments:
+        if given["traceback"] or "--traceback" in arguments:
             raise
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
@@ -75,6 +78,3 @@ def main(arguments: list[str] | None = None) -> None:
         sys.exit(error.exit_code)
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
-    except BrokenPipeError:
-        sys.stderr.close()
-        sys.exit(141)

@@ -109,6 +109,13 @@ class _Parser:
         except (ValueError, SyntaxError):
             raise self.fail("an attribute is not a literal", text or "") from None
 
+    def constant(self, value: Value, data: str) -> np.ndarray:
+        try:
+            shape = tuple(int(d) for d in value.shape)
+            return np.array(ast.literal_eval(data), NUMPY[value.type.dtype]).reshape(shape)
+        except (KeyError, ValueError, SyntaxError, TypeError):
+            raise self.fail(f"the data are not {value.type}", data) from None
+
     def node(self, kind: Kind) -> Node:
         match = _NODE.match(self.text.strip())
         if match is None:
@@ -142,8 +149,7 @@ def parse(text: str, source: str = "<text>") -> Module:
             value = p.declare(name, type_, "state" if word == "state" else "param")
             declared["state" if word == "state" else "param"].append(value)
             if word == "const":
-                shape = tuple(int(d) for d in value.shape)
-                constants[value.name] = np.array(ast.literal_eval(data), NUMPY[value.type.dtype]).reshape(shape)
+                constants[value.name] = p.constant(value, data or "")
         elif match := _GRAPH.match(p.text):
             graphs.append(_parse_graph(p, match, lines))
         elif p.text.startswith("@"):

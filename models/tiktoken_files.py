@@ -15,7 +15,7 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
-from .config import read_json
+from .fields import read_json
 
 TIKTOKEN = "tiktoken.model"
 SPECIAL_TOKENS = 256

@@ -51,6 +51,15 @@ def test_a_changed_module_is_not_the_same(old: str, new: str) -> None:
         ("%1: f32", "%0: f32", "%0 is defined twice", "t.ir:10:3"),
         ("graph decode", "grph decode", "neither a declaration nor a graph", "t.ir:8:1"),
         ("  return %2, %3.0\n", "", "graph decode has no return", "t.ir:12:1"),
+        ("return %2, %3.0", "return %2, %4", "%4 is not defined", "t.ir:13:14"),
+        ("%1: f32[n, 3] =", "%1 =", "%1 needs a type", "t.ir:10:3"),
+        ("eps=1e-06", "eps=small", "an attribute is not a literal", "t.ir:9:40"),
+        ("  %1: f32[n, 3] = linear(%0, @w.slice)", "  %1 is linear", "not a node", "t.ir:10:1"),
+        ("slice(@w)", "slice(@v)", "@v is not defined", "t.ir:6:30"),
+        ("[1.0, 0.10000000149011612]", "[1.0]", "the data are not f32[2]", "t.ir:4:23"),
+        ("[1.0, 0.10000000149011612]", "[1.0, x]", "the data are not f32[2]", "t.ir:4:23"),
+        ("const @freq: f32[2]", "const @freq: q9[2]", "the data are not q9[2]", "t.ir:4:22"),
+        (" = [1.0, 0.10000000149011612]", "", "the data are not f32[2]", "t.ir:4:1"),
     ],
 )
 def test_errors_name_line_and_column(old: str, new: str, what: str, where: str) -> None:
