@@ -24,7 +24,7 @@ MAX_SIZE = 2**31 - 1
 DEFAULTS: Mapping[str, Any] = {
     "bos_token_id": 0, "eos_token_id": 1, "n_group": 8, "n_shared_experts": 1, "q_lora_rank": 1536, "topk_group": 4,
 }  # fmt: skip
-"""What transformers' DeepseekV3Config takes for a field that is absent; a null means that the model has no such thing."""
+"""What transformers' DeepseekV3Config takes for an absent field; a null means that the model has no such thing."""
 
 
 @dataclass(frozen=True)

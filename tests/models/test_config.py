@@ -12,7 +12,7 @@ import transformers
 
 from deepzig.errors import DeepZigError
 from deepzig.models import read_config
-from deepzig.models.config import DEFAULTS, DeepseekV3Config, parse_deepseek_v3, read_json
+from deepzig.models.config import DEFAULTS, MEND, DeepseekV3Config, parse_deepseek_v3, read_json
 from deepzig.models.rope import RopeConfig
 
 from .folders import DATA, config
@@ -115,20 +115,20 @@ def test_fields_that_must_fit_each_other(changes: dict[str, Any], field: str, wh
 @pytest.mark.parametrize(
     ("rope", "what", "field", "hint"),
     [
-        ([], "[] is not an object", "{0}", "correct config.json"),
-        ("yarn", "'yarn' is not an object", "{0}", "correct config.json"),
+        ([], "[] is not an object", "{0}", MEND),
+        ("yarn", "'yarn' is not an object", "{0}", MEND),
         ({"type": "ntk"}, "RoPE of type 'ntk' is not supported", "{0}", "use one of default, yarn"),
         ({"type": ["yarn"]}, "RoPE of type ['yarn'] is not supported", "{0}", "use one of default, yarn"),
-        ({"type": "yarn", "factor": 0}, "0 is not a number above 0", "factor", "correct config.json"),
-        ({"type": "yarn", "beta_fast": "x"}, "'x' is not a number above 0", "beta_fast", "correct config.json"),
-        ({"type": "yarn", "beta_slow": -1}, "-1 is not a number above 0", "beta_slow", "correct config.json"),
-        ({"type": "yarn", "mscale": -1}, "-1 is not a number above 0", "mscale", "correct config.json"),
-        ({"type": "yarn", "mscale_all_dim": "x"}, "'x' is not a number above 0", "mscale_all_dim", "correct config.json"),
-        ({"type": "yarn", "attention_factor": 0}, "0 is not a number above 0", "attention_factor", "correct config.json"),
-        ({"type": "yarn", "truncate": 1}, "1 is neither true nor false", "truncate", "correct config.json"),
+        ({"type": "yarn", "factor": 0}, "0 is not a number above 0", "factor", MEND),
+        ({"type": "yarn", "beta_fast": "x"}, "'x' is not a number above 0", "beta_fast", MEND),
+        ({"type": "yarn", "beta_slow": -1}, "-1 is not a number above 0", "beta_slow", MEND),
+        ({"type": "yarn", "mscale": -1}, "-1 is not a number above 0", "mscale", MEND),
+        ({"type": "yarn", "mscale_all_dim": "x"}, "'x' is not a number above 0", "mscale_all_dim", MEND),
+        ({"type": "yarn", "attention_factor": 0}, "0 is not a number above 0", "attention_factor", MEND),
+        ({"type": "yarn", "truncate": 1}, "1 is neither true nor false", "truncate", MEND),
         (
             {"type": "yarn", "original_max_position_embeddings": 0.5},
-            f"0.5 {WHOLE} 1", "original_max_position_embeddings", "correct config.json",
+            f"0.5 {WHOLE} 1", "original_max_position_embeddings", MEND,
         ),
     ],
 )  # fmt: skip
@@ -141,7 +141,10 @@ def test_rope_errors(spelling: str, rope: Any, what: str, field: str, hint: str)
     ("deepseek", "transformers_"),
     [
         ({"rope_theta": 5e4, "rope_scaling": None}, {"rope_type": "default", "rope_theta": 5e4}),
-        ({"rope_theta": 5e4, "rope_scaling": {"type": "yarn", **YARN}}, {"rope_type": "yarn", "rope_theta": 5e4, **YARN}),
+        (
+            {"rope_theta": 5e4, "rope_scaling": {"type": "yarn", **YARN}},
+            {"rope_type": "yarn", "rope_theta": 5e4, **YARN},
+        ),
         ({"rope_scaling": {"type": "yarn", **YARN}}, {"rope_type": "yarn", **YARN}),
     ],
 )
