@@ -19,16 +19,11 @@ from .fields import read_json
 SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 MEND = "download or write the checkpoint again"
 
+PICKLED = ("the weights are pickled PyTorch files", "load them in transformers and save_pretrained() as safetensors")
 OTHERS: Mapping[str, tuple[str, str]] = {
     "*.gguf": ("the weights are a GGUF file", "name the file itself"),
-    "*.bin": (
-        "the weights are pickled PyTorch files",
-        "load them in transformers and save_pretrained() as safetensors",
-    ),
-    "*.pt*": (
-        "the weights are pickled PyTorch files",
-        "load them in transformers and save_pretrained() as safetensors",
-    ),
+    "*.bin": PICKLED,
+    "*.pt*": PICKLED,
     "*.safetensors": (
         "the weights have no index",
         f"name a single file {SINGLE}, or download {INDEX} too",

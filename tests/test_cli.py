@@ -1,10 +1,9 @@
-"""The command `deepzig`: its table, its errors and their exit codes. The commands themselves are tested by their rooms."""
+"""The command `deepzig`: its table, its errors and their exit codes. The commands are tested with their rooms."""
 
 from __future__ import annotations
 
 import subprocess
 import sys
-from pathlib import Path
 from types import ModuleType
 
 import click
@@ -98,9 +97,7 @@ def test_traceback_shows_the_rest(capsys: pytest.CaptureFixture[str], monkeypatc
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt(), click.Abort()])
-def test_interrupted(
-    error: BaseException, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_interrupted(error: BaseException, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
     command(monkeypatch, error)
     code, out, err = run(capsys, "fail")
     assert (code, out) == (130, "") and "Traceback" not in err
@@ -108,7 +105,9 @@ def test_interrupted(
 
 def test_a_reader_that_goes_away() -> None:
     """`deepzig ... | head -1` ends without a word."""
-    script = "import os, sys; from deepzig import cli; r, w = os.pipe(); os.close(r); os.dup2(w, 1); cli.main(['--help'])"
+    script = (
+        "import os, sys; from deepzig import cli; r, w = os.pipe(); os.close(r); os.dup2(w, 1); cli.main(['--help'])"
+    )
     done = subprocess.run([sys.executable, "-P", "-c", script], capture_output=True, text=True)
     assert done.returncode == 1 and done.stderr == ""
 

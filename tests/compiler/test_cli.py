@@ -175,16 +175,19 @@ def test_traceback_raises(tmp_path: Path) -> None:
     ],
 )
 def test_environment_variables(
-    variable: str, value: str, check: Callable[[Any], bool], model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    variable: str,
+    value: str,
+    check: Callable[[Any], bool],
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setenv(variable, value)
     source = tmp_path if variable == "DEEPZIG_TRACEBACK" else model
     assert check(run(source, "-o", tmp_path / "out"))
 
 
-def test_an_interrupted_compilation_says_so(
-    model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_an_interrupted_compilation_says_so(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 

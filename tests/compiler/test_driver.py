@@ -124,7 +124,9 @@ def test_conversion_rounds_to_nearest_even(stored: str, wanted: str) -> None:
     rng = np.random.default_rng(43)
     values = rng.standard_normal((3, BLOCK // 2 + 11)).astype(np.float32)
     values[0, :3] = (1 + 2**-8, 1 + 3 * 2**-8, 1 + 2**-11)  # ties
-    x = {"f32": values, "f16": values.astype(np.float16), "bf16": round_to(values, "bf16").view(np.uint32) >> 16}[stored]
+    x = {"f32": values, "f16": values.astype(np.float16), "bf16": round_to(values, "bf16").view(np.uint32) >> 16}[
+        stored
+    ]
     x = x.astype(np.uint16) if stored == "bf16" else x
     got = convert(x, stored, wanted, "w")
     assert got.shape == values.shape

@@ -33,6 +33,11 @@ def swap_nodes(g: Graph) -> Graph:
     return replace(g, nodes=(g.nodes[1], g.nodes[0], *g.nodes[2:]))
 
 
+def other_input(g: Graph) -> Graph:
+    foreign = Value("y", TensorType("f32", ("n", 8)))
+    return replace(g, nodes=(replace(g.nodes[0], inputs=(foreign, g.nodes[0].inputs[1])), *g.nodes[1:]))
+
+
 def other_type(g: Graph) -> Graph:
     """Another value in the place of %1, everywhere, with a type that its op does not give."""
     old, new = g.nodes[1].output, Value("1", TensorType("f32", ("n", 4)))
@@ -47,7 +52,7 @@ BROKEN: dict[str, tuple[Callable[[Module], Module], str, str]] = {
         lambda m: graph(m, swap_nodes), "%0 is used before its definition", "decode, linear, models.x:8",
     ),
     "value of another graph": (
-        lambda m: graph(m, lambda g: replace(g, nodes=(replace(g.nodes[0], inputs=(Value("y", TensorType("f32", ("n", 8))), g.nodes[0].inputs[1])), *g.nodes[1:]))),
+        lambda m: graph(m, other_input),
         "%y is used before its definition", "decode, rms_norm, models.x:7",
     ),
     "parameter that the module lacks": (

@@ -15,7 +15,7 @@ from deepzig.models import read_config
 from deepzig.models.config import ModelConfig
 from deepzig.models.deepseek_v3 import DEFAULTS
 from deepzig.models.families import parse_config
-from deepzig.models.fields import Fields, read_json
+from deepzig.models.fields import MEND, Fields, read_json
 from deepzig.models.rope import RopeConfig
 
 from .folders import DATA, config
@@ -118,20 +118,20 @@ def test_fields_that_must_fit_each_other(changes: dict[str, Any], field: str, wh
 @pytest.mark.parametrize(
     ("rope", "what", "field", "hint"),
     [
-        ([], "[] is not an object", "{0}", "correct config.json"),
-        ("yarn", "'yarn' is not an object", "{0}", "correct config.json"),
+        ([], "[] is not an object", "{0}", MEND),
+        ("yarn", "'yarn' is not an object", "{0}", MEND),
         ({"type": "ntk"}, "RoPE of type 'ntk' is not supported", "{0}", "use one of default, yarn"),
         ({"type": ["yarn"]}, "RoPE of type ['yarn'] is not supported", "{0}", "use one of default, yarn"),
-        ({"type": "yarn", "factor": 0}, "0 is not a number above 0", "factor", "correct config.json"),
-        ({"type": "yarn", "beta_fast": "x"}, "'x' is not a number above 0", "beta_fast", "correct config.json"),
-        ({"type": "yarn", "beta_slow": -1}, "-1 is not a number above 0", "beta_slow", "correct config.json"),
-        ({"type": "yarn", "mscale": -1}, "-1 is not a number above 0", "mscale", "correct config.json"),
-        ({"type": "yarn", "mscale_all_dim": "x"}, "'x' is not a number above 0", "mscale_all_dim", "correct config.json"),
-        ({"type": "yarn", "attention_factor": 0}, "0 is not a number above 0", "attention_factor", "correct config.json"),
-        ({"type": "yarn", "truncate": 1}, "1 is neither true nor false", "truncate", "correct config.json"),
+        ({"type": "yarn", "factor": 0}, "0 is not a number above 0", "factor", MEND),
+        ({"type": "yarn", "beta_fast": "x"}, "'x' is not a number above 0", "beta_fast", MEND),
+        ({"type": "yarn", "beta_slow": -1}, "-1 is not a number above 0", "beta_slow", MEND),
+        ({"type": "yarn", "mscale": -1}, "-1 is not a number above 0", "mscale", MEND),
+        ({"type": "yarn", "mscale_all_dim": "x"}, "'x' is not a number above 0", "mscale_all_dim", MEND),
+        ({"type": "yarn", "attention_factor": 0}, "0 is not a number above 0", "attention_factor", MEND),
+        ({"type": "yarn", "truncate": 1}, "1 is neither true nor false", "truncate", MEND),
         (
             {"type": "yarn", "original_max_position_embeddings": 0.5},
-            f"0.5 {WHOLE} 1", "original_max_position_embeddings", "correct config.json",
+            f"0.5 {WHOLE} 1", "original_max_position_embeddings", MEND,
         ),
     ],
 )  # fmt: skip
