@@ -53,12 +53,11 @@ def prompt_tokens(prompt: Prompt, tokenizer: Tokenizer, chat: ChatOptions) -> li
     Raises:
         DeepZigError: it is none of the three, there is no tokenizer for it, or chat options without messages.
     """
-    if not isinstance(prompt, str | bytes | bytearray | Mapping) and isinstance(prompt, Iterable):
-        items: list[Any] = list(prompt)
-        if items and all(isinstance(item, Mapping) for item in items):
-            return tokenizer.encode_chat(items, chat.tools, chat.chat_template, **chat.chat_template_kwargs)
-    else:
-        items = [prompt]
+    if isinstance(prompt, bytes | bytearray | Mapping) or not isinstance(prompt, Iterable):
+        raise DeepZigError(f"a prompt can't be of type {type(prompt).__name__}", "prompt", CHOICES)
+    items: list[Any] = [] if isinstance(prompt, str) else list(prompt)
+    if items and all(isinstance(item, Mapping) for item in items):
+        return tokenizer.encode_chat(items, chat.tools, chat.chat_template, **chat.chat_template_kwargs)
     if chat != ChatOptions():
         raise DeepZigError("chat options are given without messages", "prompt", "give a list of chat messages")
     return tokenizer.encode(prompt) if isinstance(prompt, str) else token_ids(items)
