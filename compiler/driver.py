@@ -113,6 +113,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
     config, checkpoint, module = fuse(source, options)
     target, table = find_target(options.target, detect())
     plans = [plan_graph(graph, module, target, table) for graph in module.graphs]
+    states = [Tensor(s.name, target.state_type(s.type)) for s in module.states]
     progress("fuse", 1, 1)
     with ArtifactWriter(out, force=options.force) as writer, tempfile.TemporaryDirectory() as scratch:
         progress("kernels", 0, 1)
@@ -133,9 +134,9 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
             "code": CODE,
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, config),
-            "cache": [_tensor(t) for t in plans[0].states],
+            "cache": [_tensor(t) for t in states],
             "weights": [_tensor(w) for w in _weights(plans)],
-            "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(plans[0].states)},
+            "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(states)},
             "passes": pass_names(),
             "kernels": _kernels(plans),
             "files": {},
@@ -180,13 +181,17 @@ def _tensor(tensor: Tensor | Value | Packed) -> dict[str, Any]:
     return {"name": tensor.name, "dtype": tensor.type.dtype, "shape": list(tensor.type.shape)}
 
 
+OUTPUTS = {"sample": ("tokens",)}
+"""Names of the outputs of an entry point, where they are not logits and perhaps hidden states."""
+
+
 def _entry_point(plan: Plan) -> dict[str, Any]:
-    names = {"sample": ["tokens"]}.get(plan.name, ["logits"])
+    names = OUTPUTS.get(plan.name, ("logits", "hidden"))
     return {
         "inputs": [_tensor(t) for t in plan.inputs],
         "states": [t.name for t in plan.states],
         "weights": [w.name for w in plan.weights],
-        "outputs": [{**_tensor(t), "name": n} for n, t in zip(names, plan.outputs, strict=True)],
+        "outputs": [{**_tensor(t), "name": n} for n, t in zip(names, plan.outputs, strict=False)],
     }
 
 

@@ -14,6 +14,7 @@ from .passes.linear import (
     fuse_norm_into_swiglu,
     fuse_residual_into_linear,
     fuse_swiglu,
+    split_concat_linear,
 )
 from .passes.moe import fold_shared_experts, fuse_experts, fuse_residual_into_moe, fuse_router
 from .passes.weights import hoist_weights
@@ -29,6 +30,7 @@ PIPELINE: tuple[Pass, ...] = (
     fuse_latent_write,
     fuse_mla,
     fuse_swiglu,
+    split_concat_linear,
     fuse_residual_into_linear,
     fuse_norm_into_linear,
     merge_latent_projections,

@@ -82,7 +82,7 @@ def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Pl
     Raises:
         DeepZigError: the target has no kernel for an op.
     """
-    states = module.states if graph.state_count else ()
+    states = module.states_of(graph)
     values = {v: Tensor(v.name, v.type) for v in graph.inputs}
     values |= {v: Tensor(v.name, target.state_type(v.type)) for v in states}
     plan = Plan(graph.name, graph, tuple(values[v] for v in graph.inputs), tuple(values[v] for v in states))
@@ -96,5 +96,5 @@ def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Pl
             )
         results = lower(recorder, node, target)
         values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
-    plan.outputs = tuple(values[v] for v in graph.outputs[: len(graph.outputs) - graph.state_count])
+    plan.outputs = tuple(values[v] for v in graph.outputs[: len(graph.outputs) - len(states)])
     return plan

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from deepzig.ir import Builder, Graph, Module, ModuleBuilder
 from deepzig.models.config import ModelConfig
-from deepzig.models.definition import Rows, define
+from deepzig.models.definition import Rows, define, define_draft
 
 
 @dataclass(frozen=True)
@@ -28,28 +28,35 @@ class Bounds:
     page_size: int = 64
 
 
-def trace(config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False) -> Module:
-    """Trace the definition into the graphs `prefill`, `decode` and `sample`.
+def trace(
+    config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False
+) -> Module:  # fmt: skip
+    """Trace the definition into the graphs `prefill`, `decode` and `sample`, and `draft` if asked for.
 
     Args:
         config: the model.
         dtype: how matrices and the cache are stored: f32, bf16 or f16.
         bounds: the sizes that the artifact fixes.
         debug_route: adds an input `route` [n, MoE layers, k] that forces the expert choice.
+        draft: the model has a layer for multi-token prediction, which shall be a graph too.
     """
     m = ModuleBuilder(dtype)
-    per_sequence = {"prefill": bounds.chunk, "decode": bounds.decode_rows}
-    graphs = [_model_graph(m, config, name, rows, bounds, debug_route) for name, rows in per_sequence.items()]
+    graphs = []
+    for name, rows_per_seq in (("prefill", bounds.chunk), ("decode", bounds.decode_rows)):
+        b = Builder()
+        outputs = define(b, m, config, Rows.inputs(b, config, debug_route), bounds.page_size, hidden_too=draft)
+        graphs.append(b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq}))
+    if draft:
+        graphs.append(_draft_graph(m, config, bounds))
     return m.module((*graphs, _sample_graph(config.vocab_size)))
 
 
-def _model_graph(
-    m: ModuleBuilder, config: ModelConfig, name: str, rows_per_seq: int, bounds: Bounds, debug_route: bool
-) -> Graph:
+def _draft_graph(m: ModuleBuilder, config: ModelConfig, bounds: Bounds) -> Graph:
     b = Builder()
-    rows = Rows.inputs(b, config, debug_route)
-    outputs = define(b, m, config, rows, bounds.page_size)
-    return b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq})
+    rows = Rows.inputs(b, config)
+    hidden = b.input("hidden", "f32", ("n", config.hidden_size))
+    outputs = define_draft(b, m, config, rows, hidden, bounds.page_size)
+    return b.graph("draft", outputs, {"rows": bounds.rows, "rows_per_seq": bounds.decode_rows})
 
 
 def _sample_graph(vocab_size: int) -> Graph:

@@ -52,8 +52,9 @@ def interpret(
     env.update({value: inputs[value.name] for value in g.inputs})
     run(g.nodes, env)
     results = [env[v] for v in g.outputs]
-    count = len(results) - g.state_count
-    return results[:count], dict(zip([s.name for s in module.states], results[count:], strict=False)) or dict(states)
+    written = module.states_of(g)
+    count = len(results) - len(written)
+    return results[:count], {**states, **{s.name: x for s, x in zip(written, results[count:], strict=True)}}
 
 
 def run(nodes: Iterable[Node], env: dict[Value, Array]) -> None:

@@ -88,7 +88,7 @@ class Node:
 class Graph:
     """An entry point: nodes in execution order. `attrs` holds its row bounds (`rows`, `rows_per_seq`).
 
-    A graph that uses states returns, after its results, the new value of every state of the module, in order.
+    After its results a graph returns the new value of every state that it uses, in the module's order.
     """
 
     name: str
@@ -100,11 +100,6 @@ class Graph:
     def producers(self) -> dict[Value, Node]:
         """The node that makes each local value."""
         return {out: node for node in self.nodes for out in node.outputs}
-
-    @property
-    def state_count(self) -> int:
-        """How many of the outputs are new states."""
-        return sum(value.kind == "state" for value in self.globals())
 
     def globals(self) -> Iterator[Value]:
         """Parameters and states in order of first use."""
@@ -140,6 +135,11 @@ class Module:
             if graph.name == name:
                 return graph
         raise KeyError(name)
+
+    def states_of(self, graph: Graph) -> tuple[Value, ...]:
+        """The states that a graph uses, in the module's order."""
+        used = set(graph.globals())
+        return tuple(state for state in self.states if state in used)
 
     def with_graphs(self, graphs: tuple[Graph, ...]) -> Module:
         """The same module with other graphs; itself when none changed."""

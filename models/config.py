@@ -82,8 +82,8 @@ class ModelConfig:
         return {**{name: getattr(self, name) for name in names}, "eos_token_ids": list(self.eos_token_ids)}
 
     def is_moe(self, layer: int) -> bool:
-        """Whether the layer's feed-forward network is a mixture of experts."""
-        return self.mlp_layer_types[layer] == SPARSE
+        """Whether the layer's feed-forward network is a mixture of experts; in layers for prediction it always is."""
+        return layer >= self.num_hidden_layers or self.mlp_layer_types[layer] == SPARSE
 
 
 def first_dense(f: Fields) -> tuple[str, ...]:

@@ -67,41 +67,86 @@ class Scope:
         return self.module.vector(f"{self.prefix}{name}.bias", size) if present else None
 
 
-def define(b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows, page_size: int) -> tuple[Value, ...]:
+def define(
+    b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows, page_size: int, hidden_too: bool = False
+) -> tuple[Value, ...]:
     """The whole model.
 
     Returns:
-        logits [r, vocab_size], then the new cache of each layer.
+        logits [r, vocab_size]; with `hidden_too`, what the output head reads of every row, [n, hidden]; then the new
+        cache of each layer.
     """
-    root, model = Scope(m, ""), Scope(m, "model.")
+    model = Scope(m, "model.")
     embeddings = model.matrix("embed_tokens", config.vocab_size, config.hidden_size)
     h = b.embed(rows.tokens, embeddings)  # [n, hidden]
-    inv_freq = m.constant("rope.inv_freq", config.rope.inv_freq(config.qk_rope_head_dim))
-    angles = b.rope_angles(rows.pos, inv_freq, scale=config.rope.cos_sin_scale)  # [n, rope]
+    angles = rotations(b, m, config, rows)
     caches = []
     for i in range(config.num_hidden_layers):
-        p = model / f"layers.{i}"
-        cache = m.state(f"cache.{i}", "pages", page_size, config.kv_lora_rank + config.qk_rope_head_dim)
-        x = b.rms_norm(h, p.norm("input_layernorm", config.hidden_size), eps=config.rms_norm_eps)
-        y, cache = attention(b, p / "self_attn", config, x, angles, cache, rows)
-        h = b.add(h, y)
+        moe = sum(map(config.is_moe, range(i)))
+        forced = b.forced_route(rows.route, layer=moe) if rows.route and config.is_moe(i) else None
+        h, cache = layer(b, model / f"layers.{i}", config, i, h, angles, rows, page_size, forced)
         caches.append(cache)
-        x = b.rms_norm(h, p.norm("post_attention_layernorm", config.hidden_size), eps=config.rms_norm_eps)
-        if config.is_moe(i):
-            forced = rows.route and b.forced_route(rows.route, layer=sum(map(config.is_moe, range(i))))
-            h = b.add(h, mixture(b, p / "mlp", config, x, forced))
-        else:
-            h = b.add(h, swiglu(b, p / "mlp", x, config.hidden_size, config.intermediate_size))
-    x = b.take_rows(h, rows.out_rows)  # [r, hidden]
-    x = b.rms_norm(x, model.norm("norm", config.hidden_size), eps=config.rms_norm_eps)
-    head = embeddings if config.tie_word_embeddings else root.matrix("lm_head", config.vocab_size, config.hidden_size)
-    return b.linear(x, head), *caches
+    if not hidden_too:
+        h = b.take_rows(h, rows.out_rows)  # [r, hidden]
+    h = b.rms_norm(h, model.norm("norm", config.hidden_size), eps=config.rms_norm_eps)
+    x = b.take_rows(h, rows.out_rows) if hidden_too else h
+    if not config.tie_word_embeddings:
+        embeddings = Scope(m, "").matrix("lm_head", config.vocab_size, config.hidden_size)
+    return b.linear(x, embeddings), *([h] if hidden_too else []), *caches
 
 
-def parameters(config: ModelConfig) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter that a checkpoint holds, experts stacked."""
+def define_draft(
+    b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows, hidden: Value, page_size: int
+) -> tuple[Value, ...]:
+    """The layer for multi-token prediction (V3 report, section 2.2): a guess at the token after the next.
+
+    Row i brings the token at position pos[i] + 1, and of the row at pos[i] what the output head reads, in `hidden`
+    [n, hidden]: that of the model, or that of this layer, for guesses further ahead.
+
+    Returns:
+        logits [r, vocab_size] of position pos + 2, what the output head reads [r, hidden], the new cache of the layer.
+    """
+    size, eps, number = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers
+    p = Scope(m, f"model.layers.{number}.")
+    token = b.embed(rows.tokens, p.matrix("embed_tokens", config.vocab_size, size))
+    token = b.rms_norm(token, p.norm("enorm", size), eps=eps)  # [n, hidden]
+    state = b.rms_norm(hidden, p.norm("hnorm", size), eps=eps)  # [n, hidden]
+    h = b.linear(b.concat(token, state, axis=1), p.matrix("eh_proj", size, 2 * size))
+    h, cache = layer(b, p, config, number, h, rotations(b, m, config, rows), rows, page_size)
+    x = b.rms_norm(b.take_rows(h, rows.out_rows), p.norm("shared_head.norm", size), eps=eps)
+    return b.linear(x, p.matrix("shared_head.head", config.vocab_size, size)), x, cache
+
+
+def rotations(b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows) -> Value:
+    """cos and sin of every row: [n, rope]."""
+    inv_freq = m.constant("rope.inv_freq", config.rope.inv_freq(config.qk_rope_head_dim))
+    return b.rope_angles(rows.pos, inv_freq, scale=config.rope.cos_sin_scale)
+
+
+def layer(
+    b: Builder, p: Scope, config: ModelConfig, number: int, h: Value, angles: Value, rows: Rows, page_size: int,
+    forced: Value | None = None,
+) -> tuple[Value, Value]:  # fmt: skip
+    """Attention, then a feed-forward network, each around a residual: h [n, hidden] -> [n, hidden], cache."""
+    size = config.hidden_size
+    cache = p.module.state(f"cache.{number}", "pages", page_size, config.kv_lora_rank + config.qk_rope_head_dim)
+    x = b.rms_norm(h, p.norm("input_layernorm", size), eps=config.rms_norm_eps)
+    y, cache = attention(b, p / "self_attn", config, x, angles, cache, rows)
+    h = b.add(h, y)
+    x = b.rms_norm(h, p.norm("post_attention_layernorm", size), eps=config.rms_norm_eps)
+    if config.is_moe(number):
+        return b.add(h, mixture(b, p / "mlp", config, x, forced)), cache
+    return b.add(h, swiglu(b, p / "mlp", x, size, config.intermediate_size)), cache
+
+
+def parameters(config: ModelConfig, draft: bool = False) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every parameter of the model, experts stacked; with `draft`, of `define_draft` instead."""
     b, m = Builder(), ModuleBuilder("f32")
-    define(b, m, config, Rows.inputs(b, config), page_size=1)
+    rows = Rows.inputs(b, config)
+    if draft:
+        define_draft(b, m, config, rows, b.input("hidden", "f32", ("n", config.hidden_size)), page_size=1)
+    else:
+        define(b, m, config, rows, page_size=1)
     module = m.module(())
     return {p.name: tuple(map(int, p.shape)) for p in module.params if p.name not in module.constants}
 

@@ -5,6 +5,30 @@ from __future__ import annotations
 from deepzig.ir import Builder, Graph, Match, Value, rewrite
 
 
+def split_concat_linear(graph: Graph) -> Graph:
+    """linear([a, b]) -> linear(a) + linear(b), each with its columns of the weight: nothing is put side by side."""
+
+    def build(b: Builder, m: Match) -> Value | None:
+        left, right, w = m["a"], m["b"], m["w"]
+        if len(left.shape) != 2 or not w.is_global:
+            return None
+        cut = left.shape[1]
+        y: Value = b.add(
+            b.linear(left, b.slice(w, axis=1, begin=0, end=cut)),
+            b.linear(right, b.slice(w, axis=1, begin=cut, end=w.shape[1])),
+        )
+        return y
+
+    return rewrite(
+        graph,
+        """
+        %c = concat(%a, %b) {axis=1}
+        %y = linear(%c, %w)
+        """,
+        build,
+    )
+
+
 def fuse_swiglu(graph: Graph) -> Graph:
     """silu(x gate^T) * (x up^T) -> gated_proj."""
 

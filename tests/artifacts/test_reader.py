@@ -114,9 +114,7 @@ def test_changed_weights_are_found_when_asked(artifact: Path) -> None:
     data[-40] ^= 1
     path.write_bytes(data)
     open_artifact(artifact, features=FEATURES)
-    assert refusal(artifact, full=True) == lines(
-        "the file was changed: its SHA-256 differs from the manifest's", path
-    )
+    assert refusal(artifact, full=True) == lines("the file was changed: its SHA-256 differs from the manifest's", path)
 
 
 @pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so", "weights-00001.safetensors"])
@@ -135,9 +133,7 @@ def test_code_that_is_not_listed(artifact: Path, name: str) -> None:
 def test_a_part_outside(artifact: Path, name: str) -> None:
     (artifact.parent / "secret").write_text("x")
     made.edit(artifact, lambda m: m["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
-    assert refusal(artifact) == lines(
-        "a part lies outside the artifact", f"{artifact / 'manifest.json'}, file {name}"
-    )
+    assert refusal(artifact) == lines("a part lies outside the artifact", f"{artifact / 'manifest.json'}, file {name}")
 
 
 @pytest.mark.parametrize("name", ["model.so", "lib"])

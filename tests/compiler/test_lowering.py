@@ -33,6 +33,10 @@ FUSED_OPS = {
 }  # fmt: skip
 
 
+ATTENTION = {"decode": "mla_decode", "prefill": "mla_prefill", "draft": "mla_decode"}
+"""Graph -> its form of attention."""
+
+
 class Stored:
     """Parameters of a test in place of a checkpoint."""
 
@@ -83,7 +87,8 @@ def run(module: Module, c: ModelConfig, seed: int, route: bool, limit: int | Non
             wide[..., : c.kv_lora_rank + c.qk_rope_head_dim] = caches[state.name]
             physical.append(tensor(convert(wide, "f32", state.type.dtype, state.name)))
         outputs = vm[plan.name](*(tensor(inputs[t.name]) for t in plan.inputs), *physical, *map(stored, plan.weights))
-        yield outputs[0].numpy(), interpret(module, plan.name, inputs, values, caches)[0][0]
+        wanted = interpret(module, plan.name, inputs, values, caches)[0]
+        yield from ((got.numpy(), want) for got, want in zip(outputs, wanted, strict=True))
 
 
 QUICK = [("base", "f32"), ("base", "bf16"), ("no-q-lora", "f16")]
@@ -93,7 +98,7 @@ SLOW = [(v, d) for v in VARIANTS for d in ("f32", "bf16", "f16") if (v, d) not i
 @pytest.mark.parametrize(("variant", "dtype"), [*QUICK, *(pytest.param(*p, marks=pytest.mark.slow) for p in SLOW)])
 def test_kernels_agree_with_the_interpreter(variant: str, dtype: str) -> None:
     c = config(**VARIANTS[variant])
-    for got, want in run(traced(c, dtype), c, 3, False, None):
+    for got, want in run(traced(c, dtype, draft=variant == "base"), c, 3, False, None):
         assert distance(got, want) <= TOLERANCE
 
 
@@ -106,12 +111,15 @@ def test_any_number_of_rewrites_gives_a_model_that_runs(limit: int | None, route
 
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("route", [False, True])
-def test_all_nodes_of_the_fused_graphs(variant: str, route: bool) -> None:
+@pytest.mark.parametrize("draft", [False, True])
+def test_all_nodes_of_the_fused_graphs(variant: str, route: bool, draft: bool) -> None:
     """No un-absorbed keys or values in the decode form, no op per expert, nothing left over."""
-    fused = run_pipeline(traced(config(**VARIANTS[variant]), "f32", route))
-    extra = {"linear"} if variant == "no-q-lora" else set()
+    fused = run_pipeline(traced(config(**VARIANTS[variant]), "f32", route, draft))
+    extra = {"linear"} if variant == "no-q-lora" or draft else set()  # with a draft the head's input is an output
     forced = {"forced_route"} if route else set()
-    for name, attention in (("decode", "mla_decode"), ("prefill", "mla_prefill")):
+    for name, attention in ATTENTION.items():
+        if name == "draft" and not draft:
+            continue
         found = {node.op.name for node in fused.graph(name).nodes}
         assert found <= FUSED_OPS | {attention} | extra | forced
         assert attention in found
@@ -121,7 +129,7 @@ def test_all_nodes_of_the_fused_graphs(variant: str, route: bool) -> None:
 @pytest.mark.parametrize("variant", VARIANTS)
 @pytest.mark.parametrize("route", [False, True])
 def test_nothing_runs_on_the_scalar_fallback_but_a_named_few(variant: str, route: bool) -> None:
-    for plan in plans_of(run_pipeline(traced(config(**VARIANTS[variant]), "bf16", route))):
+    for plan in plans_of(run_pipeline(traced(config(**VARIANTS[variant]), "bf16", route, draft=True))):
         for launch in plan.launches:
             if launch.kernel_name.startswith("plain_"):
                 assert launch.where.split(" ")[0] in SCALAR_FALLBACK

@@ -8,6 +8,7 @@ from collections import Counter
 import numpy as np
 import pytest
 
+from deepzig.compiler.passes.linear import split_concat_linear
 from deepzig.compiler.passes.weights import hoist_weights
 from deepzig.compiler.pipeline import PIPELINE, Pass, run_pipeline
 from deepzig.errors import DeepZigError
@@ -48,10 +49,10 @@ def ops(graph: Graph) -> Counter[str]:
 def test_every_stage_means_the_same(seed: int, route: bool) -> None:
     rng = np.random.default_rng(seed)
     c = random_config(rng)
-    module = traced(c, "f32", route)
+    module = traced(c, "f32", route, draft=seed % 2 == 0)
     values, caches, inputs = parameters(module, rng), states(module, rng), rows(c, rng, route)
-    for name in ("prefill", "decode"):
-        (want,), cached = interpret(module, name, inputs, values, caches)
+    for name in [graph.name for graph in module.graphs if graph.name != "sample"]:
+        want, cached = interpret(module, name, inputs, values, caches)
         stages = [*(through(module, i) for i in range(1, len(PIPELINE) + 1)), run_pipeline(module)]
         previous = module
         for stage in stages:
@@ -59,8 +60,8 @@ def test_every_stage_means_the_same(seed: int, route: bool) -> None:
                 continue
             verify(stage)
             assert same(parse(show(stage)), stage)
-            (got,), caches_got = interpret(stage, name, inputs, values, caches)
-            assert distance(got, want) <= MEANING
+            got, caches_got = interpret(stage, name, inputs, values, caches)
+            assert all(distance(g, w) <= MEANING for g, w in zip(got, want, strict=True))
             assert all(distance(caches_got[k], cached[k]) <= MEANING for k in cached)
             previous = stage
 
@@ -127,6 +128,27 @@ def test_weights_are_shared_between_graphs() -> None:
     names = [{v.name for v in fused.graph(g).globals() if v.kind == "param"} for g in ("prefill", "decode")]
     assert names[0] == names[1]
     assert hoist_weights(fused) is fused
+
+
+def test_a_product_of_two_side_by_side_is_two_products() -> None:
+    draft = run_pipeline(traced(config(), draft=True)).graph("draft")
+    assert not ops(draft)["concat"] and not ops(draft)["slice"]
+    eh, *_ = [node for node in draft.nodes if node.op.name == "proj" and len(node.inputs) == 5]
+    assert eh.inputs[4] in {node.output for node in draft.nodes if node.op.name == "proj"}  # the residual
+
+
+def test_a_product_of_two_with_a_bias_is_let_alone() -> None:
+    text = """
+param @w: f32[5, 7]
+param @b: f32[5]
+
+graph f(%x: f32[n, 3], %y: f32[n, 4]):
+  %0: f32[n, 7] = concat(%x, %y) {axis=1}
+  %1: f32[n, 5] = linear(%0, @w, @b)
+  return %1
+"""
+    graph = parse(text).graph("f")
+    assert split_concat_linear(graph) is graph
 
 
 def test_biases_of_one_projection_only_are_not_merged() -> None:

@@ -114,11 +114,13 @@ def rows(c: ModelConfig, rng: np.random.Generator, route: bool = False) -> dict[
         "block_table": rng.permutation(PAGES)[:9].reshape(3, 3),
         "out_rows": np.array([2, 6, 7, 0]),
     }
+    inputs = {name: value.astype(np.int32) for name, value in inputs.items()}
+    inputs["hidden"] = rng.standard_normal((n, c.hidden_size), np.float32)
     if route:
         layers = sum(map(c.is_moe, range(c.num_hidden_layers)))
         draws = [rng.permutation(c.n_routed_experts)[: c.num_experts_per_tok] for _ in range(n * layers)]
-        inputs["route"] = np.array(draws).reshape(n, layers, -1)
-    return {name: value.astype(np.int32) for name, value in inputs.items()}
+        inputs["route"] = np.array(draws, np.int32).reshape(n, layers, -1)
+    return inputs
 
 
 def distance(a: Array, b: Array) -> float:
@@ -126,6 +128,6 @@ def distance(a: Array, b: Array) -> float:
     return float(np.linalg.norm(a - b) / np.linalg.norm(b))
 
 
-def traced(c: ModelConfig, dtype: str = "f32", route: bool = False) -> Module:
+def traced(c: ModelConfig, dtype: str = "f32", route: bool = False, draft: bool = False) -> Module:
     """The traced module."""
-    return trace(c, dtype, BOUNDS, route)
+    return trace(c, dtype, BOUNDS, route, draft)

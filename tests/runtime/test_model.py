@@ -142,8 +142,7 @@ def test_prompts_that_do_not_fit(folder: Path) -> None:
     assert refusal(model, [5] * 60) == "the prompt has 60 tokens\n  at: prompt\n  fix: give at most 59"
     small = fake.model(folder, fake.babble(VOCAB), pages=3)
     assert refusal(small, [5] * 12) == (
-        "the prompt has 12 tokens\n  at: prompt\n"
-        "  fix: give at most 11, or load the model with a larger cache_tokens"
+        "the prompt has 12 tokens\n  at: prompt\n  fix: give at most 11, or load the model with a larger cache_tokens"
     )
     with pytest.raises(DeepZigError, match="give at most 60"):
         model.logits([5] * 61)

@@ -85,9 +85,7 @@ def test_bias_of_tokens_that_do_not_exist() -> None:
     options.check_tokens(301)
     with pytest.raises(DeepZigError) as caught:
         options.check_tokens(300)
-    assert str(caught.value) == (
-        "token 300 is not in the vocabulary\n  at: option logit_bias\n  fix: use 0 to 299"
-    )
+    assert str(caught.value) == ("token 300 is not in the vocabulary\n  at: option logit_bias\n  fix: use 0 to 299")
 
 
 def test_keys_of_choices() -> None:
