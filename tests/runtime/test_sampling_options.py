@@ -49,8 +49,8 @@ def test_an_unknown_option() -> None:
     with pytest.raises(DeepZigError) as caught:
         SamplingOptions.parse({"best_of": 2})
     assert str(caught.value) == (
-        "there is no option 'best_of'\n  at: generate\n  fix: choose from max_tokens, temperature, top_p, top_k, min_p, "
-        "stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, n, presence_penalty, frequency_penalty, "
+        "there is no option 'best_of'\n  at: generate\n  fix: choose from max_tokens, temperature, top_p, top_k, "
+        "min_p, stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, n, presence_penalty, frequency_penalty, "
         "repetition_penalty, logit_bias"
     )
 
