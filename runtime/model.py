@@ -357,7 +357,7 @@ def load(
         DeepZigError: the artifact is damaged, or does not fit this machine or process.
     """
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
-        if value is not None and (not isinstance(value, Integral) or value < 1):
+        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
             raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
     artifact = open_artifact(Path(path), full=full_check)
     bounds = artifact.manifest.bounds

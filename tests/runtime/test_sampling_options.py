@@ -48,11 +48,11 @@ def test_wrong_values(options: dict[str, Any], what: str, where: str, hint: str)
 def test_an_unknown_option() -> None:
     with pytest.raises(DeepZigError) as caught:
         SamplingOptions.parse({"best_of": 2})
-    assert str(caught.value) == (
-        "there is no option 'best_of'\n  at: generate\n  fix: choose from max_tokens, temperature, top_p, top_k, min_p, "
-        "stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, n, presence_penalty, frequency_penalty, "
-        "repetition_penalty, logit_bias"
+    known = (
+        "max_tokens, temperature, top_p, top_k, min_p, stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, "
+        "n, presence_penalty, frequency_penalty, repetition_penalty, logit_bias"
     )
+    assert str(caught.value) == f"there is no option 'best_of'\n  at: generate\n  fix: choose from {known}"
 
 
 def test_one_option_under_two_names() -> None:
