@@ -2,7 +2,8 @@
 
 from deepzig.artifacts.manifest import Manifest
 
-from .model import Choice, Model, Piece, Result, load
+from .model import Model, load
+from .result import Choice, Piece, Result
 from .sampling import SamplingOptions, TokenLogprob
 
 __all__ = ["Choice", "Manifest", "Model", "Piece", "Result", "SamplingOptions", "TokenLogprob", "load"]

@@ -11,8 +11,9 @@ from typing import Any
 
 import click
 
-from .model import Model, Piece, load
+from .model import Model, load
 from .prompt import Prompt
+from .result import Piece
 
 OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--max-tokens", {"type": click.IntRange(1), "help": "The most tokens to generate."}),
@@ -22,6 +23,7 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
     ("--min-p", {"type": click.FloatRange(0, 1), "help": "Keep tokens this likely, relative to the likeliest."}),
     ("--seed", {"type": int, "help": "The same seed gives the same answer."}),
     ("--stop", {"multiple": True, "help": "A text that ends the answer; may be repeated."}),
+    ("--speculate", {"type": click.IntRange(0, 16), "help": "Guess that many tokens ahead; the answer is the same."}),
     ("--ignore-eos", {"is_flag": True, "default": None, "help": "Don't end at the model's end token."}),
 )
 """Options of sampling, named as in `SamplingOptions`."""

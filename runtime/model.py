@@ -19,8 +19,10 @@ from deepzig.errors import DeepZigError
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
+from .result import END, Choice, Piece, Result
 from .rows import check_range, checked_rows
 from .sampling import SamplingOptions, TokenLogprob, logprob_of
+from .speculate import Speculator
 from .text import Detokenizer, StopFinder
 from .tokenizer import Tokenizer
 
@@ -28,48 +30,22 @@ Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
 DEFAULT_CACHE_TOKENS = 16384
-END = -1
-"""The token_id of a piece that holds only the rest of the text, after an end token."""
+DRAFT = "draft"
 
 
 @dataclass(frozen=True)
-class Choice:
-    """One answer.
+class Read:
+    """What the model made of consecutive rows of a sequence.
 
     Attributes:
-        text: what the tokens say, up to where it ended.
-        token_ids: the generated tokens, the end token not among them.
-        finish_reason: `stop` (an end token or a stop text) or `length`.
-        logprobs: one entry a token, if they were asked for.
+        begin: position of the first row.
+        logits: of the wanted rows, [r, vocab].
+        hidden: what the output head reads, of all rows, [n, hidden]; none where the artifact has no use for it.
     """
 
-    text: str
-    token_ids: tuple[int, ...]
-    finish_reason: str
-    logprobs: tuple[TokenLogprob, ...] | None
-
-
-@dataclass(frozen=True)
-class Result(Choice):
-    """The first answer, and all of them.
-
-    Attributes:
-        prompt_tokens: length of the prompt in tokens.
-        choices: the `n` answers.
-    """
-
-    prompt_tokens: int
-    choices: tuple[Choice, ...]
-
-
-@dataclass(frozen=True)
-class Piece:
-    """One token of an answer and the text that may be shown since; the last piece has a finish_reason."""
-
-    text: str
-    token_id: int
-    logprob: TokenLogprob | None = None
-    finish_reason: str | None = None
+    begin: int
+    logits: F32
+    hidden: F32 | None = None
 
 
 class Backend(Protocol):
@@ -141,13 +117,18 @@ class Model:
         tokens = self._prompt(prompt, ChatOptions(tools, chat_template, chat_template_kwargs or {}))
         seed = _seed(parsed)
         with CacheSequence(self.pool) as sequence:
-            logits = self._read_prompt(tokens, sequence)
+            speculator = self._speculator(parsed, sequence)
+            read = self._read_prompt(tokens, sequence, speculator)
             # one after another on the pages of the prompt: each writes over what the one before wrote after them
             choices = tuple(
-                _choice(self._answer(tokens, parsed, parsed.key(seed, i), sequence, logits), parsed.logprobs)
+                _choice(self._answer(tokens, parsed, parsed.key(seed, i), sequence, read, speculator), parsed.logprobs)
                 for i in range(parsed.n)
             )
-        return Result(**vars(choices[0]), prompt_tokens=len(tokens), choices=choices)
+        return Result(
+            **vars(choices[0]), prompt_tokens=len(tokens), choices=choices,
+            guessed_tokens=speculator.guessed if speculator else 0,
+            accepted_tokens=speculator.right if speculator else 0,
+        )  # fmt: skip
 
     def stream(
         self,
@@ -178,7 +159,7 @@ class Model:
             for begin, end in self._cuts(len(tokens)):
                 sequence.reserve(end)
                 forced = None if route is None else np.asarray(route)[begin:end]
-                parts.append(self._forward_one(tokens[begin:end], begin, sequence, range(end - begin), forced))
+                parts.append(self._read(tokens[begin:end], begin, sequence, range(end - begin), forced).logits)
         return np.concatenate(parts)
 
     def forward(
@@ -203,7 +184,11 @@ class Model:
             DeepZigError: ids, positions or pages out of range, or rows in disorder (kernels do not check them).
         """
         given = {"tokens": tokens, "seq": seq, "pos": pos, "block_table": block_table, "out_rows": out_rows}
-        inputs = checked_rows(self.manifest, self.pool.count, given if route is None else {**given, "route": route})
+        return self._call(entry, given if route is None else {**given, "route": route})[0]
+
+    def _call(self, entry: str | None, given: Mapping[str, Array], hidden: F32 | None = None) -> tuple[Array, ...]:
+        """Outputs of an entry point for rows that are checked first, see `forward`."""
+        inputs = checked_rows(self.manifest, self.pool.count, given)
         if entry is None:
             longest = np.bincount(inputs["seq"]).max()
             entry = "prefill" if longest > self.manifest.bounds.decode_rows else "decode"
@@ -211,16 +196,21 @@ class Model:
             known = ", ".join(self.manifest.entry_points)
             raise DeepZigError(f"no entry point is called {entry!r}", "forward", f"choose from {known}")
         names = [spec.name for spec in self.manifest.entry_points[entry].inputs]
-        if ("route" in names) != (route is not None):
+        if ("route" in names) != ("route" in given):
             raise DeepZigError(
                 "the expert choice is forced only where the artifact asks for it", "route", "compile with --debug-route"
             )
-        (logits,) = self.backend.call(entry, inputs)
-        return logits
+        return self.backend.call(entry, inputs if hidden is None else {**inputs, "hidden": hidden})
 
     def _options(self, options: Mapping[str, Any]) -> SamplingOptions:
         parsed = SamplingOptions.parse(options)
         parsed.check_tokens(int(self.manifest.model["vocab_size"]))
+        if parsed.speculate and DRAFT not in self.manifest.entry_points:
+            raise DeepZigError(
+                "the artifact has no layer for multi-token prediction",
+                "option speculate",
+                "compile a checkpoint that has one, or leave the option out",
+            )
         return parsed
 
     def _prompt(self, prompt: Prompt, chat: ChatOptions) -> list[int]:
@@ -243,61 +233,80 @@ class Model:
         chunk = self.manifest.bounds.chunk
         return ((begin, min(begin + chunk, end)) for begin in range(0, end, chunk))
 
-    def _forward_one(
+    def _read(
         self, tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Iterable[int],
         route: Array | None = None,
-    ) -> F32:  # fmt: skip
-        rows = len(tokens)
-        return self.forward(
-            np.array(tokens, np.int32),
-            np.zeros(rows, np.int32),
-            np.arange(begin, begin + rows, dtype=np.int32),
-            np.array([sequence.pages], np.int32),
-            np.array([*out_rows], np.int32),
-            route,
-        )
+    ) -> Read:  # fmt: skip
+        """Run consecutive rows of one sequence."""
+        given = _rows_of(tokens, begin, sequence, out_rows)
+        return Read(begin, *self._call(None, given if route is None else {**given, "route": route}))
 
-    def _read_prompt(self, prompt: list[int], sequence: CacheSequence) -> F32:
-        """Run a prompt through the model; logits [1, vocab] of its last token."""
-        logits = np.empty((0, 0), np.float32)
+    def _speculator(self, options: SamplingOptions, sequence: CacheSequence) -> Speculator | None:
+        """What guesses ahead in a sequence, if it shall."""
+        if not options.speculate:
+            return None
+
+        def draft(tokens: Sequence[int], begin: int, hidden: F32, out_rows: Sequence[int]) -> tuple[F32, F32]:
+            logits, states = self._call(DRAFT, _rows_of(tokens, begin, sequence, out_rows), hidden)
+            return logits, states
+
+        return Speculator(draft)
+
+    def _read_prompt(self, prompt: list[int], sequence: CacheSequence, speculator: Speculator | None) -> Read:
+        """Run a prompt through the model; its last chunk, with the logits of the last token only."""
         for begin, end in self._cuts(len(prompt)):
             sequence.reserve(end)
             last = [end - begin - 1] if end == len(prompt) else []
-            logits = self._forward_one(prompt[begin:end], begin, sequence, last)
-        return logits
+            read = self._read(prompt[begin:end], begin, sequence, last)
+            if speculator and read.hidden is not None and not last:
+                speculator.read(prompt[begin + 1 : end + 1], begin, read.hidden)
+        return read
 
     def _stream(self, prompt: list[int], options: SamplingOptions) -> Iterator[Piece]:
         key = options.key(_seed(options), 0)
         with CacheSequence(self.pool) as sequence:
-            yield from self._answer(prompt, options, key, sequence, self._read_prompt(prompt, sequence))
+            speculator = self._speculator(options, sequence)
+            read = self._read_prompt(prompt, sequence, speculator)
+            yield from self._answer(prompt, options, key, sequence, read, speculator)
 
     def _answer(
-        self, prompt: list[int], options: SamplingOptions, key: Array, sequence: CacheSequence, logits: F32
-    ) -> Iterator[Piece]:
-        """Generate after a prompt that was read, from the logits [1, vocab] of its last token."""
+        self, prompt: list[int], options: SamplingOptions, key: Array, sequence: CacheSequence, read: Read,
+        speculator: Speculator | None,
+    ) -> Iterator[Piece]:  # fmt: skip
+        """Generate after a prompt whose last chunk was read."""
         room = self.context - len(prompt)
         limit = min(options.max_tokens or room, room)
         ends = {*options.stop_token_ids}
         if not options.ignore_eos:
             ends.update(self.manifest.model["eos_token_ids"])
         texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
+        guesses: list[int] = []
         while True:
-            token, logprob = self._draw(logits, options, key, prompt, generated)
-            if token in ends:
-                yield Piece(stops.last(texts.flush())[0], END, None, "stop")
-                return
-            generated.append(token)
-            text, found = stops.push(texts.push(token))
-            if not found and len(generated) == limit:
-                tail, found = stops.last(texts.flush())
-                yield Piece(text + tail, token, logprob, "stop" if found else "length")
-                return
-            yield Piece(text, token, logprob, "stop" if found else None)
-            if found:
-                return
+            for row, logits in enumerate(read.logits):
+                token, logprob = self._draw(logits[None], options, key, prompt, generated)
+                if token in ends:
+                    yield Piece(stops.last(texts.flush())[0], END, None, "stop")
+                    return
+                generated.append(token)
+                text, found = stops.push(texts.push(token))
+                if not found and len(generated) == limit:
+                    tail, found = stops.last(texts.flush())
+                    yield Piece(text + tail, token, logprob, "stop" if found else "length")
+                    return
+                yield Piece(text, token, logprob, "stop" if found else None)
+                if found:
+                    return
+                if guesses[row : row + 1] != [token]:
+                    break  # the rows after this one belong to another text
+                if speculator:
+                    speculator.right += 1
             position = len(prompt) + len(generated) - 1
-            sequence.reserve(position + 1)
-            logits = self._forward_one([token], position, sequence, [0])
+            if speculator and read.hidden is not None:
+                known = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
+                count = min(options.speculate, limit - len(generated) - 1, self.manifest.bounds.decode_rows - 1)
+                guesses = speculator.guess(known, read.begin, read.hidden[: len(known)], count)
+            sequence.reserve(position + 1 + len(guesses))
+            read = self._read([token, *guesses], position, sequence, range(1 + len(guesses)))
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""
@@ -325,6 +334,20 @@ class Model:
         }
         token = int(self.backend.call("sample", inputs)[0][0])
         return token, logprob_of(plain[0], token, options.top_logprobs) if options.logprobs else None
+
+
+def _rows_of(
+    tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Iterable[int]
+) -> dict[str, Array]:  # fmt: skip
+    """The inputs for consecutive rows of one sequence."""
+    rows = len(tokens)
+    return {
+        "tokens": np.array(tokens, np.int32),
+        "seq": np.zeros(rows, np.int32),
+        "pos": np.arange(begin, begin + rows, dtype=np.int32),
+        "block_table": np.array([sequence.pages], np.int32),
+        "out_rows": np.array([*out_rows], np.int32),
+    }
 
 
 def _seed(options: SamplingOptions) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ RANKS = {"tokens": 1, "seq": 1, "pos": 1, "block_table": 2, "out_rows": 1, "rout
 """Input -> how many dimensions it has."""
 
 
-def checked_rows(manifest: Manifest, pages: int, given: dict[str, Any]) -> dict[str, Array]:
+def checked_rows(manifest: Manifest, pages: int, given: Mapping[str, Any]) -> dict[str, Array]:
     """The inputs of a model's entry point as i32 arrays.
 
     Args:

@@ -19,6 +19,7 @@ WHOLE: dict[str, tuple[float, float]] = {
     "top_logprobs": (0, 20),
     "seed": (-(2**63), 2**64 - 1),
     "n": (1, 128),
+    "speculate": (0, 16),
 }
 """Least and greatest value of each whole number, as OpenAI's API has them where it has them."""
 
@@ -60,6 +61,8 @@ class SamplingOptions:
         logprobs: report the log-probability of each token.
         top_logprobs: report that many likeliest alternatives too; needs `logprobs`.
         n: how many answers to draw. The first is the one that n=1 gives.
+        speculate: how many tokens to guess ahead, where the artifact has a layer for multi-token prediction. The answer
+            is the same, and comes sooner where guesses are right.
         presence_penalty: taken from the logit of every token that was generated.
         frequency_penalty: taken once for each time it was.
         repetition_penalty: divides positive and multiplies negative logits of all tokens so far (Keskar et al., 2019).
@@ -81,6 +84,7 @@ class SamplingOptions:
     logprobs: bool = False
     top_logprobs: int = 0
     n: int = 1
+    speculate: int = 0
     presence_penalty: float = 0.0
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
