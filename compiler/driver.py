@@ -15,10 +15,9 @@ from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
-from deepzig.models import read_config
-from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import DeepseekV3Config
-from deepzig.models.locate import locate
+from deepzig.models.source import Source, open_source
+from deepzig.models.tensors import mtp_tensors
 from deepzig.targets.registry import DEFAULT, find_target
 
 from .pipeline import pass_names, run_pipeline
@@ -28,8 +27,6 @@ from .weights import Packed, WeightSource
 
 DTYPES = ("f32", "bf16", "f16")
 CODE = "model.so"
-SIDE_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "generation_config.json")
-"""Copied from the checkpoint where they exist."""
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
@@ -73,7 +70,7 @@ class Report:
     weights_bytes: int
 
 
-def fuse(source: Path, options: Options) -> tuple[DeepseekV3Config, Checkpoint, Module]:
+def fuse(path: Path, options: Options) -> tuple[Source, Module]:
     """Read the config, check the checkpoint against it, trace the model and run the passes.
 
     Raises:
@@ -81,25 +78,24 @@ def fuse(source: Path, options: Options) -> tuple[DeepseekV3Config, Checkpoint, 
     """
     if options.dtype not in DTYPES:
         raise DeepZigError(f"no dtype is called {options.dtype!r}", "--dtype", f"choose from {', '.join(DTYPES)}")
-    config = read_config(locate(source))
-    checkpoint = Checkpoint(source)
-    module = trace(config, options.dtype, options.bounds, options.debug_route)
+    source = open_source(path)
+    module = trace(source.config, options.dtype, options.bounds, options.debug_route)
     expected = {v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants}
-    checkpoint.check(expected, config.num_hidden_layers)
+    source.checkpoint.check(expected, source.config.num_hidden_layers, dict(mtp_tensors(source.config)))
     fused = run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
-    return config, checkpoint, fused
+    return source, fused
 
 
-def ir_text(source: Path, options: Options) -> str:
+def ir_text(path: Path, options: Options) -> str:
     """The module's text after the pipeline, or after `options.stop_after`."""
-    return show(fuse(source, options)[2])
+    return show(fuse(path, options)[1])
 
 
-def compile_model(source: Path, out: Path, options: Options, progress: Progress = lambda *_: None) -> Report:
-    """Compile the checkpoint in `source` to the artifact `out`.
+def compile_model(path: Path, out: Path, options: Options, progress: Progress = lambda *_: None) -> Report:
+    """Compile the model at `path` to the artifact `out`.
 
     Args:
-        source: a Hugging Face checkpoint folder.
+        path: a Hugging Face checkpoint folder, or the name of a model in Hugging Face's cache.
         out: the artifact's folder; appears whole or not at all.
         options: what to make.
         progress: told of every stage.
@@ -112,7 +108,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
 
     start = time.perf_counter()
     progress("fuse", 0, 1)
-    config, checkpoint, module = fuse(source, options)
+    source, module = fuse(path, options)
     target, table = find_target(options.target, detect())
     plans = [plan_graph(graph, module, target, table) for graph in module.graphs]
     progress("fuse", 1, 1)
@@ -123,19 +119,18 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
         progress("kernels", 1, 1)
         writer.add_file(CODE, code)
         writer.add_file(f"lib/{RUNTIME_LIBRARY}", runtime_library())
-        for name in SIDE_FILES:
-            if (source / name).is_file():
-                writer.add_file(name, source / name)
-        size = _write_weights(writer, plans, WeightSource(module, checkpoint), progress)
+        for name, content in source.files.items():
+            writer.add_file(name, content)
+        size = _write_weights(writer, plans, WeightSource(module, source.checkpoint), progress)
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
-            "model": {"name": source.resolve().name, "dtype": options.dtype, **config.summary()},
+            "model": {"name": source.name, "dtype": options.dtype, **source.config.summary()},
             "target": target.manifest(),
             "abi": {**versions(), "runtime": f"lib/{RUNTIME_LIBRARY}", "symbols": ["vm_load_executable"]},
             "code": CODE,
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
-            "bounds": _bounds(options.bounds, config),
+            "bounds": _bounds(options.bounds, source.config),
             "cache": [_tensor(t) for t in plans[0].states],
             "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(plans[0].states)},
             "passes": pass_names(),

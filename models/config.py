@@ -153,7 +153,6 @@ def parse_deepseek_v3(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
     f.only("hidden_act", "silu", "experts are SwiGLU")
     f.only("scoring_func", "sigmoid", "deepseek_v3 routes by sigmoid")
     f.only("topk_method", "noaux_tc", "deepseek_v3 routes by biased scores")
-    f.only("quantization_config", None, "only f32, f16 and bf16 weights are read")
     bos = f.ids("bos_token_id")
     config = DeepseekV3Config(
         model_type=str(data.get("model_type")),

@@ -20,8 +20,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .config import DeepseekV3Config, parse_deepseek_v3
+from .config import parse_deepseek_v3
 from .presets import PRESETS
+from .tensors import one_by_one, tensors
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -37,51 +38,6 @@ CHAT_TEMPLATE = (
 ITEM = {"bf16": ("BF16", 2), "f32": ("F32", 4), "f16": ("F16", 2)}
 SHARD_BYTES = 2 << 30
 CORPUS_CHARACTERS = 2_000_000
-
-
-def tensors(c: DeepseekV3Config) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the model, as DeepSeek stores them."""
-    hidden, heads, experts = c.hidden_size, c.num_attention_heads, c.n_routed_experts
-    queries = heads * c.qk_head_dim
-    yield "model.embed_tokens.weight", (c.vocab_size, hidden)
-    for layer in range(c.num_hidden_layers):
-        p = f"model.layers.{layer}."
-        yield p + "input_layernorm.weight", (hidden,)
-        linears = {
-            "kv_a_proj_with_mqa": (c.kv_lora_rank + c.qk_rope_head_dim, hidden),
-            "o_proj": (hidden, heads * c.v_head_dim),
-        }
-        if c.q_lora_rank is None:
-            linears["q_proj"] = (queries, hidden)
-        else:
-            linears["q_a_proj"] = (c.q_lora_rank, hidden)
-            yield p + "self_attn.q_a_layernorm.weight", (c.q_lora_rank,)
-            yield p + "self_attn.q_b_proj.weight", (queries, c.q_lora_rank)
-        for name, shape in linears.items():
-            yield f"{p}self_attn.{name}.weight", shape
-            if c.attention_bias and name != "q_proj":
-                yield f"{p}self_attn.{name}.bias", shape[:1]
-        yield p + "self_attn.kv_a_layernorm.weight", (c.kv_lora_rank,)
-        yield p + "self_attn.kv_b_proj.weight", (heads * (c.qk_nope_head_dim + c.v_head_dim), c.kv_lora_rank)
-        yield p + "post_attention_layernorm.weight", (hidden,)
-        if not c.is_moe(layer):
-            yield from _swiglu(p + "mlp.", hidden, c.intermediate_size)
-            continue
-        yield p + "mlp.gate.weight", (experts, hidden)
-        yield p + "mlp.gate.e_score_correction_bias", (experts,)
-        for expert in range(experts):
-            yield from _swiglu(f"{p}mlp.experts.{expert}.", hidden, c.moe_intermediate_size)
-        if c.n_shared_experts:
-            yield from _swiglu(p + "mlp.shared_experts.", hidden, c.n_shared_experts * c.moe_intermediate_size)
-    yield "model.norm.weight", (hidden,)
-    if not c.tie_word_embeddings:
-        yield "lm_head.weight", (c.vocab_size, hidden)
-
-
-def _swiglu(prefix: str, hidden: int, width: int) -> Iterator[tuple[str, tuple[int, ...]]]:
-    yield prefix + "gate_proj.weight", (width, hidden)
-    yield prefix + "up_proj.weight", (width, hidden)
-    yield prefix + "down_proj.weight", (hidden, width)
 
 
 def write(
@@ -113,7 +69,7 @@ def write(
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD,
         "add_bos_token": True, "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE,
     })  # fmt: skip
-    _write_weights(folder, list(tensors(config)), np.random.default_rng(seed), dtype, shard)
+    _write_weights(folder, list(one_by_one(tensors(config))), np.random.default_rng(seed), dtype, shard)
 
 
 def _write_weights(
