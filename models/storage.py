@@ -156,8 +156,9 @@ class Scheme:
 def _scaled(x: F32, scale: F32, rows: int, columns: int) -> F32:
     """Each block of `x` [..., R, C] times its scale [..., R / rows, C / columns], both rounded up; changes `x`."""
     x = np.ascontiguousarray(x)
-    for i in range(scale.shape[-2]):
-        x[..., i * rows : (i + 1) * rows, :] *= np.repeat(scale[..., i : i + 1, :], columns, -1)[..., : x.shape[-1]]
+    with np.errstate(invalid="ignore", over="ignore"):  # what is not finite is refused by the reader of the checkpoint
+        for i in range(scale.shape[-2]):
+            x[..., i * rows : (i + 1) * rows, :] *= np.repeat(scale[..., i : i + 1, :], columns, -1)[..., : x.shape[-1]]
     return x
 
 
