@@ -15,13 +15,12 @@ from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
-from deepzig.models import read_config
-from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import ModelConfig
-from deepzig.models.locate import locate
-from deepzig.models.side_files import side_files
+from deepzig.models.mtp import draft_parameters, shared_with_model
+from deepzig.models.source import Source, open_source
 from deepzig.targets.registry import DEFAULT, find_target
 
+from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
 from .trace import Bounds, trace
@@ -29,6 +28,7 @@ from .weights import Packed, WeightSource
 
 DTYPES = ("f32", "bf16", "f16")
 CODE = "model.so"
+
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
 
@@ -71,7 +71,7 @@ class Report:
     weights_bytes: int
 
 
-def fuse(source: Path, options: Options) -> tuple[ModelConfig, Checkpoint, Module]:
+def fuse(path: Path, options: Options) -> tuple[Source, Module]:
     """Read the config, check the checkpoint against it, trace the model and run the passes.
 
     Raises:
@@ -79,25 +79,29 @@ def fuse(source: Path, options: Options) -> tuple[ModelConfig, Checkpoint, Modul
     """
     if options.dtype not in DTYPES:
         raise DeepZigError(f"no dtype is called {options.dtype!r}", "--dtype", f"choose from {', '.join(DTYPES)}")
-    config = read_config(locate(source))
-    checkpoint = Checkpoint(source)
-    module = trace(config, options.dtype, options.bounds, options.debug_route)
+    source = open_source(path)
+    config, checkpoint = source.config, source.checkpoint
+    draft = draft_parameters(config, checkpoint)
+    module = trace(config, options.dtype, options.bounds, options.debug_route, draft=bool(draft))
     expected = {v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants}
-    checkpoint.check(expected, config.num_hidden_layers)
+    checkpoint.check(
+        {name: shape for name, shape in expected.items() if name not in draft}, config.num_hidden_layers, draft
+    )
+    module = share_parameters(module, shared_with_model(config, checkpoint) if draft else {})
     fused = run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
-    return config, checkpoint, fused
+    return source, fused
 
 
-def ir_text(source: Path, options: Options) -> str:
+def ir_text(path: Path, options: Options) -> str:
     """The module's text after the pipeline, or after `options.stop_after`."""
-    return show(fuse(source, options)[2])
+    return show(fuse(path, options)[1])
 
 
-def compile_model(source: Path, out: Path, options: Options, progress: Progress = lambda *_: None) -> Report:
-    """Compile the checkpoint in `source` to the artifact `out`.
+def compile_model(path: Path, out: Path, options: Options, progress: Progress = lambda *_: None) -> Report:
+    """Compile the model at `path` to the artifact `out`.
 
     Args:
-        source: a Hugging Face checkpoint folder.
+        path: a Hugging Face checkpoint folder, or the name of a model in Hugging Face's cache.
         out: the artifact's folder; appears whole or not at all.
         options: what to make.
         progress: told of every stage.
@@ -110,7 +114,7 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
 
     start = time.perf_counter()
     progress("fuse", 0, 1)
-    config, checkpoint, module = fuse(source, options)
+    source, module = fuse(path, options)
     target, table = find_target(options.target, detect())
     plans = [plan_graph(graph, module, target, table) for graph in module.graphs]
     states = [Tensor(s.name, target.state_type(s.type)) for s in module.states]
@@ -122,18 +126,18 @@ def compile_model(source: Path, out: Path, options: Options, progress: Progress 
         progress("kernels", 1, 1)
         writer.add_file(CODE, code)
         writer.add_file(f"lib/{RUNTIME_LIBRARY}", runtime_library())
-        for name, content in side_files(source):
+        for name, content in source.files.items():
             writer.add_file(name, content)
-        size = _write_weights(writer, plans, WeightSource(module, checkpoint), progress)
+        size = _write_weights(writer, plans, WeightSource(module, source.checkpoint), progress)
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
-            "model": {"name": source.resolve().name, "dtype": options.dtype, **config.summary()},
+            "model": {"name": source.name, "dtype": options.dtype, **source.config.summary()},
             "target": target.manifest(),
             "abi": {**versions(), "runtime": f"lib/{RUNTIME_LIBRARY}", "symbols": ["vm_load_executable"]},
             "code": CODE,
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
-            "bounds": _bounds(options.bounds, config),
+            "bounds": _bounds(options.bounds, source.config),
             "cache": [_tensor(t) for t in states],
             "weights": [_tensor(w) for w in _weights(plans)],
             "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(states)},

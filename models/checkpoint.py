@@ -8,9 +8,7 @@ stacked (`mlp.experts.gate_up_proj`, as transformers holds them); here both are 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -18,67 +16,39 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
-from .files import MEND, Stored, find_tensors
+from .files import MEND
+from .storage import DTYPES, NUMPY, Weight
 
 Array = npt.NDArray[Any]
-
-DTYPES = {"F32": "f32", "F16": "f16", "BF16": "bf16"}
-"""Element types that can be read -> their names here."""
-
-NUMPY: dict[str, np.dtype[Any]] = {
-    "f32": np.dtype(np.float32),
-    "f16": np.dtype(np.float16),
-    "bf16": np.dtype(np.uint16),
-}
-"""How they are held; bf16 as its bits."""
 
 STACKED = re.compile(r"(.*\.mlp\.experts)\.(gate|up|down)_proj\.weight$")
 EXPERT = re.compile(r"(.*\.mlp\.experts)\.(\d+)\.(gate|up|down)_proj\.weight$")
 STRAY = re.compile(r".*rotary_emb\.inv_freq$")
 LAYER = re.compile(r"model\.layers\.(\d+)\.")
+BLOCK = 1 << 18
+"""Elements that are looked at together."""
+
 OTHER_MODEL = "is config.json of another model?"
 
 
-@dataclass(frozen=True)
-class Weight:
-    """A tensor of floats, however it is stored.
-
-    Attributes:
-        where: file and name, for errors.
-        shape: its shape.
-        dtype: f32, f16 or bf16, or the stored type if it can't be read.
-        read: the part at an index of the first dimensions: float32, float16, or the bits of bf16 as uint16.
-    """
-
-    where: str
-    shape: tuple[int, ...]
-    dtype: str
-    read: Callable[[tuple[int, ...]], Array]
-
-
-def plain(stored: Stored) -> Weight:
-    """A tensor stored in a float type."""
-    dtype = DTYPES.get(stored.entry.dtype, stored.entry.dtype)
-    return Weight(stored.where, stored.entry.shape, dtype, lambda index: stored.read(NUMPY[dtype], index))
-
-
 class Checkpoint:
-    """The weights of a checkpoint folder.
+    """The weights of a checkpoint.
 
-    Raises:
-        DeepZigError: no weights, a missing or truncated shard, or an index that contradicts its shards.
+    Args:
+        weights: every weight, by the name that DeepSeek's or transformers' checkpoints give it.
+        where: folder or file, for errors.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self._weights = {name: plain(stored) for name, stored in find_tensors(folder).items()}
+    def __init__(self, weights: Mapping[str, Weight], where: str) -> None:
+        self._weights = weights
+        self._where = where
         self._experts: dict[str, dict[int, str]] = {}  # stacked name -> expert -> name
         for name in self._weights:
             if match := EXPERT.match(name):
                 self._experts.setdefault(f"{match[1]}.{match[3]}_proj.weight", {})[int(match[2])] = name
 
     def names(self) -> list[str]:
-        """The names as stored."""
+        """The names of all weights, experts as stored."""
         return list(self._weights)
 
     def _fused(self, name: str) -> tuple[str, bool]:
@@ -94,8 +64,30 @@ class Checkpoint:
         return self._weights[stored if stored in self._weights else self._fused(name)[0]].dtype
 
     def read(self, name: str) -> Array:
-        """A stored tensor: float32, float16, or the bits of bf16 as uint16."""
-        return self._weights[name].read(())
+        """A stored tensor: float32, float16, or the bits of bf16 as uint16.
+
+        Raises:
+            DeepZigError: a value is not finite.
+        """
+        return self._read(name, ())
+
+    def _read(self, name: str, index: tuple[int, ...]) -> Array:
+        weight = self._weights[name]
+        x = weight.read(index)
+        flat = x.reshape(-1)
+        for at in range(0, len(flat), BLOCK):
+            part = flat[at : at + BLOCK]
+            finite = part & 0x7F80 != 0x7F80 if weight.dtype == "bf16" else np.isfinite(part)
+            if not finite.all():
+                raise DeepZigError("a weight is not a finite number", weight.where, MEND)
+        return x
+
+    def same(self, a: str, b: str) -> bool:
+        """Whether two tensors that are stored by themselves hold the same values of the same type."""
+        if self.dtype(a) != self.dtype(b) or self._weights[a].shape != self._weights[b].shape:
+            return False
+        left, right = (self.read(name).reshape(-1) for name in (a, b))
+        return all(np.array_equal(left[i : i + BLOCK], right[i : i + BLOCK]) for i in range(0, len(left), BLOCK))
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The slices of a rank-3 tensor along its first dimension, one at a time."""
@@ -104,25 +96,38 @@ class Checkpoint:
             yield from (self.read(experts[e]) for e in range(len(experts)))
             return
         fused, halved = self._fused(name)
-        weight = self._weights[name if name in self._weights else fused]
-        halved = halved and name not in self._weights
-        half = weight.shape[1] // 2
-        for i in range(weight.shape[0]):
-            piece = weight.read((i,))
+        stored = name if name in self._weights else fused
+        halved = halved and stored == fused
+        shape = self._weights[stored].shape
+        half = shape[1] // 2
+        for i in range(shape[0]):
+            piece = self._read(stored, (i,))
             yield (piece[:half] if ".gate_proj" in name else piece[half:]) if halved else piece
 
-    def check(self, expected: Mapping[str, tuple[int, ...]], layers: int | None = None) -> None:
+    def check(
+        self,
+        expected: Mapping[str, tuple[int, ...]],
+        layers: int | None = None,
+        mtp: Mapping[str, tuple[int, ...]] | None = None,
+    ) -> None:
         """Check that the checkpoint holds just what a model wants.
+
+        Multi-token prediction may be left out as a whole, as transformers does when it saves; and it is let be if the
+        model has none of it.
 
         Args:
             expected: shape by name, experts stacked.
-            layers: tensors of layers from this one on (multi-token prediction) are let be.
+            layers: how many layers the model has; what lies beyond is multi-token prediction.
+            mtp: its tensors, as `expected`.
 
         Raises:
             DeepZigError: a tensor is missing, of another shape, of a type that can't be read, or not wanted.
         """
+        beyond = {name for name in self._weights if layers is not None and _layer(name) >= layers}
+        wanted = {**expected, **(mtp or {})} if beyond else expected
+        planned = {_layer(name) for name in mtp or ()}
         used: set[str] = set()
-        for name, shape in expected.items():
+        for name, shape in wanted.items():
             parts = self._parts(name, shape)
             for part, want in parts.items():
                 self._check_part(part, want)
@@ -133,10 +138,9 @@ class Checkpoint:
                     raise DeepZigError(what, self._weights[part].where, MEND)
             used.update(parts)
         for name in (n for n in self._weights if n not in used):
-            layer = LAYER.match(name)
-            predicts = layer is not None and layers is not None and int(layer[1]) >= layers
+            let_be = name in beyond and _layer(name) not in planned
             tied = name == "lm_head.weight" and name not in expected
-            if not (predicts or tied or STRAY.match(name)):
+            if not (let_be or tied or STRAY.match(name)):
                 raise DeepZigError("the model has no such tensor", self._weights[name].where, OTHER_MODEL)
 
     def _parts(self, name: str, shape: tuple[int, ...]) -> dict[str, tuple[int, ...]]:
@@ -155,10 +159,16 @@ class Checkpoint:
 
     def _check_part(self, name: str, shape: tuple[int, ...]) -> None:
         if name not in self._weights:
-            raise DeepZigError("a tensor is missing", f"{self.folder}, tensor {name}", MEND)
+            raise DeepZigError("a tensor is missing", f"{self._where}, tensor {name}", MEND)
         weight = self._weights[name]
         if weight.dtype not in NUMPY:
             hint = f"convert the checkpoint to one of {', '.join(DTYPES)}"
             raise DeepZigError(f"weights of type {weight.dtype} can't be read", weight.where, hint)
         if weight.shape != shape:
             raise DeepZigError(f"the shape is {list(weight.shape)}, not {list(shape)}", weight.where, OTHER_MODEL)
+
+
+def _layer(name: str) -> int:
+    """The layer that a tensor belongs to; -1 for none."""
+    match = LAYER.match(name)
+    return int(match[1]) if match else -1

@@ -103,7 +103,6 @@ def read(
     """
     f.only("hidden_act", "silu", "feed-forward networks are SwiGLU")
     f.only("mlp_bias", False, "feed-forward networks have no biases")
-    f.only("quantization_config", None, "only f32, f16 and bf16 weights are read")
     bos = f.ids("bos_token_id")
     config = ModelConfig(
         model_type=str(f.data.get("model_type")),

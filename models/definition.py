@@ -96,9 +96,9 @@ def define(
 
 
 def define_draft(
-    b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows, hidden: Value, page_size: int
+    b: Builder, m: ModuleBuilder, config: ModelConfig, rows: Rows, hidden: Value, page_size: int, depth: int = 0
 ) -> tuple[Value, ...]:
-    """The layer for multi-token prediction (V3 report, section 2.2): a guess at the token after the next.
+    """A layer for multi-token prediction (V3 report, section 2.2): a guess at the token after the next.
 
     Row i brings the token at position pos[i] + 1, and of the row at pos[i] what the output head reads, in `hidden`
     [n, hidden]: that of the model, or that of this layer, for guesses further ahead.
@@ -106,7 +106,7 @@ def define_draft(
     Returns:
         logits [r, vocab_size] of position pos + 2, what the output head reads [r, hidden], the new cache of the layer.
     """
-    size, eps, number = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers
+    size, eps, number = config.hidden_size, config.rms_norm_eps, config.num_hidden_layers + depth
     p = Scope(m, f"model.layers.{number}.")
     token = b.embed(rows.tokens, p.matrix("embed_tokens", config.vocab_size, size))
     token = b.rms_norm(token, p.norm("enorm", size), eps=eps)  # [n, hidden]
@@ -137,18 +137,6 @@ def layer(
     if config.is_moe(number):
         return b.add(h, mixture(b, p / "mlp", config, x, forced)), cache
     return b.add(h, swiglu(b, p / "mlp", x, size, config.intermediate_size)), cache
-
-
-def parameters(config: ModelConfig, draft: bool = False) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every parameter of the model, experts stacked; with `draft`, of `define_draft` instead."""
-    b, m = Builder(), ModuleBuilder("f32")
-    rows = Rows.inputs(b, config)
-    if draft:
-        define_draft(b, m, config, rows, b.input("hidden", "f32", ("n", config.hidden_size)), page_size=1)
-    else:
-        define(b, m, config, rows, page_size=1)
-    module = m.module(())
-    return {p.name: tuple(map(int, p.shape)) for p in module.params if p.name not in module.constants}
 
 
 def attention(

@@ -20,11 +20,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .config import ModelConfig
-from .definition import parameters
 from .families import parse_config
 from .fields import Fields
 from .presets import PRESETS
+from .tensors import one_by_one, tensors
 
 BOS, EOS, PAD = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜▁pad▁｜>"
 USER, ASSISTANT = "<｜User｜>", "<｜Assistant｜>"
@@ -40,16 +39,6 @@ CHAT_TEMPLATE = (
 ITEM = {"bf16": ("BF16", 2), "f32": ("F32", 4), "f16": ("F16", 2)}
 SHARD_BYTES = 2 << 30
 CORPUS_CHARACTERS = 2_000_000
-
-
-def tensors(config: ModelConfig) -> Iterator[tuple[str, tuple[int, ...]]]:
-    """Name and shape of every tensor of the model as DeepSeek stores it: expert by expert."""
-    for name, shape in parameters(config).items():
-        if len(shape) < 3:
-            yield name, shape
-            continue
-        prefix, _, matrix = name.rpartition("experts.")
-        yield from ((f"{prefix}experts.{expert}.{matrix}", shape[1:]) for expert in range(shape[0]))
 
 
 def write(
@@ -81,7 +70,7 @@ def write(
         "tokenizer_class": "PreTrainedTokenizerFast", "bos_token": BOS, "eos_token": EOS, "pad_token": PAD,
         "add_bos_token": True, "clean_up_tokenization_spaces": False, "chat_template": CHAT_TEMPLATE,
     })  # fmt: skip
-    _write_weights(folder, list(tensors(config)), np.random.default_rng(seed), dtype, shard)
+    _write_weights(folder, list(one_by_one(tensors(config))), np.random.default_rng(seed), dtype, shard)
 
 
 def _write_weights(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 from deepzig.ir import Graph, Module, Node, TensorType, Value
@@ -24,6 +25,21 @@ def hoist_weights(module: Module) -> Module:
         graphs.append(replace(graph, nodes=tuple(kept)) if swap else graph)
     weights = tuple(made.values())
     return module if len(weights) == len(module.weights) else replace(module, graphs=tuple(graphs), weights=weights)
+
+
+def share_parameters(module: Module, same: Mapping[str, str]) -> Module:
+    """Parameters that are copies of others -> those others.
+
+    Args:
+        module: the module.
+        same: name of a copy -> name of the parameter that it equals; copies that the module lacks are passed over.
+    """
+    by_name = {v.name: v for v in module.params}
+    swap = {by_name[copy]: by_name[own] for copy, own in same.items() if copy in by_name}
+    if not swap:
+        return module
+    graphs = tuple(replace(g, nodes=tuple(_renamed(node, swap) for node in g.nodes)) for g in module.graphs)
+    return replace(module, params=tuple(v for v in module.params if v not in swap), graphs=graphs)
 
 
 def node_key(node: Node) -> tuple[object, ...]:

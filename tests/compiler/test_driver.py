@@ -88,7 +88,7 @@ def test_a_few_pieces_are_held_at_once(
     sizes = {"n_routed_experts": 12, "moe_intermediate_size": 61, "hidden_size": 64}
     weights = random_weights(config(**sizes), 42, "bf16")
     model = write(tmp_path, stacked(weights) if fused else weights, {**DATA, **sizes})
-    _, checkpoint, module = fuse(model, Options(dtype=dtype))
+    opened, module = fuse(model, Options(dtype=dtype))
     target, table = find_target(DEFAULT, detect())
     spy, read = Spy(), Stored.read
 
@@ -98,7 +98,7 @@ def test_a_few_pieces_are_held_at_once(
         return array
 
     monkeypatch.setattr(Stored, "read", watched)
-    source = WeightSource(module, checkpoint)
+    source = WeightSource(module, opened.checkpoint)
     total = 0
     for graph in module.graphs:
         for weight in plan_graph(graph, module, target, table).weights:

@@ -11,10 +11,12 @@ import ml_dtypes
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.models.checkpoint import Checkpoint
 from deepzig.models.config import ModelConfig
 from deepzig.models.families import parse_config
 from deepzig.models.fields import Fields
-from deepzig.models.random_checkpoint import tensors
+from deepzig.models.source import open_source
+from deepzig.models.tensors import one_by_one, tensors
 
 Array = npt.NDArray[Any]
 
@@ -62,11 +64,16 @@ def random_weights(c: ModelConfig, seed: int, dtype: str = "f32") -> dict[str, A
     """Every tensor of the model, experts one by one; spread so that each part shows in the logits."""
     rng = np.random.default_rng(seed)
     made = {}
-    for name, shape in tensors(c):
+    for name, shape in one_by_one(tensors(c)):
         mean, spread = (1.0, 0.1) if len(shape) == 1 else (0.0, shape[-1] ** -0.5)
         kind = "f32" if name.endswith("e_score_correction_bias") else dtype
         made[name] = (mean + spread * rng.standard_normal(shape)).astype(STORED[kind])
     return made
+
+
+def checkpoint(folder: Path) -> Checkpoint:
+    """The weights in a folder."""
+    return open_source(folder).checkpoint
 
 
 def stacked(weights: Mapping[str, Array]) -> dict[str, Array]:

@@ -67,7 +67,7 @@ def test_files_that_the_system_refuses(name: str, tmp_path: Path, monkeypatch: p
 
 def test_a_file_that_shrinks_while_it_is_read(tmp_path: Path) -> None:
     folder = write(tmp_path, WEIGHTS)
-    _, checkpoint, _ = fuse(folder, Options())
+    checkpoint = fuse(folder, Options())[0].checkpoint
     os.truncate(folder / SINGLE, (folder / SINGLE).stat().st_size - 5)
     with pytest.raises(DeepZigError) as error:
         checkpoint.read(HEAD)

@@ -162,7 +162,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     for bad in ("YWI= 257", "YWI= 5", "YWI= -1"):
         told = refusal(tmp_path, "\n".join([*lines, bad]))
         assert told == f"the ranks have gaps or repetitions\n  at: {path}\n  fix: {mend}"
-    assert refusal(tmp_path, "\n".join(lines[:255])) == f"there is no token for the byte 255\n  at: {path}\n  fix: {mend}"
+    assert (
+        refusal(tmp_path, "\n".join(lines[:255])) == f"there is no token for the byte 255\n  at: {path}\n  fix: {mend}"
+    )
     assert refusal(tmp_path, "") == f"there is no token for the byte 0\n  at: {path}\n  fix: {mend}"
 
 

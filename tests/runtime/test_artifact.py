@@ -118,9 +118,10 @@ def test_several_choices_of_a_model(model: Model) -> None:
     """A choice does not notice those before it on the same pages: each is told by its log-probabilities."""
     prompt = list(range(2, 43))
     many = model.generate(prompt, n=3, max_tokens=20, temperature=1.0, seed=2, logprobs=True, ignore_eos=True)
-    assert many.choices[0] == model.generate(
-        prompt, max_tokens=20, temperature=1.0, seed=2, logprobs=True, ignore_eos=True
-    ).choices[0]
+    assert (
+        many.choices[0]
+        == model.generate(prompt, max_tokens=20, temperature=1.0, seed=2, logprobs=True, ignore_eos=True).choices[0]
+    )
     for choice in many.choices:
         assert_logprobs(model, prompt, choice)
 
@@ -137,9 +138,7 @@ def test_logprobs_are_those_of_the_logits(model: Model) -> None:
     """Whatever edits and filters the drawing goes through."""
     prompt = list(range(5, 60))
     options: dict[str, Any] = {"temperature": 0.7, "top_p": 0.9, "frequency_penalty": 1.0, "logit_bias": {77: 5}}
-    result = model.generate(
-        prompt, max_tokens=25, seed=1, logprobs=True, top_logprobs=4, ignore_eos=True, **options
-    )
+    result = model.generate(prompt, max_tokens=25, seed=1, logprobs=True, top_logprobs=4, ignore_eos=True, **options)
     assert_logprobs(model, prompt, result)
     assert result.logprobs is not None and all(
         len(p.top) == 4 and p.top[0][1] >= p.logprob - 1e-12 for p in result.logprobs

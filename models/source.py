@@ -1,0 +1,54 @@
+"""What the compiler reads of a model, whatever it is stored as: config, weights, and the files that go with it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from .checkpoint import Checkpoint
+from .config import ModelConfig
+from .families import read_config
+from .fields import read_json
+from .files import find_tensors, has
+from .hub import NAME, find_cached
+from .locate import locate
+from .side_files import side_files
+from .storage import find_scheme, read_weights
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model.
+
+    Attributes:
+        name: what it is called.
+        config: its sizes and switches.
+        checkpoint: its weights.
+        files: name -> file, or content, of what an artifact carries beside code and weights.
+    """
+
+    name: str
+    config: ModelConfig
+    checkpoint: Checkpoint
+    files: Mapping[str, Path | bytes]
+
+
+def open_source(path: Path) -> Source:
+    """The model that the user names.
+
+    Args:
+        path: a checkpoint folder, or the name of a model in Hugging Face's cache.
+
+    Raises:
+        DeepZigError: there is none, or its config or files are damaged.
+    """
+    folder = path if has(path) else find_cached(str(path)) or path
+    name = folder.resolve().name
+    if folder is not path and (match := NAME.match(str(path))):
+        name = match[1].rpartition("/")[2]
+    locate(folder)
+    config = read_config(folder)
+    scheme = find_scheme(read_json(folder / "config.json"), str(folder / "config.json"))
+    checkpoint = Checkpoint(read_weights(find_tensors(folder), scheme), str(folder))
+    return Source(name, config, checkpoint, dict(side_files(folder)))
