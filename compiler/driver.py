@@ -18,6 +18,7 @@ from deepzig.ir import Module, Value, show
 from deepzig.models.config import ModelConfig
 from deepzig.models.mtp import draft_parameters, shared_with_model
 from deepzig.models.source import Source, open_source
+from deepzig.models.tensors import mtp_tensors
 from deepzig.targets.registry import DEFAULT, find_target
 
 from .passes.weights import share_parameters
@@ -83,10 +84,13 @@ def fuse(path: Path, options: Options) -> tuple[Source, Module]:
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
     module = trace(config, options.dtype, options.bounds, options.debug_route, draft=bool(draft))
-    expected = {v.name: tuple(map(int, v.shape)) for v in module.params if v.name not in module.constants}
-    checkpoint.check(
-        {name: shape for name, shape in expected.items() if name not in draft}, config.num_hidden_layers, draft
-    )
+    predicting = dict(mtp_tensors(config))
+    expected = {
+        v.name: tuple(map(int, v.shape))
+        for v in module.params
+        if v.name not in module.constants and v.name not in predicting
+    }
+    checkpoint.check(expected, config.num_hidden_layers, draft)
     module = share_parameters(module, shared_with_model(config, checkpoint) if draft else {})
     fused = run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
     return source, fused

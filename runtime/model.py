@@ -282,8 +282,8 @@ class Model:
         texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
         guesses: list[int] = []
         while True:
-            for row, logits in enumerate(read.logits):
-                token, logprob = self._draw(logits[None], options, key, prompt, generated)
+            for row in range(len(read.logits)):
+                token, logprob = self._draw(read.logits[row : row + 1], options, key, prompt, generated)
                 if token in ends:
                     yield Piece(stops.last(texts.flush())[0], END, None, "stop")
                     return
@@ -301,11 +301,11 @@ class Model:
                 if speculator:
                     speculator.right += 1
             position = len(prompt) + len(generated) - 1
+            count = min(options.speculate, limit - len(generated) - 1, self.manifest.bounds.decode_rows - 1)
+            sequence.reserve(position + 1 + count)
             if speculator and read.hidden is not None:
                 known = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
-                count = min(options.speculate, limit - len(generated) - 1, self.manifest.bounds.decode_rows - 1)
                 guesses = speculator.guess(known, read.begin, read.hidden[: len(known)], count)
-            sequence.reserve(position + 1 + len(guesses))
             read = self._read([token, *guesses], position, sequence, range(1 + len(guesses)))
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:

@@ -138,7 +138,8 @@ class VirtualMachine:
 
 
 def _prepare(array: Array, spec: TensorSpec) -> Array:
-    array = np.ascontiguousarray(array, NUMPY[spec.dtype])
+    # there and back: numpy takes any stride of a dimension of size 1 for contiguous, TVM does not
+    array = np.ascontiguousarray(array, NUMPY[spec.dtype]).reshape(-1).reshape(array.shape)
     if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
         return array
     copy = aligned(array.shape, array.dtype)

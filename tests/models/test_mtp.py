@@ -19,6 +19,8 @@ from .folders import DATA, Array, checkpoint, config, random_weights, stacked, w
 ONE = config(num_nextn_predict_layers=1)
 WEIGHTS = random_weights(ONE, 71)
 MTP = [name for name in WEIGHTS if name.startswith("model.layers.2.")]
+COPIES = ("model.layers.2.embed_tokens.weight", "model.layers.2.shared_head.head.weight")
+OWN = [name for name in MTP if name not in COPIES]
 EXPERT = "model.layers.2.mlp.experts.5.gate_proj.weight"
 
 
@@ -84,6 +86,13 @@ def test_tensors_that_the_config_does_not_know_are_let_be(keep: slice, tmp_path:
     fuse(folder(tmp_path, weights, 0), Options())
 
 
+def test_copies_of_embedding_and_head_may_be_left_out(tmp_path: Path) -> None:
+    weights = {name: x for name, x in WEIGHTS.items() if name not in COPIES}
+    _, module = fuse(folder(tmp_path, weights, 1), Options())
+    assert "draft" in [graph.name for graph in module.graphs]
+    assert not {v.name for v in module.params} & {*COPIES}
+
+
 def test_modules_beyond_those_of_the_config_are_let_be(tmp_path: Path) -> None:
     weights = random_weights(config(num_nextn_predict_layers=2), 73)
     fuse(folder(tmp_path, weights, 1), Options())
@@ -92,7 +101,7 @@ def test_modules_beyond_those_of_the_config_are_let_be(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "change", "what", "hint"),
     [
-        *((name, None, "a tensor is missing", "download or write the checkpoint again") for name in MTP),
+        *((name, None, "a tensor is missing", "download or write the checkpoint again") for name in OWN),
         (
             "model.layers.2.eh_proj.weight",
             lambda x: x[:, :40],

@@ -208,7 +208,7 @@ def make(folder: Path, name: str, seed: int, dtype: torch.dtype = torch.float32)
         model.tie_weights()
     stored = model if dtype == torch.float32 else _rounded(model, dtype)
     stored.save_pretrained(folder)
-    _edit_config(folder, lambda data: {**data, "model_type": family})
+    edit_config(folder, lambda data: {**data, "model_type": family})
     if dtype != torch.float32:
         model.float()
     return model
@@ -235,10 +235,11 @@ def use_deepseek_spelling(folder: Path) -> None:
         scaling = None if kind == "default" else {**rope, "type": kind}
         return {**config, "rope_theta": theta, "rope_scaling": scaling}
 
-    _edit_config(folder, edit)
+    edit_config(folder, edit)
 
 
-def _edit_config(folder: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+def edit_config(folder: Path, edit: Callable[[dict[str, Any]], dict[str, Any]]) -> None:
+    """Change what config.json says."""
     path = folder / "config.json"
     path.write_text(json.dumps(edit(json.loads(path.read_text()))))
 
