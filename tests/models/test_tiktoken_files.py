@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import random
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,7 @@ def reference(text: str, ranks: dict[bytes, int]) -> list[int]:
 
 def merged(parts: list[bytes], ranks: dict[bytes, int]) -> list[int]:
     while True:
-        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ranks]
         if not pairs:
             return [ranks[part] for part in parts]
         _, i = min(pairs)
@@ -162,8 +163,9 @@ def test_damaged_files(tmp_path: Path) -> None:
     for bad in ("YWI= 257", "YWI= 5", "YWI= -1"):
         told = refusal(tmp_path, "\n".join([*lines, bad]))
         assert told == f"the ranks have gaps or repetitions\n  at: {path}\n  fix: {mend}"
-    assert refusal(tmp_path, "\n".join(lines[:255])) == f"there is no token for the byte 255\n  at: {path}\n  fix: {mend}"
-    assert refusal(tmp_path, "") == f"there is no token for the byte 0\n  at: {path}\n  fix: {mend}"
+    for count in (255, 0):
+        told = refusal(tmp_path, "\n".join(lines[:count]))
+        assert told == f"there is no token for the byte {count}\n  at: {path}\n  fix: {mend}"
 
 
 @pytest.mark.slow
