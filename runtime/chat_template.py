@@ -50,8 +50,9 @@ def render(source: str, messages: Sequence[Mapping[str, Any]], where: str, **var
             "give add_generation_prompt=False with continue_final_message=True",
         )
     chat = [_with_reasoning({k: plain(v) for k, v in m.items() if v is not None}) for m in messages]
-    if resume:
-        _mark_end(chat)
+    said = _mark_end(chat) if resume else ""
+    if resume and "content" not in source:
+        raise DeepZigError("the chat template reads no content", where, "don't ask it to continue a message")
     try:
         text: str = _compile(source).render(messages=chat, **plain(variables))
     except jinja2.TemplateSyntaxError as error:
@@ -61,7 +62,7 @@ def render(source: str, messages: Sequence[Mapping[str, Any]], where: str, **var
         raise DeepZigError(
             f"the chat template refuses the messages: {error}", where, "check roles and contents"
         ) from None
-    return _cut(text, where) if resume else text
+    return _cut(text, said, where) if resume else text
 
 
 def plain(value: Any) -> Any:
@@ -85,23 +86,24 @@ def _with_reasoning(message: dict[str, Any]) -> dict[str, Any]:
     return message if reasoning is None else {"thinking": reasoning, **message, "reasoning_content": reasoning}
 
 
-def _mark_end(chat: list[dict[str, Any]]) -> None:
+def _mark_end(chat: list[dict[str, Any]]) -> str:
+    """Mark the end of the last message, and return its text."""
     content = chat[-1].get("content") if chat else None
     if isinstance(content, str):
         chat[-1]["content"] = content + END
-        return
+        return content
     blocks = [b for b in content if isinstance(b, dict) and "text" in b] if isinstance(content, list) else []
     if not blocks:
         raise DeepZigError("the last message has no text to continue", "messages", "give it a content")
-    blocks[-1]["text"] += END
+    text = str(blocks[-1]["text"])
+    blocks[-1]["text"] = text + END
+    return text
 
 
-def _cut(text: str, where: str) -> str:
+def _cut(text: str, said: str, where: str) -> str:
     at = text.rfind(END.strip())
-    if at < 0:
-        raise DeepZigError(
-            "the chat template does not show the end of the last message", where, "continue another message"
-        )
+    if at < 0 or said.strip() not in text:
+        raise DeepZigError("the chat template does not show all of the last message", where, "continue another message")
     return text[:at] if text.startswith(END, at) else text[:at].rstrip()
 
 

@@ -79,7 +79,8 @@ class Tokenizer:
             text: special tokens in it are recognised.
             special: add the tokens that begin and end a sequence: those that `add_bos_token` and `add_eos_token` of the
                 config say, or where it says nothing, those of tokenizer.json. A text that starts with the
-                beginning-of-sequence token does not get a second one.
+                beginning-of-sequence token does not get a second one. (transformers 5 ignores what the config says
+                beside a tokenizer.json; DeepSeek's says it there.)
         """
         config, named = self._config, ("bos_token", "eos_token")
         explicit = any(f"add_{name}" in config for name in named)

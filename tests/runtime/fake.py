@@ -45,7 +45,8 @@ def write_tokenizer(folder: Path, vocab_size: int = 300, **config: Any) -> Path:
     )
     tokenizer.train_from_iterator(CORPUS[3:5], trainer)
     tokenizer.save(str(folder / "tokenizer.json"))
-    base = {"bos_token": BOS, "eos_token": {"content": EOS}, "add_bos_token": True, "chat_template": TEMPLATE}
+    eos = {"__type": "AddedToken", "content": EOS, "lstrip": False, "normalized": False, "rstrip": False}
+    base = {"bos_token": BOS, "eos_token": eos, "add_bos_token": True, "chat_template": TEMPLATE}
     kept = {k: v for k, v in {**base, **config}.items() if v is not None}
     (folder / "tokenizer_config.json").write_text(json.dumps(kept), encoding="utf-8")
     return folder

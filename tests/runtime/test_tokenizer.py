@@ -1,0 +1,230 @@
+"""Token ids and chats, against transformers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import transformers
+
+from deepzig.errors import DeepZigError
+from deepzig.runtime.tokenizer import Tokenizer
+
+from . import fake
+from .templates import CHATS, TEMPLATES, TOOLS, VARIABLES
+
+BOS, EOS = fake.BOS, fake.EOS
+TEXTS = [*fake.CORPUS, "", " ", "\n", f"{EOS}inside{BOS}out", f"a{BOS}", "<|user|>", "x" * 300]
+
+
+def pair(folder: Path, **config: Any) -> tuple[Tokenizer, Any]:
+    """Ours and transformers' of the same files."""
+    fake.write_tokenizer(folder, **config)
+    return Tokenizer(folder), theirs_of(folder)
+
+
+def theirs_of(folder: Path) -> Any:
+    """transformers 5 reads `add_bos_token` and `add_eos_token` only where there is no tokenizer.json: they are set."""
+    tokenizer = transformers.PreTrainedTokenizerFast.from_pretrained(folder)
+    config = json.loads((folder / "tokenizer_config.json").read_text())
+    flags = {name: config.get(name, False) for name in ("add_bos_token", "add_eos_token")}
+    if flags.keys() & config.keys():
+        for name, value in flags.items():
+            setattr(tokenizer, name, value)
+    return tokenizer
+
+
+@pytest.mark.parametrize("eos", [True, False, None])
+@pytest.mark.parametrize("bos", [True, False, None])
+def test_ids(bos: bool | None, eos: bool | None, tmp_path: Path) -> None:
+    """With and without the tokens that begin and end a text; what the config does not say, tokenizer.json does."""
+    ours, theirs = pair(tmp_path, add_bos_token=bos, add_eos_token=eos)
+    for text in TEXTS:
+        want = theirs(text).input_ids
+        assert ours.encode(text) == want
+        assert ours.encode(text, special=False) == theirs(text, add_special_tokens=False).input_ids
+        assert ours.decode(want) == theirs.decode(want, skip_special_tokens=True)
+        assert ours.decode(want, skip_special=False) == theirs.decode(want)
+    assert (theirs("a").input_ids[0] == 0) == bool(bos)
+
+
+@pytest.mark.parametrize("flag", [True, None])
+def test_tokens_that_tokenizer_json_adds(flag: bool | None, tmp_path: Path) -> None:
+    """Its post-processor counts only if the config has no flag."""
+    fake.write_tokenizer(tmp_path, add_bos_token=flag)
+    data = json.loads((tmp_path / "tokenizer.json").read_text())
+    special = {t: {"id": t, "ids": [i], "tokens": [t]} for i, t in enumerate((BOS, EOS))}
+    single = [*({"SpecialToken": {"id": BOS, "type_id": 0}}, {"Sequence": {"id": "A", "type_id": 0}})]
+    single.append({"SpecialToken": {"id": EOS, "type_id": 0}})
+    data["post_processor"] = {
+        "type": "TemplateProcessing", "single": single, "pair": [*single, {"Sequence": {"id": "B", "type_id": 1}}],
+        "special_tokens": special,
+    }  # fmt: skip
+    (tmp_path / "tokenizer.json").write_text(json.dumps(data))
+    ours, theirs = Tokenizer(tmp_path), theirs_of(tmp_path)
+    want = theirs("ab").input_ids
+    assert ours.encode("ab") == want and (want[-1] == 1) == (flag is None)
+    assert ours.encode(f"{BOS}ab") == want
+
+
+def test_the_beginning_once(tmp_path: Path) -> None:
+    """Also if the text has it already, where transformers would begin twice."""
+    ours, theirs = pair(tmp_path)
+    once = ours.encode("ab")
+    assert once[0] == 0 and 0 not in once[1:]
+    assert ours.encode(f"{BOS}ab") == once and theirs(f"{BOS}ab").input_ids == [0, *once]
+    assert ours.encode(f"{BOS}{BOS}ab") == once
+    chat = ours.encode_chat([{"role": "user", "content": "hi"}])
+    assert chat.count(0) == 1 and chat[0] == 0
+
+
+def test_a_tokenizer_trained_with_truncation_and_padding(tmp_path: Path) -> None:
+    ours, theirs = pair(tmp_path)
+    backend = theirs.backend_tokenizer
+    backend.enable_truncation(5)
+    backend.enable_padding(length=9)
+    backend.save(str(tmp_path / "tokenizer.json"))
+    assert Tokenizer(tmp_path).encode("some more words than five") == ours.encode("some more words than five")
+    assert Tokenizer(tmp_path).encode("a") == ours.encode("a")
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tuple[Tokenizer, Any]]:
+    root = tmp_path_factory.mktemp("templates")
+    pad = "<｜▁pad▁｜>"
+    return {n: pair(root / n, chat_template=t, pad_token=pad) for n, t in TEMPLATES.items()}
+
+
+def rendered(theirs: Any, chat: str, variables: dict[str, Any]) -> str | None:
+    """transformers' text, None where it refuses."""
+    try:
+        text = theirs.apply_chat_template(CHATS[chat], tokenize=False, **{"add_generation_prompt": True, **variables})
+    except Exception:
+        return None
+    assert isinstance(text, str)
+    return text
+
+
+def test_templates_are_many() -> None:
+    assert len(TEMPLATES) >= 25
+
+
+@pytest.mark.parametrize("name", TEMPLATES)
+def test_templates_render_as_in_transformers(name: str, folders: dict[str, tuple[Tokenizer, Any]]) -> None:
+    """Every conversation with all sets of variables; what transformers refuses is refused in three lines."""
+    ours, theirs = folders[name]
+    told = refused = 0
+    for chat in CHATS:
+        for variables in VARIABLES:
+            want = rendered(theirs, chat, variables)
+            if want is None:
+                with pytest.raises(DeepZigError):
+                    ours.render_chat(CHATS[chat], **variables)
+                refused += 1
+                continue
+            assert ours.render_chat(CHATS[chat], **variables) == want
+            assert ours.encode_chat(CHATS[chat], **variables) == theirs(want, add_special_tokens=False).input_ids
+            told += 1
+    never = {"forbidden", "private-namespace", "broken"}
+    assert (told == 0) == (name in never) and told + refused == len(CHATS) * len(VARIABLES)
+
+
+def test_plain_data_only(folders: dict[str, tuple[Tokenizer, Any]]) -> None:
+    """Objects in messages become their types' names; numbers of numpy stay numbers."""
+
+    class Rich(str):
+        def __html__(self) -> str:
+            return "escaped?"
+
+    chat = [{"role": "user", "content": Rich("hi"), "n": np.int64(3), "t": (1, {"x": np.bool_(False)}), "o": object()}]
+    ours, theirs = folders["json"]
+    want = theirs.apply_chat_template(chat, tokenize=False, add_generation_prompt=True)
+    assert ours.render_chat(chat) == want and '"<object>"' in want
+
+
+def refusal(tokenizer: Tokenizer, messages: Any, **options: Any) -> list[str]:
+    with pytest.raises(DeepZigError) as caught:
+        tokenizer.render_chat(messages, **options)
+    return str(caught.value).splitlines()
+
+
+def test_refusals(folders: dict[str, tuple[Tokenizer, Any]], tmp_path: Path) -> None:
+    mistral, _ = folders["mistral"]
+    where = f"  at: {mistral._folder}"
+    assert refusal(mistral, CHATS["system"]) == [
+        "the chat template refuses the messages: Only user and assistant roles are supported!",
+        where,
+        "  fix: check roles and contents",
+    ]
+    broken, _ = folders["broken"]
+    told = refusal(broken, CHATS["one"])
+    assert told[0].startswith("the chat template is wrong: Unexpected end of template.")
+    assert told[-1] == "  fix: mend it and compile the model again"
+    assert refusal(mistral, CHATS["prefill"], continue_final_message=True) == [
+        "a message can't be continued and followed by a new one",
+        "  at: option chat_template_kwargs",
+        "  fix: give add_generation_prompt=False with continue_final_message=True",
+    ]
+    none = Tokenizer(fake.write_tokenizer(tmp_path, chat_template=None))
+    assert refusal(none, CHATS["one"]) == [
+        "the model has no chat template",
+        f"  at: {tmp_path}",
+        "  fix: give a text or token ids instead of messages",
+    ]
+
+
+NAMED = [{"name": n, "template": f"{n}: {{{{ messages[0].content }}}}{{{{ tools | length if tools }}}}"} for n in
+         ("default", "tool_use", "rag")]  # fmt: skip
+
+
+def test_named_templates(tmp_path: Path) -> None:
+    ours, theirs = pair(tmp_path, chat_template=NAMED)
+    chat, own = CHATS["one"], "mine {{ messages[0].role }}"
+    for name, tools in ((None, None), (None, TOOLS), ("rag", None), ("rag", TOOLS), (own, None)):
+        want = theirs.apply_chat_template(chat, tools=tools, chat_template=name, tokenize=False)
+        assert ours.render_chat(chat, tools, name) == want
+    assert refusal(ours, chat, template="fancy") == [
+        "no chat template is called 'fancy'",
+        f"  at: {tmp_path}",
+        "  fix: choose from default, rag, tool_use",
+    ]
+    for own_name in ("only_this",):
+        fake.write_tokenizer(tmp_path, chat_template=[{"name": own_name, "template": "x"}])
+        assert refusal(Tokenizer(tmp_path), chat)[0] == "no chat template is called 'default'"
+        assert Tokenizer(tmp_path).render_chat(chat, template=own_name) == "x"
+
+
+def test_templates_in_files(tmp_path: Path) -> None:
+    """They come before the config's, as in transformers."""
+    fake.write_tokenizer(tmp_path, chat_template="of the config")
+    (tmp_path / "chat_template.jinja").write_text("of the file {{ messages[0].content }}\n\n")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("with tools")
+    ours, theirs = Tokenizer(tmp_path), transformers.PreTrainedTokenizerFast.from_pretrained(tmp_path)
+    for tools, name in ((None, None), (TOOLS, None), (TOOLS, "default")):
+        want = theirs.apply_chat_template(CHATS["one"], tools=tools, chat_template=name, tokenize=False)
+        assert ours.render_chat(CHATS["one"], tools, name) == want
+    assert ours.render_chat(CHATS["one"]).startswith("of the file")
+
+
+@pytest.mark.parametrize("text", ["[]", "{", "\x00"])
+def test_a_config_that_is_none(text: str, tmp_path: Path) -> None:
+    fake.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer_config.json").write_text(text)
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).encode("x")
+    assert str(caught.value) == (
+        "the tokenizer's config is not a JSON object\n"
+        f"  at: {tmp_path}/tokenizer_config.json\n  fix: compile the model again"
+    )
+
+
+def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
+    fake.write_tokenizer(tmp_path)
+    (tmp_path / "tokenizer.json").write_text("{}")
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).encode("x")
+    assert caught.value.what.startswith("the tokenizer can't be read: ")
