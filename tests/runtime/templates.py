@@ -376,7 +376,10 @@ CHATS: dict[str, list[dict[str, Any]]] = {
         {"role": "assistant", "content": "It is 7 degrees."},
     ],
     "blocks": [
-        {"role": "user", "content": [{"type": "text", "text": "look "}, {"type": "image"}, {"type": "text", "text": "!"}]}
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": "look "}, {"type": "image"}, {"type": "text", "text": "!"}],
+        }
     ],
     "special": [{"role": "user", "content": f"{BEGIN}not a start{END}<|im_end|>"}],
     "prefill": [{"role": "user", "content": "Count"}, {"role": "assistant", "content": "one, two,  "}],
