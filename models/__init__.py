@@ -15,6 +15,20 @@ FAMILIES: Mapping[str, Callable[[Mapping[str, Any], str], DeepseekV3Config]] = {
 """model_type -> reader of the config."""
 
 
+def parse_config(data: Mapping[str, Any], source: str) -> DeepseekV3Config:
+    """The config in the JSON object `data`; `source` is its file, for errors.
+
+    Raises:
+        DeepZigError: an unknown family, or a field that is wrong.
+    """
+    family = str(data.get("model_type"))
+    if family not in FAMILIES:
+        raise DeepZigError(
+            f"model_type {family!r} is not supported", source, f"use a model of {', '.join(sorted(FAMILIES))}"
+        )
+    return FAMILIES[family](data, source)
+
+
 def read_config(folder: Path) -> DeepseekV3Config:
     """The config of the checkpoint in `folder`; generation_config.json may name other end tokens.
 
@@ -22,13 +36,7 @@ def read_config(folder: Path) -> DeepseekV3Config:
         DeepZigError: no config, an unknown family, or a field that is wrong.
     """
     path = folder / "config.json"
-    data = read_json(path)
-    family = str(data.get("model_type"))
-    if family not in FAMILIES:
-        raise DeepZigError(
-            f"model_type {family!r} is not supported", str(path), f"use a model of {', '.join(sorted(FAMILIES))}"
-        )
-    config = FAMILIES[family](data, str(path))
+    config = parse_config(read_json(path), str(path))
     generation = folder / "generation_config.json"
     if generation.is_file():
         fields = Fields(read_json(generation), str(generation))
@@ -39,4 +47,4 @@ def read_config(folder: Path) -> DeepseekV3Config:
     return config
 
 
-__all__ = ["FAMILIES", "DeepseekV3Config", "read_config"]
+__all__ = ["FAMILIES", "DeepseekV3Config", "parse_config", "read_config"]

@@ -6,10 +6,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from . import read_config
+from . import parse_config, read_config
 from .checkpoint import Checkpoint
 from .config import DeepseekV3Config, read_json
 from .files import find_tensors, has
+from .gguf_files import read_gguf
+from .gguf_model import config_json, weights
+from .gguf_tokenizer import tokenizer_files
 from .hub import NAME, find_cached
 from .locate import locate
 from .storage import find_scheme, read_weights
@@ -39,11 +42,13 @@ def open_source(path: Path) -> Source:
     """The model that the user names.
 
     Args:
-        path: a checkpoint folder, or the name of a model in Hugging Face's cache.
+        path: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
 
     Raises:
         DeepZigError: there is none, or its config or files are damaged.
     """
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
     folder = path if has(path) else find_cached(str(path)) or path
     name = folder.resolve().name
     if folder is not path and (match := NAME.match(str(path))):
@@ -54,3 +59,10 @@ def open_source(path: Path) -> Source:
     checkpoint = Checkpoint(read_weights(find_tensors(folder), scheme), str(folder))
     files = {name: folder / name for name in SIDE_FILES if (folder / name).is_file()}
     return Source(name, config, checkpoint, files)
+
+
+def _open_gguf(path: Path) -> Source:
+    file = read_gguf(path)
+    data = config_json(file)
+    config = parse_config(data, str(path))
+    return Source(path.stem, config, Checkpoint(weights(file, data), str(path)), tokenizer_files(file))
