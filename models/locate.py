@@ -27,8 +27,10 @@ def locate(path: Path) -> Path:
     if not has(path):
         raise DeepZigError("there is no such folder", str(path), "name a Hugging Face checkpoint folder")
     if not path.is_dir():
-        what = "that is a file, not a checkpoint folder"
-        raise DeepZigError(what, str(path), f"name a folder that holds config.json, such as {path.parent}")
+        what = "the file is neither GGUF nor a checkpoint folder"
+        raise DeepZigError(
+            what, str(path), f"name a .gguf file, or a folder that holds config.json, such as {path.parent}"
+        )
     if has(path / "config.json"):
         return path
     for pattern, what, hint in MISTAKES:

@@ -8,9 +8,12 @@ from pathlib import Path
 
 from .checkpoint import Checkpoint
 from .config import ModelConfig
-from .families import read_config
-from .fields import read_json
+from .families import parse_config, read_config
+from .fields import Fields, read_json
 from .files import find_tensors, has
+from .gguf_files import read_gguf
+from .gguf_model import config_json, weights
+from .gguf_tokenizer import tokenizer_files
 from .hub import NAME, find_cached
 from .locate import locate
 from .side_files import side_files
@@ -38,11 +41,13 @@ def open_source(path: Path) -> Source:
     """The model that the user names.
 
     Args:
-        path: a checkpoint folder, or the name of a model in Hugging Face's cache.
+        path: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
 
     Raises:
         DeepZigError: there is none, or its config or files are damaged.
     """
+    if path.suffix == ".gguf" and path.is_file():
+        return _open_gguf(path)
     folder = path if has(path) else find_cached(str(path)) or path
     name = folder.resolve().name
     if folder is not path and (match := NAME.match(str(path))):
@@ -52,3 +57,10 @@ def open_source(path: Path) -> Source:
     scheme = find_scheme(read_json(folder / "config.json"), str(folder / "config.json"))
     checkpoint = Checkpoint(read_weights(find_tensors(folder), scheme), str(folder))
     return Source(name, config, checkpoint, dict(side_files(folder)))
+
+
+def _open_gguf(path: Path) -> Source:
+    file = read_gguf(path)
+    data = config_json(file)
+    config = parse_config(Fields(data, str(path)))
+    return Source(path.stem, config, Checkpoint(weights(file, data), str(path)), tokenizer_files(file))

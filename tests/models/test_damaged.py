@@ -101,8 +101,8 @@ def test_a_huge_index_is_read_in_a_moment(tmp_path: Path) -> None:
         (lambda f: None, "there is no such folder", GIVE_FOLDER),
         (
             lambda f: f.write_bytes(b"x"),
-            "that is a file, not a checkpoint folder",
-            "name a folder that holds config.json, such as {p}",
+            "the file is neither GGUF nor a checkpoint folder",
+            "name a .gguf file, or a folder that holds config.json, such as {p}",
         ),
         (
             lambda f: write(f / "inner", WEIGHTS),
