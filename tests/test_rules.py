@@ -25,7 +25,7 @@ FRONT = {"deepzig", "deepzig.errors", "deepzig.tensorfile"}
 MAY_IMPORT = {
     "deepzig": {"click"},
     "ir": {"numpy"},
-    "models": {"deepzig.ir", "numpy", "tokenizers"},
+    "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
     "targets": {"deepzig.ir", "numpy", "tvm"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "rich", "tvm"},

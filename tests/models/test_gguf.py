@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -215,10 +216,7 @@ def test_softmax_routing_is_another_family(tmp_path: Path) -> None:
     """What routes by softmax is DeepSeek-V2, also where the key is absent as in old files."""
     for number, value in enumerate((1, None)):
         path = write_gguf(tmp_path / f"{number}.gguf", {}, "F16", deepseek2__expert_gating_func=value)
-        try:
-            assert open_source(path).config.model_type == "deepseek_v2"
-        except DeepZigError as error:
-            assert error.what == "model_type 'deepseek_v2' is not supported"
+        assert open_source(path).config.model_type == "deepseek_v2"
 
 
 @pytest.fixture(scope="module")
@@ -244,39 +242,28 @@ def patch_info(offset: int, new: bytes, name: str = NORM) -> Callable[[bytes], b
     return lambda raw: patch(info(raw, name) + offset, new)(raw)
 
 
+DAMAGED = "the file is truncated or no GGUF: "
+KNOWN = "use a file in one of F32, F16, BF16, Q8_0, Q4_0"
+
+
 @pytest.mark.parametrize(
     ("change", "what", "tensor", "hint"),
     [
-        (lambda raw: b"", "the file ends within its header", "", AGAIN),
-        (lambda raw: b"GGML" + raw[4:], "the file is not GGUF", "", AGAIN),
-        (patch(4, struct.pack("<I", 1)), "GGUF of version 1 can't be read", "", "write the file as version 3"),
-        (patch(8, struct.pack("<Q", 1 << 60)), f"the header claims {1 << 60} tensors", "", AGAIN),
-        (patch(16, struct.pack("<Q", 1 << 60)), f"the header claims {1 << 60} keys", "", AGAIN),
-        (patch(24, struct.pack("<Q", 1 << 40)), f"the header claims {1 << 40} bytes of text", "", AGAIN),
-        (patch(32, b"\xff"), "the header holds text that is not UTF-8", "", AGAIN),
-        (lambda raw: raw[:300], "the file ends within its header", "", AGAIN),
-        (lambda raw: raw[:-1000], None, "", AGAIN),
-        (patch_info(0, struct.pack("<I", 9)), "the tensor has 9 dimensions", NORM, AGAIN),
-        (
-            patch_info(12, struct.pack("<I", 12)),
-            "tensors of type Q4_K can't be read",
-            NORM,
-            "use a file in one of f32, f16, bf16, Q8_0, Q4_0",
-        ),
-        (
-            patch_info(12, struct.pack("<I", 99)),
-            "tensors of type number 99 can't be read",
-            NORM,
-            "use a file in one of f32, f16, bf16, Q8_0, Q4_0",
-        ),
+        (lambda raw: b"", DAMAGED, "", AGAIN),
+        (lambda raw: b"GGML" + raw[4:], f"{DAMAGED}GGUF magic invalid", "", AGAIN),
+        (patch(4, struct.pack("<I", 1)), f"{DAMAGED}Sorry, file appears to be version 1", "", AGAIN),
+        (patch(8, struct.pack("<Q", 1 << 60)), DAMAGED, "", AGAIN),
+        (patch(16, struct.pack("<Q", 1 << 60)), DAMAGED, "", AGAIN),
+        (patch(24, struct.pack("<Q", 1 << 40)), DAMAGED, "", AGAIN),
+        (patch(32, b"\xff"), DAMAGED, "", AGAIN),
+        (lambda raw: raw[:300], DAMAGED, "", AGAIN),
+        (lambda raw: raw[:-1000], DAMAGED, "", AGAIN),
+        (patch_info(0, struct.pack("<I", 9)), DAMAGED, "", AGAIN),
+        (patch_info(12, struct.pack("<I", 26)), "tensors of type I32 can't be read", NORM, KNOWN),
+        (patch_info(12, struct.pack("<I", 99)), DAMAGED, "", AGAIN),
         (patch_info(4, struct.pack("<Q", 63)), "the shape is [63], not [64]", NORM, "is config.json of another model?"),
-        (patch_info(4, struct.pack("<Q", 1 << 62)), None, NORM, AGAIN),
-        (
-            patch_info(4, struct.pack("<Q", 63), "token_embd.weight"),
-            "Q8_0[67, 63] does not divide into blocks of 32",
-            "token_embd.weight",
-            AGAIN,
-        ),
+        (patch_info(4, struct.pack("<Q", 1 << 62)), DAMAGED, "", AGAIN),
+        (patch_info(4, struct.pack("<Q", 63), "token_embd.weight"), DAMAGED, "", AGAIN),
         (
             lambda raw: raw.replace(NORM.encode(), b"output_form.weight"),
             "a tensor is missing",
@@ -286,16 +273,21 @@ def patch_info(offset: int, new: bytes, name: str = NORM) -> Callable[[bytes], b
     ],
 )
 def test_damaged(
-    change: Callable[[bytes], bytes], what: str | None, tensor: str, hint: str, good: bytes, tmp_path: Path
+    change: Callable[[bytes], bytes], what: str, tensor: str, hint: str, good: bytes, tmp_path: Path
 ) -> None:
+    """What the package raises takes three lines as well; the rest of the first one is its own."""
     path = tmp_path / "m.gguf"
     path.write_bytes(change(good))
     told, where, fix = refused(path)
-    if what is None:
-        assert told.startswith("the file ends ") and told.endswith(" bytes before the tensor does")
-    else:
-        assert told == what
-    assert fix == hint and where.startswith(str(path)) and where.endswith(f", tensor {tensor}" if tensor else "")
+    assert told.startswith(what) and (what.startswith(DAMAGED) or told == what)
+    assert (where, fix) == (f"{path}, tensor {tensor}" if tensor else str(path), hint)
+
+
+def test_without_the_package(good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "m.gguf"
+    path.write_bytes(good)
+    monkeypatch.setitem(sys.modules, "gguf", None)
+    assert refused(path) == ("gguf is not installed", str(path), "pip install 'deepzig[gguf]'")
 
 
 def test_stacks_of_another_shape(tmp_path: Path) -> None:
