@@ -254,6 +254,7 @@ class Model:
 
     def _read_prompt(self, prompt: list[int], sequence: CacheSequence, speculator: Speculator | None) -> Read:
         """Run a prompt through the model; its last chunk, with the logits of the last token only."""
+        read = Read(0, np.empty((0, 0), np.float32))
         for begin, end in self._cuts(len(prompt)):
             sequence.reserve(end)
             last = [end - begin - 1] if end == len(prompt) else []
@@ -306,7 +307,7 @@ class Model:
             if speculator and read.hidden is not None:
                 known = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
                 guesses = speculator.guess(known, read.begin, read.hidden[: len(known)], count)
-            read = self._read([token, *guesses], position, sequence, range(1 + len(guesses)))
+            read = self._read([generated[-1], *guesses], position, sequence, range(1 + len(guesses)))
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""

@@ -159,10 +159,11 @@ def _number(name: str, value: Any) -> float | int:
     whole = name in WHOLE
     least, most = (WHOLE if whole else NUMBERS)[name]
     fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not fits or not least <= value <= most:
+    number: Any = value if fits else math.nan
+    if not least <= number <= most:
         kind = "a whole number" if whole else "a number"
         raise _wrong(name, value, f"{kind} from {least:g}" + ("" if math.isinf(most) else f" to {most:g}"))
-    return int(value) if whole else float(value)
+    return int(number) if whole else float(number)
 
 
 def _flag(name: str, value: Any) -> bool:
@@ -172,17 +173,22 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    texts: tuple[Any, ...] = (value,) if isinstance(value, str) else _items(value)
     if not all(isinstance(text, str) and text for text in texts):
         raise _wrong(name, value, "a text or a list of texts, none of them empty")
     return texts
 
 
 def _tokens(name: str, value: Any) -> tuple[int, ...]:
-    ids = tuple(value) if isinstance(value, Iterable) else (None,)
+    ids = _items(value)
     if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
         raise _wrong(name, value, "a list of token ids")
-    return tuple(map(int, ids))
+    return tuple(int(i) for i in ids)
+
+
+def _items(value: Any) -> tuple[Any, ...]:
+    """What a list or the like holds; of anything else, something that no check lets pass."""
+    return tuple(value) if isinstance(value, Iterable) else (None,)
 
 
 def _bias(name: str, value: Any) -> dict[int, float]:
