@@ -13,13 +13,14 @@ UNFINISHED = "�"
 class Detokenizer:
     """Turns tokens into pieces of text that never split a character.
 
-    Decodes a short window of tokens, since what a token adds may depend on the one before it; text that ends in an
-    unfinished character is held back.
+    Decodes a short window of tokens, since what a token adds may depend on those before it: the tokens of the last
+    piece, whole characters, and what came since. Text that ends in an unfinished character is held back.
     """
 
     def __init__(self, decode: Decode) -> None:
         self._decode = decode
         self._tokens: list[int] = []
+        self._known = 0
         self._shown = ""
 
     def push(self, token: int) -> str:
@@ -29,9 +30,11 @@ class Detokenizer:
         if text.endswith(UNFINISHED):
             return ""
         piece = text[len(self._shown) :]
-        # keep the last token: the next one's text may depend on it
-        self._tokens = self._tokens[-1:]
-        self._shown = self._decode(self._tokens)
+        new = self._decode(self._tokens[self._known :])
+        if new:  # tokens without text say nothing of what a decoder does after them
+            del self._tokens[: self._known]
+            text = new
+        self._known, self._shown = len(self._tokens), text
         return piece
 
     def flush(self) -> str:

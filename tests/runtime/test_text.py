@@ -5,8 +5,11 @@ from __future__ import annotations
 import random
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
+import tokenizers
+from tokenizers import decoders, models, pre_tokenizers
 
 from deepzig.runtime.text import Detokenizer, StopFinder
 from deepzig.runtime.tokenizer import Tokenizer
@@ -50,6 +53,32 @@ def test_a_character_comes_with_its_last_byte(tokenizer: Tokenizer) -> None:
 def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: Tokenizer) -> None:
     tokens = tokenizer.encode("a漢")[:-1]
     assert pieces_of(tokens, tokenizer) == ["a", "", "", "\ufffd"]
+
+
+@pytest.fixture(scope="module")
+def fallback() -> Any:
+    """As SentencePiece's: words begin with a space, what is no word falls back to bytes."""
+    words = ["▁", *"abhi", "▁a", "▁hi", "hi", "<s>"]
+    vocab = {t: i for i, t in enumerate([*(f"<0x{b:02X}>" for b in range(256)), *words])}
+    merges = [("▁", "a"), ("h", "i"), ("▁", "hi")]
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab, merges, byte_fallback=True, fuse_unk=True))
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first", split=False)
+    tokenizer.decoder = decoders.Sequence([
+        decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)
+    ])  # fmt: skip
+    tokenizer.add_special_tokens(["<s>"])
+    return tokenizer
+
+
+@pytest.mark.parametrize("text", [*fake.CORPUS, "hi a<s> hi<s><s> a", "漢字漢字", "a👩‍👩‍👧‍👦漢 hi"])
+def test_bytes_that_fall_back(text: str, fallback: Any) -> None:
+    """Their decoder decides on a whole run of bytes, and takes the first space away."""
+    tokens = fallback.encode(text).ids
+    texts = Detokenizer(fallback.decode)
+    pieces = [texts.push(token) for token in tokens]
+    assert "".join([*pieces, texts.flush()]) == fallback.decode(tokens)
+    if "\ufffd" not in text:
+        assert "\ufffd" not in "".join(pieces) and all(len(p) <= 2 for p in pieces if not p.isascii())
 
 
 def shown(pieces: Sequence[str], stops: Sequence[str]) -> tuple[str, bool]:
