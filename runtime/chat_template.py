@@ -71,9 +71,11 @@ def plain(value: Any) -> Any:
         value = value.item()
     if value is None or type(value) in (str, int, float, bool):
         return value
-    for kind in (str, int, float):
+    if isinstance(value, str):
+        return str.__str__(value)  # a subclass may have its own
+    for kind in (int, float):
         if isinstance(value, kind):
-            return kind.__str__(value) if kind is str else kind(value)
+            return kind(value)
     if isinstance(value, Mapping):
         return {plain(k): plain(v) for k, v in value.items()}
     if isinstance(value, list | tuple):

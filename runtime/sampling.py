@@ -154,10 +154,10 @@ def _wrong(name: str, value: Any, wanted: str) -> DeepZigError:
 def _number(name: str, value: Any) -> float | int:
     whole = name in WHOLE
     least, most = (WHOLE if whole else NUMBERS)[name]
-    fits = isinstance(value, Integral if whole else Real) and not isinstance(value, bool)
-    if not fits or not least <= value <= most:
-        kind = "a whole number" if whole else "a number"
-        raise _wrong(name, value, f"{kind} from {least:g}" + ("" if math.isinf(most) else f" to {most:g}"))
+    kind: Any = Integral if whole else Real
+    if not isinstance(value, kind) or isinstance(value, bool) or not least <= value <= most:
+        wanted = "a whole number" if whole else "a number"
+        raise _wrong(name, value, f"{wanted} from {least:g}" + ("" if math.isinf(most) else f" to {most:g}"))
     return int(value) if whole else float(value)
 
 
@@ -168,14 +168,16 @@ def _flag(name: str, value: Any) -> bool:
 
 
 def _texts(name: str, value: Any) -> tuple[str, ...]:
-    texts = (value,) if isinstance(value, str) else tuple(value) if isinstance(value, Iterable) else (None,)
+    texts: tuple[Any, ...] = (value,)
+    if isinstance(value, Iterable) and not isinstance(value, str):
+        texts = tuple(value)
     if not all(isinstance(text, str) and text for text in texts):
         raise _wrong(name, value, "a text or a list of texts, none of them empty")
     return texts
 
 
 def _tokens(name: str, value: Any) -> tuple[int, ...]:
-    ids = tuple(value) if isinstance(value, Iterable) else (None,)
+    ids: tuple[Any, ...] = tuple(value) if isinstance(value, Iterable) else (None,)
     if not all(isinstance(i, Integral) and not isinstance(i, bool) for i in ids):
         raise _wrong(name, value, "a list of token ids")
     return tuple(map(int, ids))
