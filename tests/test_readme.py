@@ -102,5 +102,5 @@ def test_the_example_runs(tmp_path: Path) -> None:
     for block in [*blocks(section("Use"), "sh"), *blocks(section("How it works"), "sh")]:
         run("bash", "-euc", block, cwd=tmp_path)
     assert list((tmp_path / "ir").glob("*.ir"))
-    (program,) = blocks(section("Use"), "python")
+    program = "\n".join(blocks(section("Use"), "python"))
     assert run(sys.executable, "-c", program, cwd=tmp_path).strip()

@@ -57,7 +57,7 @@ def test_bytes_that_never_become_a_character_come_at_the_end(tokenizer: Tokenize
 
 @pytest.fixture(scope="module")
 def fallback() -> Any:
-    """As SentencePiece has it: words begin with a space, what is no word falls back to bytes; ids >= 256 are words."""
+    """As SentencePiece's: words begin with a space, what is no word falls back to bytes."""
     words = ["▁", *"abhi", "▁a", "▁hi", "hi", "<s>"]
     vocab = {t: i for i, t in enumerate([*(f"<0x{b:02X}>" for b in range(256)), *words])}
     merges = [("▁", "a"), ("h", "i"), ("▁", "hi")]
