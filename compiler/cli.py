@@ -21,6 +21,8 @@ EXAMPLES = """
 Examples:
   deepzig-compile ./DeepSeek-V3-small -o artifacts/built/small
   deepzig-compile ./model --dtype f32 --target llvm:cpu=x86-64-v3 -o out
+  deepzig-compile deepseek-ai/DeepSeek-V3 -o artifacts/built/v3    (after `hf download deepseek-ai/DeepSeek-V3`)
+  deepzig-compile ./model.gguf -o artifacts/built/gguf
   deepzig-compile ./model --stop-after fuse_mla
 """
 
@@ -47,7 +49,10 @@ def command(
     model: Path, output: Path | None, target: str, dtype: str, chunk: int, force: bool, dump_ir: Path | None,
     stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
 ) -> None:  # fmt: skip
-    """Compile the Hugging Face checkpoint in the folder MODEL to an artifact."""
+    """Compile MODEL to an artifact.
+
+    MODEL is a Hugging Face checkpoint folder, a GGUF file, or the name of a model that `hf download` has fetched.
+    """
     try:
         from .driver import Options, compile_model, ir_text
 

@@ -1,4 +1,4 @@
-"""From a checkpoint folder to an artifact folder."""
+"""From a checkpoint to an artifact folder."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     """Compile the model at `path` to the artifact `out`.
 
     Args:
-        path: a Hugging Face checkpoint folder, or the name of a model in Hugging Face's cache.
+        path: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
         out: the artifact's folder; appears whole or not at all.
         options: what to make.
         progress: told of every stage.

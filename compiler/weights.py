@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +18,7 @@ from deepzig.ir import Module, Node, TensorType, Value
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.targets.base import Layout
 
-Array = npt.NDArray[np.generic]
+Array = npt.NDArray[Any]
 
 BLOCK = 1 << 18
 """Elements that are converted at once; they stay in the cache."""
@@ -94,7 +95,7 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     """
     if stored == wanted:
         return x
-    result = np.empty(x.shape, np.float32 if wanted == "f32" else np.uint16)
+    result: Array = np.empty(x.shape, np.float32 if wanted == "f32" else np.uint16)
     source, target = x.reshape(-1), result.reshape(-1)
     for at in range(0, len(source), BLOCK):
         target[at : at + BLOCK] = ROUND[wanted](WIDEN[stored](source[at : at + BLOCK]))

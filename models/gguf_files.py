@@ -58,14 +58,18 @@ def _scale(blocks: Array) -> Array:
 
 
 def _q8_0(blocks: Array) -> Array:
-    return _scale(blocks) * blocks[..., 2:].view(np.int8).astype(np.float32)
+    x = blocks[..., 2:].view(np.int8).astype(np.float32)
+    x *= _scale(blocks)
+    return x
 
 
 def _q4_0(blocks: Array) -> Array:
     """16 bytes hold 32 nibbles: the low ones first."""
     codes = blocks[..., 2:]
-    nibbles = np.concatenate([codes & 15, codes >> 4], -1).astype(np.float32)
-    return _scale(blocks) * (nibbles - np.float32(8))
+    x = np.concatenate([codes & 15, codes >> 4], -1).astype(np.float32)
+    x -= np.float32(8)
+    x *= _scale(blocks)
+    return x
 
 
 KINDS: Mapping[int, Kind] = {
