@@ -107,20 +107,18 @@ def mla_absorb(
                 output,
             )
 
-        def turn(row: Expr) -> None:
-            with loop(heads) as head:
-                rotate(
-                    lambda i: Q[row, head * depth + nope + i],
-                    lambda i: ANGLES[row, i],
-                    rope,
-                    interleaved,
-                    lambda i, value, _: store(Y, value, row, head, kv_lora + i),
-                )
-                with loop(cw, kv_lora + rope) as i:
-                    store(Y, T.float32(0), row, head, i)
+        def turn(head: Expr, row: Expr) -> None:
+            rotate(
+                lambda i: Q[row, head * depth + nope + i],
+                lambda i: ANGLES[row, i],
+                rope,
+                interleaved,
+                lambda i, value, _: store(Y, value, row, head, kv_lora + i),
+            )
+            with loop(cw, kv_lora + rope) as i:
+                store(Y, T.float32(0), row, head, i)
 
-        products(heads, n, blocks(kv_lora), factors, vectors)
-        each_row(n, turn)
+        products(heads, n, blocks(kv_lora), factors, vectors, beside=turn)
     return f.function
 
 

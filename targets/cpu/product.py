@@ -159,17 +159,31 @@ def products(
     factors: Callable[[Expr], tuple[Groups, Input, GroupOutput]],
     vectors: Vectors,
     width: int = 1,
+    beside: Callable[[Expr, Expr], None] = lambda product, row: None,
 ) -> None:
-    """Several products of the same shape, such as one for each head: `factors` gives the operands of each."""
+    """Several products of the same shape, such as one for each head.
+
+    Args:
+        number: how many products.
+        rows: rows of each.
+        groups: as in `product`.
+        factors: index of a product -> its columns, x and output as in `product`.
+        vectors: registers of the CPU.
+        width: blocks in a group.
+        beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
+    """
     with either(rows == 1) as (one, many):
         with one:
             enough = max(min(number * groups // TASKS, ROW_BLOCKS // width), ROW_BLOCKS // 2 // width, 1)
             count = min(enough, groups)
             parts = -(-groups // count)
             with parallel(number * parts) as task:
-                columns, x, output = factors(T.bind(task // parts))
-                part, write = adjacent(T.bind(task % parts * count), count, groups, columns, output, width)
+                which, first = T.bind(task // parts), T.bind(task % parts * count)
+                columns, x, output = factors(which)
+                part, write = adjacent(first, count, groups, columns, output, width)
                 write(T.int64(0), tile(part, [T.int64(0)], x)[0])
+                with when(first == 0):
+                    beside(which, T.int64(0))
         with many:
             lines, held = vectors.tile
             count = min(max(held // width, 1), groups)
@@ -177,11 +191,14 @@ def products(
             shares = max(TASKS * count // (number * groups), 1)
             share = T.bind((rows + (shares * lines - 1)) // (shares * lines) * lines)
             with parallel(number * parts * shares) as task:
-                columns, x, output = factors(T.bind(task // (parts * shares)))
-                first = T.bind(task // shares % parts * count)
+                which, first = T.bind(task // (parts * shares)), T.bind(task // shares % parts * count)
+                columns, x, output = factors(which)
                 part, write = adjacent(first, count, groups, columns, output, width)
                 begin = T.bind(task % shares * share)
-                rows_by_tiles(part, begin, T.bind(T.min(begin + share, rows)), x, write, vectors)
+                end = T.bind(T.min(begin + share, rows))
+                rows_by_tiles(part, begin, end, x, write, vectors)
+                with when(first == 0), loop(end, begin) as row:
+                    beside(which, row)
 
 
 def adjacent(

@@ -68,20 +68,22 @@ def sample(vocab: int) -> PrimFunc:
                 with when(tirx.all(TOP_K[row] > 0, TOP_K[row] < vocab)):
                     chosen.restrict(lambda _: T.uint64(1), T.Cast("uint64", TOP_K[row]))
                 with when(TOP_P[row] < T.float32(1)):
-                    mass = chosen.mass(weights)
+                    all_mass = chosen.mass(weights)
                     # The share in units of 2^-24, multiplied in two halves that fit 64 bits.
                     share = T.Cast("float64", T.max(TOP_P[row], T.float32(0)))
                     units = T.bind(T.Cast("uint64", T.ceil(share * T.float64(2**24))))
-                    low = T.bitwise_and(mass, T.uint64(2**24 - 1)) * units + T.uint64(2**24 - 1)
-                    target = T.shift_right(mass, T.uint64(24)) * units + T.shift_right(low, T.uint64(24))
+                    low = T.bitwise_and(all_mass, T.uint64(2**24 - 1)) * units + T.uint64(2**24 - 1)
+                    target = T.shift_right(all_mass, T.uint64(24)) * units + T.shift_right(low, T.uint64(24))
                     chosen.restrict(lambda j: T.Cast("uint64", weights[j]), T.max(T.uint64(1), target))
 
                 floor = T.bind(T.Cast("float64", MIN_P[row]) * T.float64(2**31))
+                mass = variable(T.uint64(0), "uint64")
                 with loop(vocab) as j:
                     small = tirx.all(T.Cast("float64", weights[j]) < floor, gaps[j] > T.float32(0))
                     with when(tirx.any(small, tirx.Not(chosen.has(j)))):
                         store(weights, T.uint32(0), j)
-                draw(token, weights, vocab, chosen.mass(weights), philox(POSITION[row], SEED[row, 0], SEED[row, 1]))
+                    store(mass, mass[0] + T.Cast("uint64", weights[j]), 0)
+                draw(token, weights, vocab, mass[0], philox(POSITION[row], SEED[row, 0], SEED[row, 1]))
             store(TOKENS, token[0], row)
     return f.function
 
