@@ -11,21 +11,21 @@ two tasks add to the same element. So a row's bits depend neither on other rows,
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .cache import STORAGE, columns, gather, narrow, padded, pair_order
-from .features import VECTORS, Vectors
-from .kernel import named
-from .layout import LANES
-from .norm import inverse_rms, rotate
-from .panel import accumulate, clear, packed_buffer, store
-from .softmax import MASKED, tree_sum, weigh
-from .vector import at, fma, splat
+from .cache import columns, gather, narrow, pair_order
+from .emit import Buffer, each_row, kernel, loop, parallel, store, symbols, vector_of, vector_sum, workspace
+from .features import Vectors
+from .layout import LANES, blocks, inner, padded, stored
+from .norm import inverse_rms, normalize, rotate
+from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, products
+from .softmax import MASKED, Softmax
+from .vector import Expr, at, splat, tree_sum
 
-AVX2 = VECTORS["avx2"]
 HEADS_PER_TASK = 8
 
 
@@ -50,51 +50,38 @@ def latent_write(
         cache[pages, page, cw]); the cache is written in place.
     """
     cw = padded(kv_lora + rope)
+    with kernel("latent_write", width, begin, kv_lora, rope, page, cdtype, eps, int(interleaved)) as f:
+        n, b, p, pages = symbols("n b p pages")
+        X = f.tensor("x", "f32", n, width)
+        NORM = f.tensor("norm", "f32", kv_lora)
+        ANGLES = f.tensor("angles", "f32", n, rope)
+        SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        TABLE = f.tensor("table", "i32", b, p)
+        CACHE = f.tensor("cache", cdtype, pages, page, cw)
 
-    @T.prim_func(s_tir=True)
-    def kernel(  # type: ignore[no-untyped-def]
-        x: T.handle, norm: T.handle, angles: T.handle, seq: T.handle, pos: T.handle, table: T.handle, cache: T.handle
-    ):
-        n = T.int64()
-        b = T.int64()
-        p = T.int64()
-        pages = T.int64()
-        X = T.match_buffer(x, (n, width), "float32")
-        NORM = T.match_buffer(norm, (kv_lora,), "float32")
-        ANGLES = T.match_buffer(angles, (n, rope), "float32")
-        SEQ = T.match_buffer(seq, (n,), "int32")
-        POS = T.match_buffer(pos, (n,), "int32")
-        TABLE = T.match_buffer(table, (b, p), "int32")
-        CACHE = T.match_buffer(cache, (pages, page, cw), STORAGE[cdtype])
-        for i in T.parallel(n):
-            number: T.let = T.Cast("int64", TABLE[SEQ[i], POS[i] // page])
-            slot: T.let = POS[i] % page
-            inverse = T.alloc_buffer((1,), "float32", scope="global")
+        def one(row: Expr) -> None:
+            number = T.bind(T.Cast("int64", TABLE[SEQ[row], POS[row] // page]))
+            slot = T.bind(POS[row] % page)
 
-            @T.inline
-            def normed(j, lanes):  # type: ignore[no-untyped-def]
-                value: T.let = X[i, at(begin + j, lanes)] * splat(inverse[0], lanes) * NORM[at(j, lanes)]
-                CACHE[number, slot, at(j, lanes)] = narrow(value, cdtype, lanes)
+            def latent(i: Expr, value: Expr, lanes: int) -> None:
+                store(CACHE, narrow(value, cdtype, lanes), number, slot, i)
 
-            @T.inline
-            def rotated(j, lanes, value):  # type: ignore[no-untyped-def]
-                CACHE[number, slot, at(kv_lora + j, lanes)] = narrow(value, cdtype, lanes)
+            def key(i: Expr, value: Expr, lanes: int) -> None:
+                latent(kv_lora + i, T.bind(value), lanes)
 
-            inverse_rms(lambda j: X[i, begin + j], kv_lora, eps, inverse)
-            for c in T.serial(kv_lora // LANES):
-                normed(c * LANES, LANES)
-            for j in T.serial(kv_lora // LANES * LANES, kv_lora):
-                normed(j, 1)
-            rotate(lambda j: X[i, begin + kv_lora + j], lambda j: ANGLES[i, j], rotated, rope, interleaved)
-            for j in T.serial(kv_lora + rope, cw):
-                CACHE[number, slot, j] = T.Cast(STORAGE[cdtype], 0)
+            scale = inverse_rms(lambda i: X[row, begin + i], kv_lora, eps)
+            normalize(lambda i: X[row, begin + i], scale, NORM.__getitem__, kv_lora, latent)
+            rotate(lambda i: X[row, begin + kv_lora + i], lambda i: ANGLES[row, i], rope, interleaved, key)
+            with loop(cw, kv_lora + rope) as i:
+                latent(i, T.float32(0), 1)
 
-    return named(kernel, "latent_write", width, begin, kv_lora, rope, page, cdtype, eps, int(interleaved))
+        each_row(n, one)
+    return f.function
 
 
 @cache
 def mla_absorb(
-    heads: int, nope: int, rope: int, kv_lora: int, wdtype: str, interleaved: bool, *, vectors: Vectors = AVX2
+    heads: int, nope: int, rope: int, kv_lora: int, wdtype: str, interleaved: bool, *, vectors: Vectors
 ) -> PrimFunc:
     """Kernel that moves queries into latent space.
 
@@ -102,59 +89,42 @@ def mla_absorb(
         (q f32[n, heads * (nope + rope)], angles f32[n, rope], w_uk packed [heads, N = kv_lora, K = nope],
         absorbed f32[n, heads, cw]); columns beyond kv_lora + rope become zero.
     """
-    cw = padded(kv_lora + rope)
-    blocks = padded(kv_lora) // LANES
-    tile = vectors.tile[0]
-    shape, storage = packed_buffer((heads, kv_lora, nope), wdtype)
+    cw, depth = padded(kv_lora + rope), nope + rope
+    with kernel("mla_absorb", heads, nope, rope, kv_lora, wdtype, int(interleaved)) as f:
+        (n,) = symbols("n")
+        Q = f.tensor("q", "f32", n, heads * depth)
+        ANGLES = f.tensor("angles", "f32", n, rope)
+        W = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), inner(nope, wdtype), LANES)
+        Y = f.tensor("absorbed", "f32", n, heads, cw)
 
-    @T.prim_func(s_tir=True)
-    def kernel(q: T.handle, angles: T.handle, w_uk: T.handle, absorbed: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        Q = T.match_buffer(q, (n, heads * (nope + rope)), "float32")
-        ANGLES = T.match_buffer(angles, (n, rope), "float32")
-        W = T.match_buffer(w_uk, shape, storage)
-        Y = T.match_buffer(absorbed, (n, heads, cw), "float32")
+        def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
+            def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
+                by_columns(sums[0], block, kv_lora, lambda i, value, _: store(Y, value, row, head, i))
 
-        @T.inline
-        def rows(first, count, h, c):  # type: ignore[no-untyped-def]
-            acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-            clear(acc, count)
-            accumulate(
-                acc, count, nope, lambda r, k: Q[first + r, h * (nope + rope) + k], lambda k: W[h, c, k, at(0)], wdtype
+            return (
+                lambda taken: Columns(W, [(head, block) for block in taken], nope, wdtype),
+                lambda row: lambda i: Q[row, head * depth + i],
+                output,
             )
-            for r in T.unroll(count):
-                store(
-                    lambda j, value: T.buffer_store(Y, value, [first + r, h, j]),
-                    acc[at(r * LANES)],
-                    c * LANES,
-                    kv_lora,
-                )
 
-        for task in T.parallel(heads * blocks):
-            h: T.let = task // blocks
-            c: T.let = task % blocks
-            for t in T.serial(n // tile):
-                rows(t * tile, tile, h, c)
-            for t in T.serial(n % tile):
-                rows(n // tile * tile + t, 1, h, c)
-            if c == 0:
-                for i in T.serial(n):
-                    rotate(
-                        lambda j: Q[i, h * (nope + rope) + nope + j],
-                        lambda j: ANGLES[i, j],
-                        lambda j, lanes, value: T.buffer_store(Y, value, [i, h, at(kv_lora + j, lanes)]),
-                        rope,
-                        interleaved,
-                    )
-                    for j in T.serial(kv_lora + rope, cw):
-                        Y[i, h, j] = T.float32(0)
+        def turn(head: Expr, row: Expr) -> None:
+            rotate(
+                lambda i: Q[row, head * depth + nope + i],
+                lambda i: ANGLES[row, i],
+                rope,
+                interleaved,
+                lambda i, value, _: store(Y, value, row, head, kv_lora + i),
+            )
+            with loop(cw, kv_lora + rope) as i:
+                store(Y, T.float32(0), row, head, i)
 
-    return named(kernel, "mla_absorb", heads, nope, rope, kv_lora, wdtype, int(interleaved))
+        products(heads, n, blocks(kv_lora), factors, vectors, beside=turn)
+    return f.function
 
 
 @cache
 def mla_attend(
-    heads: int, kv_lora: int, rope: int, page: int, cdtype: str, scale: float, *, vectors: Vectors = AVX2
+    heads: int, kv_lora: int, rope: int, page: int, cdtype: str, scale: float, *, vectors: Vectors
 ) -> PrimFunc:
     """Kernel of causal attention in latent space: all heads share the cache rows as keys and as values.
 
@@ -170,115 +140,82 @@ def mla_attend(
     group = tiles * tile
     groups = -(-heads // group)
     width = padded(page)
-
-    @T.prim_func(s_tir=True)
-    def kernel(  # type: ignore[no-untyped-def]
-        absorbed: T.handle, cache: T.handle, seq: T.handle, pos: T.handle, table: T.handle, latent: T.handle
-    ):
-        n = T.int64()
-        b = T.int64()
-        p = T.int64()
-        pages = T.int64()
-        Q = T.match_buffer(absorbed, (n, heads, cw), "float32")
-        CACHE = T.match_buffer(cache, (pages, page, cw), STORAGE[cdtype])
-        SEQ = T.match_buffer(seq, (n,), "int32")
-        POS = T.match_buffer(pos, (n,), "int32")
-        TABLE = T.match_buffer(table, (b, p), "int32")
-        Y = T.match_buffer(latent, (n, heads, cl), "float32")
-        for task in T.parallel(n * groups):
-            i: T.let = task // groups
-            head: T.let = task % groups * group
-            query = T.alloc_buffer((group, cw), "float32", scope="global")
-            out = T.alloc_buffer((group, cl), "float32", scope="global")
-            scores = T.alloc_buffer((group, width), "float32", scope="global")
-            peak = T.alloc_buffer((group,), "float32", scope="global")
-            mass = T.alloc_buffer((group,), "float32", scope="global")
-            decay = T.alloc_buffer((group,), "float32", scope="global")
-            for g in T.serial(group):
-                peak[g] = T.float32(MASKED)
-                mass[g] = T.float32(0)
+    with kernel("mla_attend", heads, kv_lora, rope, page, cdtype, scale) as f:
+        n, b, p, pages = symbols("n b p pages")
+        Q = f.tensor("absorbed", "f32", n, heads, cw)
+        CACHE = f.tensor("cache", cdtype, pages, page, cw)
+        SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        TABLE = f.tensor("table", "i32", b, p)
+        Y = f.tensor("latent", "f32", n, heads, cl)
+        with parallel(n * groups) as task:
+            row = T.bind(task // groups)
+            first = T.bind(task % groups * group)
+            query, sums = workspace(group, cw), workspace(group, cl)
+            scores, decay = workspace(group, width), workspace(group)
+            softmax = Softmax.of(group)
+            with loop(group) as g:
+                softmax.clear(g)
                 # Heads beyond the last repeat it and are not stored.
-                h: T.let = T.min(head + g, heads - 1)
-                for c in T.serial(cw // LANES):
-                    query[g, at(c * LANES)] = gather(lambda j: Q[i, h, j], c * LANES, cdtype) * splat(scale)
-                for c in T.serial(cl // LANES):
-                    out[g, at(c * LANES)] = splat(0.0)
+                head = T.bind(T.min(first + g, heads - 1))
+                with loop(cw // LANES) as c:
+                    some = gather(lambda i: Q[row, head, i], c * LANES, cdtype)
+                    store(query, some * splat(scale), g, at(c * LANES))
+                with loop(cl // LANES) as c:
+                    store(sums, splat(0.0), g, at(c * LANES))
 
-            for block in T.serial(POS[i] // page + 1):
-                number: T.let = T.Cast("int64", TABLE[SEQ[i], block])
-                count: T.let = T.min(page, POS[i] + 1 - block * page)
-                for t in T.serial(count):
-                    for u in T.serial(tiles):
-                        dot = T.alloc_buffer((tile * LANES,), "float32", scope="global")
-                        clear(dot, tile)
-                        for c in T.serial(cw // LANES):
-                            key: T.let = columns(CACHE[number, t, at(c * LANES)], cdtype)
-                            for r in T.unroll(tile):
-                                dot[at(r * LANES)] = fma(query[u * tile + r, at(c * LANES)], key, dot[at(r * LANES)])
-                        for r in T.unroll(tile):
-                            scores[u * tile + r, t] = tree_sum(dot[at(r * LANES)])
-                for g in T.serial(group):
-                    for t in T.serial(count, width):
-                        scores[g, t] = T.float32(MASKED)
-                    weigh(scores, g, width, peak, mass, g, decay)
-                for c in T.serial(cl // LANES):
-                    for u in T.serial(tiles):
-                        acc = T.alloc_buffer((tile * LANES,), "float32", scope="global")
-                        for r in T.unroll(tile):
-                            acc[at(r * LANES)] = out[u * tile + r, at(c * LANES)] * splat(decay[u * tile + r])
-                        for t in T.serial(count):
-                            value: T.let = columns(CACHE[number, t, at(c * LANES)], cdtype)
-                            for r in T.unroll(tile):
-                                acc[at(r * LANES)] = fma(splat(scores[u * tile + r, t]), value, acc[at(r * LANES)])
-                        for r in T.unroll(tile):
-                            out[u * tile + r, at(c * LANES)] = acc[at(r * LANES)]
+            with loop(T.Cast("int64", POS[row] // page + 1)) as block:
+                number = T.bind(T.Cast("int64", TABLE[SEQ[row], block]))
+                count = T.bind(T.min(page, T.Cast("int64", POS[row]) + 1 - block * page))
+                with loop(count) as t, loop(tiles) as u:
+                    lines = [u * tile + r for r in range(tile)]
+                    dots = [vector_sum() for _ in lines]
+                    with loop(cw // LANES) as c:
+                        key = columns(CACHE[number, t, at(c * LANES)], cdtype)
+                        accumulate(dots, [query[g, at(c * LANES)] for g in lines], key)
+                    for g, dot in zip(lines, dots, strict=True):
+                        store(scores, tree_sum(dot[at(0)]), g, t)
+                with loop(group) as g:
+                    with loop(width, count) as t:
+                        store(scores, T.float32(MASKED), g, t)
+                    softmax.weigh(g, scores, g, width, decay)
+                with loop(cl // LANES) as c, loop(tiles) as u:
+                    lines = [u * tile + r for r in range(tile)]
+                    means = [vector_of(sums[g, at(c * LANES)] * splat(decay[g])) for g in lines]
+                    with loop(count) as t:
+                        value = columns(CACHE[number, t, at(c * LANES)], cdtype)
+                        accumulate(means, [splat(scores[g, t]) for g in lines], value)
+                    for g, mean in zip(lines, means, strict=True):
+                        store(sums, mean[at(0)], g, at(c * LANES))
 
-            for g in T.serial(T.min(group, heads - head)):
-                for c in T.serial(cl // LANES):
-                    mean: T.let = out[g, at(c * LANES)] / splat(mass[g])
-                    Y[i, head + g, pair_order(c * LANES, cdtype)[0]] = T.vectorlow("float32x8", mean)
-                    Y[i, head + g, pair_order(c * LANES, cdtype)[1]] = T.vectorhigh("float32x8", mean)
-
-    return named(kernel, "mla_attend", heads, kv_lora, rope, page, cdtype, scale)
+            with loop(T.min(group, heads - first)) as g, loop(cl // LANES) as c:
+                mean = T.bind(sums[g, at(c * LANES)] / splat(softmax.mass[g]))
+                for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
+                    store(Y, half("float32x8", mean), row, first + g, index)
+    return f.function
 
 
 @cache
-def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors = AVX2) -> PrimFunc:
+def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors) -> PrimFunc:
     """Kernel that takes attended latents to the heads' outputs.
 
     Returns:
         (latent f32[n, heads, cl], w_uv packed [heads, N = v, K = kv_lora], out f32[n, heads * v]).
     """
-    blocks = padded(v) // LANES
-    tile = vectors.tile[0]
-    shape, storage = packed_buffer((heads, v, kv_lora), wdtype)
+    with kernel("mla_lift", heads, kv_lora, v, wdtype) as f:
+        (n,) = symbols("n")
+        X = f.tensor("latent", "f32", n, heads, padded(kv_lora))
+        W = f.tensor("w_uv", stored(wdtype), heads, blocks(v), inner(kv_lora, wdtype), LANES)
+        Y = f.tensor("out", "f32", n, heads * v)
 
-    @T.prim_func(s_tir=True)
-    def kernel(latent: T.handle, w_uv: T.handle, out: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        X = T.match_buffer(latent, (n, heads, padded(kv_lora)), "float32")
-        W = T.match_buffer(w_uv, shape, storage)
-        Y = T.match_buffer(out, (n, heads * v), "float32")
+        def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
+            def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
+                by_columns(sums[0], block, v, lambda i, value, _: store(Y, value, row, head * v + i))
 
-        @T.inline
-        def rows(first, count, h, c):  # type: ignore[no-untyped-def]
-            acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-            clear(acc, count)
-            accumulate(acc, count, kv_lora, lambda r, k: X[first + r, h, k], lambda k: W[h, c, k, at(0)], wdtype)
-            for r in T.unroll(count):
-                store(
-                    lambda j, value: T.buffer_store(Y, value, [first + r, h * v + j]),
-                    acc[at(r * LANES)],
-                    c * LANES,
-                    v,
-                )
+            return (
+                lambda taken: Columns(W, [(head, block) for block in taken], kv_lora, wdtype),
+                lambda row: lambda i: X[row, head, i],
+                output,
+            )
 
-        for task in T.parallel(heads * blocks):
-            h: T.let = task // blocks
-            c: T.let = task % blocks
-            for t in T.serial(n // tile):
-                rows(t * tile, tile, h, c)
-            for t in T.serial(n % tile):
-                rows(n // tile * tile + t, 1, h, c)
-
-    return named(kernel, "mla_lift", heads, kv_lora, v, wdtype)
+        products(heads, n, blocks(v), factors, vectors)
+    return f.function

@@ -13,26 +13,9 @@ from typing import Any
 from tvm.script import tirx as T
 
 from .layout import LANES
-from .vector import dtype, splat, words
+from .vector import dtype, splat, widen, widen_high, words
 
-STORAGE = {"f32": "float32", "bf16": "uint16", "f16": "uint16"}
-"""TVM dtype of a buffer that holds the type."""
 HALF = LANES // 2
-
-
-def padded(size: int) -> int:
-    """`size` rounded up to whole vectors."""
-    return -(-size // LANES) * LANES
-
-
-def widen_high(bits: Any, cdtype: str, lanes: int) -> Any:
-    """The exact f32 values of bf16 or finite f16 numbers in the high halves of u32 lanes; low halves must be zero."""
-    if cdtype == "bf16":
-        return T.reinterpret(dtype("float32", lanes), bits)
-    three = T.int32(3) if lanes == 1 else T.broadcast(T.int32(3), lanes)
-    moved = T.shift_right(T.reinterpret(dtype("int32", lanes), bits), three)
-    kept = T.bitwise_and(T.reinterpret(dtype("uint32", lanes), moved), words(0x8FFFE000, lanes))
-    return T.reinterpret(dtype("float32", lanes), kept) * splat(2.0**112, lanes)
 
 
 def columns(stored: Any, cdtype: str) -> Any:
@@ -40,8 +23,7 @@ def columns(stored: Any, cdtype: str) -> Any:
     if cdtype == "f32":
         return stored
     pairs = T.reinterpret(dtype("uint32", HALF), stored)
-    low = widen_high(T.shift_left(pairs, words(16, HALF)), cdtype, HALF)
-    high = widen_high(T.bitwise_and(pairs, words(0xFFFF0000, HALF)), cdtype, HALF)
+    low, high = (widen(pairs, cdtype, odd, HALF) for odd in (False, True))
     return T.vectorcombine(dtype("float32"), low, high)
 
 
@@ -56,6 +38,13 @@ def gather(load: Callable[[Any], Any], begin: Any, cdtype: str) -> Any:
     """16 float32 values from `begin`, in the order of `columns`."""
     first, second = pair_order(begin, cdtype)
     return T.vectorcombine(dtype("float32"), load(first), load(second))
+
+
+def widened(stored: Any, cdtype: str, lanes: int) -> Any:
+    """The exact f32 values of f32 numbers or of the bits of bf16 or finite f16 ones."""
+    if cdtype == "f32":
+        return stored
+    return widen_high(T.shift_left(T.Cast(dtype("uint32", lanes), stored), words(16, lanes)), cdtype, lanes)
 
 
 def narrow(x: Any, cdtype: str, lanes: int) -> Any:

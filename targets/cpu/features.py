@@ -7,7 +7,7 @@ from typing import Any
 
 from deepzig.ir import TensorType
 
-from .layout import LANES
+from .layout import LANES, padded
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ class CpuTarget:
     def state_type(self, state: TensorType) -> TensorType:
         """A cache row is padded to whole vectors."""
         *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)
-        return TensorType(state.dtype, (*lead, -(-int(width) // LANES) * LANES))
+        return TensorType(state.dtype, (*lead, padded(int(width))))

@@ -30,6 +30,11 @@ def blocks(size: int) -> int:
     return -(-size // LANES)
 
 
+def padded(size: int) -> int:
+    """`size` rounded up to whole blocks."""
+    return blocks(size) * LANES
+
+
 def inner(size: int, dtype: str) -> int:
     """How many vectors along the inner dimension hold `size` elements."""
     return size if dtype == "f32" else -(-size // 2)

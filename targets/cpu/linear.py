@@ -6,18 +6,15 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, either, kernel, local, loop, parallel, store, vector_sum, workspace
+from .emit import Buffer, each_row, kernel, store, symbols, vector_of, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
-from .product import Columns, Elements, Input, by_columns, product
-from .vector import Expr, at, fma, silu, splat, total
-
-SHARED_ROWS = 4
-"""From how many rows on the threads share the norm: for fewer, waking them costs more."""
+from .norm import inverse_rms, normalize
+from .product import Columns, Input, by_columns, product, rows_of
+from .vector import Expr, at, silu, total
 
 
 @cache
@@ -53,7 +50,7 @@ def proj(
     flags = [name for name, on in (("norm", norm_eps is not None), ("bias", bias), ("res", residual)) if on]
     part = [] if (x_width, begin) == (k, 0) else [f"from{begin}of{x_width}"]
     with kernel("proj", f"k{k}", f"n{n}", wdtype, *part, *flags) as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, x_width)
         W = f.tensor("w", stored(wdtype), blocks(n), inner(k, wdtype), LANES)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
@@ -91,7 +88,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         (X[rows, k], W packed by `pack_gate_up`, norm[k]?, Y[rows, i]), all f32 but W. Y is written.
     """
     with kernel("gated_proj", f"k{k}", f"i{i}", wdtype, *(["norm"] if norm_eps is not None else [])) as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
         W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
@@ -110,16 +107,9 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
     return f.function
 
 
-def rows_of(matrix: Buffer, begin: int = 0) -> Input:
-    """A matrix's columns from `begin` on."""
-    return lambda row: lambda i: matrix[row, begin + i]
-
-
 def gated(gate: Buffer, up: Buffer) -> Buffer:
     """silu(gate) * up of two local vectors."""
-    result = local()
-    store(result, silu(T.bind(gate[at(0)])) * up[at(0)], at(0))
-    return result
+    return vector_of(silu(T.bind(gate[at(0)])) * up[at(0)])
 
 
 def normed(x: Input, rows: Expr, size: int, weight: Buffer, eps: float) -> Input:
@@ -127,43 +117,8 @@ def normed(x: Input, rows: Expr, size: int, weight: Buffer, eps: float) -> Input
     scratch = workspace(rows, size)
 
     def one(row: Expr) -> None:
-        elements = x(row)
-        scale = T.bind(inverse_rms(elements, size, eps))
+        scale = inverse_rms(x(row), size, eps, chains=4, add=total)
+        normalize(x(row), scale, weight.__getitem__, size, lambda i, value, lanes: store(scratch, value, row, i))
 
-        def write(index: Expr, lanes: int) -> None:
-            store(scratch, elements(index) * splat(scale, lanes) * weight[index], row, index)
-
-        with loop(size // LANES) as c:
-            write(at(c * LANES), LANES)
-        with loop(size, size // LANES * LANES) as c:
-            write(c, 1)
-
-    with either(rows < SHARED_ROWS) as (few, many):
-        with few, loop(rows) as row:
-            one(row)
-        with many, parallel(rows) as row:
-            one(row)
+    each_row(rows, one)
     return rows_of(scratch)
-
-
-def inverse_rms(x: Elements, size: int, eps: float) -> Expr:
-    """1 / sqrt(mean(x^2) + eps). Squares are summed in 64 chains, these are added, then the remainder."""
-    chains = [vector_sum() for _ in range(4)]
-
-    def add(chain: Buffer, vector: Expr) -> None:
-        value = T.bind(x(at(vector * LANES)))
-        store(chain, fma(value, value, chain[at(0)]), at(0))
-
-    whole = size // LANES
-    with loop(whole // len(chains)) as c:
-        for i, chain in enumerate(chains):
-            add(chain, c * len(chains) + i)
-    for i in range(whole % len(chains)):
-        add(chains[i], T.int64(whole // len(chains) * len(chains) + i))
-    a, b, c, d = (chain[at(0)] for chain in chains)
-    squares = local(1)
-    store(squares, total((a + b) + (c + d)), 0)
-    with loop(size, whole * LANES) as i:
-        value = T.bind(x(i))
-        store(squares, fma(value, value, squares[0], lanes=1), 0)
-    return T.float32(1) / T.sqrt(squares[0] / T.float32(size) + T.float32(eps))

@@ -9,14 +9,10 @@ from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
-from .layout import LANES, pack_columns, pack_gate_up, packed_type
+from .layout import pack_columns, pack_gate_up, packed_type, padded
 from .plain import PLAIN, RAW
 
 Cpu = CpuTarget
-
-
-def _pad(size: int) -> int:
-    return -(-size // LANES) * LANES
 
 
 COLUMNS = Layout("columns", packed_type, pack_columns)
@@ -147,12 +143,12 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     absorbed = e.call(
         attention.mla_absorb(heads, nope, rope, latent, dtype, bool(node.attrs["interleaved"]), vectors=cpu.vectors),
         [e.value(q), e.value(angles), e.weight(TRANSPOSED, w_uk)],
-        TensorType("f32", (q.shape[0], heads, _pad(latent + rope))),
+        TensorType("f32", (q.shape[0], heads, padded(latent + rope))),
     )
     attended = e.call(
         attention.mla_attend(heads, latent, rope, page, cache.type.dtype, _float(node, "scale"), vectors=cpu.vectors),
         [absorbed, *map(e.value, (cache, seq, pos, table))],
-        TensorType("f32", (q.shape[0], heads, _pad(latent))),
+        TensorType("f32", (q.shape[0], heads, padded(latent))),
     )
     lift = attention.mla_lift(heads, latent, v_dim, dtype, vectors=cpu.vectors)
     return e.call(lift, [attended, e.weight(COLUMNS, w_uv)], node.output.type)

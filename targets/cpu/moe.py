@@ -11,11 +11,10 @@ from collections.abc import Callable, Sequence
 from functools import cache
 from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, kernel, loop, parallel, store, when, workspace
+from .emit import Buffer, kernel, loop, parallel, store, symbols, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .linear import gated
@@ -49,7 +48,7 @@ def moe_sort(experts: int, top_k: int, shared: int) -> PrimFunc:
     """
     every, slots = experts + shared, top_k + shared
     with kernel("moe_sort", f"e{experts}", f"top{top_k}", f"shared{shared}") as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         IDS = f.tensor("ids", "i32", rows, top_k)
         WEIGHTS = f.tensor("weights", "f32", rows, top_k)
         OFFSETS = f.tensor("offsets", "i32", every + 1)
@@ -98,7 +97,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         written, in the order of slots.
     """
     with kernel("moe_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype) as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
         ROWS = f.tensor("slot_rows", "i32", rows, slots)
@@ -148,7 +147,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
     """
     name = ["moe_down", f"i{i}", f"h{h}", f"e{experts}", f"slots{slots}", wdtype]
     with kernel(*name, *(["res"] if residual else [])) as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         A = f.tensor("a", "f32", rows, slots, i)
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
         ROWS = f.tensor("slot_rows", "i32", rows, slots)

@@ -2,75 +2,88 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import cache
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .cache import STORAGE, widen_high
-from .kernel import named
+from .cache import widened
+from .emit import each_row, each_vector, kernel, loop, store, symbols, variable, vector_sum
 from .layout import LANES
-from .softmax import tree_sum
-from .vector import at, fma, splat
+from .product import Elements, Write, accumulate, rows_of
+from .vector import Expr, at, fma, splat, tree_sum
 
 
-def _every_second(begin: Any, lanes: int) -> Any:
-    return begin if lanes == 1 else T.ramp(begin, 2, lanes)
+def inverse_rms(x: Elements, size: int, eps: float, chains: int = 1, add: Callable[[Expr], Expr] = tree_sum) -> Expr:
+    """Emit 1 / sqrt(mean(x^2) + eps). Squares are summed in chains of vectors, these are added, then the remainder.
 
-
-@T.inline
-def inverse_rms(load, size, eps, out):  # type: ignore[no-untyped-def]
-    """out[0] = 1 / sqrt(mean of load(index)^2 + eps), summed over 16 lanes, then the lanes, then the remainder."""
-    squares = T.alloc_buffer((LANES,), "float32", scope="global")
-    squares[at(0)] = splat(0.0)
-    for c in T.serial(size // LANES):
-        squares[at(0)] = fma(load(at(c * LANES)), load(at(c * LANES)), squares[at(0)])
-    out[0] = tree_sum(squares[at(0)])
-    for j in T.serial(size // LANES * LANES, size):
-        out[0] = fma(load(j), load(j), out[0], 1)
-    out[0] = T.float32(1) / T.sqrt(out[0] / T.float32(size) + T.float32(eps))
-
-
-@T.inline
-def rotate(load, angle, store, width, interleaved):  # type: ignore[no-untyped-def]
-    """RoPE of one head: store(first index, lanes, values) of [real | imaginary] parts.
-
-    Pairs are (2i, 2i + 1) if interleaved, else (i, i + width / 2); angle(i) is cos, angle(width / 2 + i) is sin.
+    Args:
+        x: elements.
+        size: how many.
+        eps: epsilon.
+        chains: 1, 2 or 4 independent sums.
+        add: what sums the lanes of a vector.
     """
+    sums = [vector_sum() for _ in range(chains)]
+    whole = size // LANES
 
-    @T.inline
-    def pairs(i, lanes):  # type: ignore[no-untyped-def]
-        real: T.let = load(_every_second(2 * i, lanes) if interleaved else at(i, lanes))
-        imaginary: T.let = load(_every_second(2 * i + 1, lanes) if interleaved else at(width // 2 + i, lanes))
-        cos: T.let = angle(at(i, lanes))
-        sin: T.let = angle(at(width // 2 + i, lanes))
-        store(i, lanes, fma(real, cos, -(imaginary * sin), lanes))
-        store(width // 2 + i, lanes, fma(imaginary, cos, real * sin, lanes))
+    def square(chain: int, vector: Expr) -> None:
+        value = T.bind(x(at(vector * LANES)))
+        accumulate([sums[chain]], [value], value)
 
-    for c in T.serial(width // 2 // LANES):
-        pairs(c * LANES, LANES)
-    for i in T.serial(width // 2 // LANES * LANES, width // 2):
-        pairs(i, 1)
+    with loop(whole // chains) as c:
+        for i in range(chains):
+            square(i, c * chains + i)
+    for i in range(whole % chains):
+        square(i, T.int64(whole // chains * chains + i))
+    lanes = [chain[at(0)] for chain in sums]
+    while len(lanes) > 1:
+        lanes = [a + b for a, b in zip(lanes[::2], lanes[1::2], strict=True)]
+    squares = variable(add(lanes[0]))
+    with loop(size, whole * LANES) as i:
+        value = T.bind(x(i))
+        store(squares, fma(value, value, squares[0], lanes=1), 0)
+    return T.bind(T.float32(1) / T.sqrt(squares[0] / T.float32(size) + T.float32(eps)))
+
+
+def normalize(x: Elements, scale: Expr, weight: Elements, size: int, write: Write) -> None:
+    """Emit the writing of x * scale * weight."""
+    each_vector(size, lambda i, lanes: write(i, x(i) * splat(scale, lanes) * weight(i), lanes))
+
+
+def rotate(x: Elements, angles: Elements, width: int, interleaved: bool, write: Write) -> None:
+    """Emit the RoPE of one head (Su et al., 2021), written as [real | imaginary] parts.
+
+    Pairs are (2i, 2i + 1) if interleaved, else (i, i + width / 2). Angles are [cos | sin].
+    """
+    half = width // 2
+
+    def pairs(i: Expr, lanes: int) -> None:
+        both = (2 * i, 2 * i + 1) if interleaved else (i, i + half)
+        real, imaginary, cos, sin = map(T.bind, (*map(x, both), angles(i), angles(i + half)))
+        write(i, fma(real, cos, -(imaginary * sin), lanes), lanes)
+        write(i + half, fma(imaginary, cos, real * sin, lanes), lanes)
+
+    each_vector(half, pairs)
 
 
 @cache
 def rms_norm(hidden: int, eps: float) -> PrimFunc:
     """Kernel (x f32[n, hidden], weight f32[hidden], y f32[n, hidden]): y = x / rms(x) * weight."""
+    with kernel("rms_norm", hidden, eps) as f:
+        (n,) = symbols("n")
+        X = f.tensor("x", "f32", n, hidden)
+        WEIGHT = f.tensor("weight", "f32", hidden)
+        Y = f.tensor("y", "f32", n, hidden)
 
-    @T.prim_func(s_tir=True)
-    def kernel(x: T.handle, weight: T.handle, y: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        X = T.match_buffer(x, (n, hidden), "float32")
-        W = T.match_buffer(weight, (hidden,), "float32")
-        Y = T.match_buffer(y, (n, hidden), "float32")
-        for i in T.parallel(n):
-            inverse = T.alloc_buffer((1,), "float32", scope="global")
-            inverse_rms(lambda j: X[i, j], hidden, eps, inverse)
-            for j in T.serial(hidden):
-                Y[i, j] = X[i, j] * inverse[0] * W[j]
+        def one(row: Expr) -> None:
+            x = rows_of(X)(row)
+            scale = inverse_rms(x, hidden, eps)
+            normalize(x, scale, WEIGHT.__getitem__, hidden, lambda i, value, lanes: store(Y, value, row, i))
 
-    return named(kernel, "rms_norm", hidden, eps)
+        each_row(n, one)
+    return f.function
 
 
 @cache
@@ -79,56 +92,52 @@ def embed(vocab: int, hidden: int, dtype: str) -> PrimFunc:
 
     The table is f32, or the uint16 bits of bf16 or f16. Ids are not checked.
     """
+    with kernel("embed", vocab, hidden, dtype) as f:
+        (n,) = symbols("n")
+        TOKENS = f.tensor("tokens", "i32", n)
+        TABLE = f.tensor("table", dtype, vocab, hidden)
+        Y = f.tensor("y", "f32", n, hidden)
 
-    def value(stored: Any) -> Any:
-        return stored if dtype == "f32" else widen_high(T.shift_left(T.Cast("uint32", stored), T.uint32(16)), dtype, 1)
+        def one(row: Expr) -> None:
+            token = T.bind(T.Cast("int64", TOKENS[row]))
+            each_vector(hidden, lambda i, lanes: store(Y, widened(TABLE[token, i], dtype, lanes), row, i))
 
-    @T.prim_func(s_tir=True)
-    def kernel(tokens: T.handle, table: T.handle, y: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        TOKENS = T.match_buffer(tokens, (n,), "int32")
-        E = T.match_buffer(table, (vocab, hidden), STORAGE[dtype])
-        Y = T.match_buffer(y, (n, hidden), "float32")
-        for i in T.parallel(n):
-            for j in T.serial(hidden):
-                Y[i, j] = value(E[T.Cast("int64", TOKENS[i]), j])
-
-    return named(kernel, "embed", vocab, hidden, dtype)
+        each_row(n, one)
+    return f.function
 
 
 @cache
 def take_rows(width: int) -> PrimFunc:
     """Kernel (x f32[n, width], rows i32[r], y f32[r, width]): y = x[rows]. Row numbers are not checked."""
+    with kernel("take_rows", width) as f:
+        n, r = symbols("n r")
+        X = f.tensor("x", "f32", n, width)
+        ROWS = f.tensor("rows", "i32", r)
+        Y = f.tensor("y", "f32", r, width)
 
-    @T.prim_func(s_tir=True)
-    def kernel(x: T.handle, rows: T.handle, y: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        r = T.int64()
-        X = T.match_buffer(x, (n, width), "float32")
-        ROWS = T.match_buffer(rows, (r,), "int32")
-        Y = T.match_buffer(y, (r, width), "float32")
-        for i in T.parallel(r):
-            for j in T.serial(width):
-                Y[i, j] = X[ROWS[i], j]
+        def one(row: Expr) -> None:
+            taken = T.bind(T.Cast("int64", ROWS[row]))
+            each_vector(width, lambda i, lanes: store(Y, X[taken, i], row, i))
 
-    return named(kernel, "take_rows", width)
+        each_row(r, one)
+    return f.function
 
 
 @cache
 def rope_angles(width: int, scale: float) -> PrimFunc:
     """Kernel (pos i32[n], inv_freq f32[width / 2], angles f32[n, width]): scale * [cos | sin](pos * inv_freq)."""
     half = width // 2
+    with kernel("rope_angles", width, scale) as f:
+        (n,) = symbols("n")
+        POS = f.tensor("pos", "i32", n)
+        INV_FREQ = f.tensor("inv_freq", "f32", half)
+        ANGLES = f.tensor("angles", "f32", n, width)
 
-    @T.prim_func(s_tir=True)
-    def kernel(pos: T.handle, inv_freq: T.handle, angles: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        POS = T.match_buffer(pos, (n,), "int32")
-        INV_FREQ = T.match_buffer(inv_freq, (half,), "float32")
-        ANGLES = T.match_buffer(angles, (n, width), "float32")
-        for i in T.parallel(n):
-            for j in T.serial(half):
-                angle: T.let = T.Cast("float32", POS[i]) * INV_FREQ[j]
-                ANGLES[i, j] = T.cos(angle) * T.float32(scale)
-                ANGLES[i, half + j] = T.sin(angle) * T.float32(scale)
+        def one(row: Expr) -> None:
+            with loop(half) as i:
+                angle = T.bind(T.Cast("float32", POS[row]) * INV_FREQ[i])
+                store(ANGLES, T.cos(angle) * T.float32(scale), row, i)
+                store(ANGLES, T.sin(angle) * T.float32(scale), row, half + i)
 
-    return named(kernel, "rope_angles", width, scale)
+        each_row(n, one)
+    return f.function

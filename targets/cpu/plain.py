@@ -18,9 +18,9 @@ from tvm.tirx import PrimFunc
 from deepzig.ir import Attr, Dim, Node, TensorType, Value
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
-from .cache import STORAGE, narrow, widen_high
+from .cache import narrow, widened
+from .emit import STORAGE, kernel, loop, named, store, symbols
 from .features import CpuTarget
-from .kernel import named
 
 Expr = Any
 Read = Callable[..., Expr]
@@ -32,7 +32,6 @@ Compute = Callable[[Sequence[Read], Sequence[Any], Mapping[str, Any], tuple[Any,
 tensor: Callable[..., Any] = te.compute
 
 RAW = Layout("raw", lambda t: t, lambda a: a)
-INTEGERS = {"i32": "int32"}
 HALVES = ("bf16", "f16")
 LOWEST = -math.inf
 
@@ -240,7 +239,7 @@ def plain(op: str, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], outp
     def dims(shape: Sequence[Dim], solve: bool) -> tuple[Any, ...]:
         return tuple(d if isinstance(d, int) else _dim(d, symbols, solve) for d in shape)
 
-    buffers = [te.placeholder(dims(t.shape, False), _stored(t), f"x{i}") for i, t in enumerate(inputs)]
+    buffers = [te.placeholder(dims(t.shape, False), STORAGE[t.dtype], f"x{i}") for i, t in enumerate(inputs)]
     reads = [_reader(b, t.dtype, output.dtype) for b, t in zip(buffers, inputs, strict=True)]
     shapes = [tuple(b.shape) for b in buffers]
     static = [tuple(int(d) if isinstance(d, tirx.IntImm) else d for d in s) for s in shapes]
@@ -257,35 +256,24 @@ def _dim(name: str, symbols: dict[str, Any], solve: bool) -> Any:
     return symbols.setdefault(name, tirx.Var(name.replace("*", "_"), "int64"))
 
 
-def _stored(type_: TensorType) -> str:
-    return INTEGERS.get(type_.dtype) or STORAGE[type_.dtype]
-
-
 def _reader(buffer: Any, dtype: str, output: str) -> Read:
     if dtype not in HALVES or output in HALVES:
         return lambda *i: buffer(*i)
-    return lambda *i: widen_high(T.shift_left(T.Cast("uint32", buffer(*i)), T.uint32(16)), dtype, 1)
+    return lambda *i: widened(buffer(*i), dtype, 1)
 
 
 def cache_write(width: int, page: int, stored: int, cdtype: str) -> PrimFunc:
     """Kernel (rows f32[n, width], seq, pos, table, cache[pages, page, stored]) that stores rows in place."""
-
-    @T.prim_func(s_tir=True)
-    def kernel(rows: T.handle, seq: T.handle, pos: T.handle, table: T.handle, cache: T.handle):  # type: ignore[no-untyped-def]
-        n = T.int64()
-        b = T.int64()
-        p = T.int64()
-        pages = T.int64()
-        ROWS = T.match_buffer(rows, (n, width), "float32")
-        SEQ = T.match_buffer(seq, (n,), "int32")
-        POS = T.match_buffer(pos, (n,), "int32")
-        TABLE = T.match_buffer(table, (b, p), "int32")
-        CACHE = T.match_buffer(cache, (pages, page, stored), STORAGE[cdtype])
-        for i in T.serial(n):
-            for j in T.serial(width):
-                CACHE[TABLE[SEQ[i], POS[i] // page], POS[i] % page, j] = narrow(ROWS[i, j], cdtype, 1)
-
-    return named(kernel, "plain_cache_write", width, page, stored, cdtype)
+    with kernel("plain_cache_write", width, page, stored, cdtype) as f:
+        n, b, p, pages = symbols("n b p pages")
+        ROWS = f.tensor("rows", "f32", n, width)
+        SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        TABLE = f.tensor("table", "i32", b, p)
+        CACHE = f.tensor("cache", cdtype, pages, page, stored)
+        with loop(n) as i, loop(width) as j:
+            number = T.Cast("int64", TABLE[SEQ[i], POS[i] // page])
+            store(CACHE, narrow(ROWS[i, j], cdtype, 1), number, POS[i] % page, j)
+    return f.function
 
 
 def _operand(e: Emitter, value: Value, cpu: CpuTarget) -> tuple[Operand, TensorType]:

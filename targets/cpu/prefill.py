@@ -3,31 +3,31 @@
 The online-softmax form of attention (Dao et al., FlashAttention, 2022) over pages. A task is one head of one sequence.
 For each page, in order of position:
 
-    C  = its cache rows, widened and transposed           [cw, positions]
-    K  = [W_UK C_latent ; C_key]                          [nope + rope, positions]
-    V  = C_latent^T W_UV^T                                [positions, v]
-    for tiles of rows:  S = scale * Q K, masked by position; weights and running sums; out = out * decay + weights V
+    C  = its cache rows, widened                          [positions, cw]
+    K  = [C_latent W_UK^T | C_key]                        [positions, nope + rope]
+    V  = C_latent W_UV^T                                  [positions, v]
+    for tiles of rows:  S = scale * Q K^T, masked by position; weights and running sums; out = out * decay + weights V
 
-Rows are told apart only by their own sums, so a row's bits don't depend on the others.
+Each is a product with packed columns: those of C and K are positions, those of V its own. Rows are told apart only by
+their own sums, so a row's bits don't depend on the others.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .attention import AVX2
-from .cache import STORAGE, columns, padded, pair_order
+from .cache import columns, pair_order
+from .emit import Buffer, kernel, local, loop, parallel, store, symbols, vector_of, view, when, workspace
 from .features import Vectors
-from .kernel import named
-from .layout import LANES
+from .layout import LANES, blocks, inner, padded, stored
 from .norm import rotate
-from .panel import accumulate, clear, packed_buffer, store
-from .softmax import MASKED, weigh
-from .vector import at, dtype, fma, splat, widen
+from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, tile
+from .softmax import MASKED, Softmax
+from .vector import Expr, at, splat, widen
 
 
 @cache
@@ -43,7 +43,7 @@ def mla_prefill(
     scale: float,
     interleaved: bool,
     *,
-    vectors: Vectors = AVX2,
+    vectors: Vectors,
 ) -> PrimFunc:
     """Kernel of causal attention in head space, reading keys and values from the cache only.
 
@@ -54,190 +54,143 @@ def mla_prefill(
         w_uk packed [heads, N = kv_lora, K = nope], w_uv packed [heads, N = v, K = kv_lora], seq i32[n], pos i32[n],
         table i32[b, p], out f32[n, heads * v]).
     """
-    cw, cl = padded(kv_lora + rope), padded(kv_lora)
-    depth = nope + rope
-    width = padded(page)
-    value_blocks = padded(v) // LANES
-    tile = vectors.tile[0]
-    packing = 1 if wdtype == "f32" else 2
-    uk_shape, storage = packed_buffer((heads, kv_lora, nope), wdtype)
-    uv_shape, _ = packed_buffer((heads, v, kv_lora), wdtype)
+    depth, cw, width = nope + rope, padded(kv_lora + rope), padded(page)
+    lines, held = vectors.tile
+    name = ["mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved)]
+    with kernel(*name) as f:
+        n, b, p, pages = symbols("n b p pages")
+        Q = f.tensor("q", "f32", n, heads * depth)
+        ANGLES = f.tensor("angles", "f32", n, rope)
+        CACHE = f.tensor("cache", cdtype, pages, page, cw)
+        UK = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), inner(nope, wdtype), LANES)
+        UV = f.tensor("w_uv", stored(wdtype), heads, blocks(v), inner(kv_lora, wdtype), LANES)
+        SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        TABLE = f.tensor("table", "i32", b, p)
+        Y = f.tensor("out", "f32", n, heads * v)
 
-    @T.prim_func(s_tir=True)
-    def kernel(  # type: ignore[no-untyped-def]
-        q: T.handle,
-        angles: T.handle,
-        cache: T.handle,
-        w_uk: T.handle,
-        w_uv: T.handle,
-        seq: T.handle,
-        pos: T.handle,
-        table: T.handle,
-        out: T.handle,
-    ):
-        n = T.int64()
-        b = T.int64()
-        p = T.int64()
-        pages = T.int64()
-        Q = T.match_buffer(q, (n, heads * depth), "float32")
-        ANGLES = T.match_buffer(angles, (n, rope), "float32")
-        CACHE = T.match_buffer(cache, (pages, page, cw), STORAGE[cdtype])
-        UK = T.match_buffer(w_uk, uk_shape, storage)
-        UV = T.match_buffer(w_uv, uv_shape, storage)
-        SEQ = T.match_buffer(seq, (n,), "int32")
-        POS = T.match_buffer(pos, (n,), "int32")
-        TABLE = T.match_buffer(table, (b, p), "int32")
-        Y = T.match_buffer(out, (n, heads * v), "float32")
-        for task in T.parallel(heads * b):
-            h: T.let = task // b
-            s: T.let = task % b
-            bounds = T.alloc_buffer((2,), "int64", scope="global")
-            bounds[0] = n
-            bounds[1] = T.int64(0)
-            for i in T.serial(n):
-                if T.Cast("int64", SEQ[i]) == s:
-                    bounds[0] = T.min(bounds[0], i)
-                    bounds[1] = i + 1
-            if bounds[0] < bounds[1]:
-                first: T.let = bounds[0]
-                rows: T.let = bounds[1] - first
-                query = T.alloc_buffer((n, depth), "float32", scope="global")
-                sums = T.alloc_buffer((n, value_blocks * LANES), "float32", scope="global")
-                peak = T.alloc_buffer((n,), "float32", scope="global")
-                mass = T.alloc_buffer((n,), "float32", scope="global")
-                latent = T.alloc_buffer((cw * width,), "float32", scope="global")
-                keys = T.alloc_buffer((depth, width), "float32", scope="global")
-                values = T.alloc_buffer((width, value_blocks * LANES), "float32", scope="global")
-                scores = T.alloc_buffer((tile, width), "float32", scope="global")
-                decay = T.alloc_buffer((tile,), "float32", scope="global")
+        def attention(head: Expr, sequence: Expr, first: Expr, rows: Expr) -> None:
+            """Emit the task of a head and of a sequence's rows."""
+            query, sums, softmax = workspace(n, depth), workspace(n, padded(v)), Softmax.of(n)
+            up, latents = workspace(nope, padded(kv_lora)), workspace(width // LANES, cw, LANES)
+            keys, values = workspace(width // LANES, depth, LANES), workspace(blocks(v), width, LANES)
+            scores, decay = workspace(lines, width), workspace(lines)
 
-                for i in T.serial(rows):
-                    peak[i] = T.float32(MASKED)
-                    mass[i] = T.float32(0)
-                    for j in T.serial(nope):
-                        query[i, j] = Q[first + i, h * depth + j] * T.float32(scale)
-                    rotate(
-                        lambda j: Q[first + i, h * depth + nope + j],
-                        lambda j: ANGLES[first + i, j],
-                        lambda j, lanes, value: T.buffer_store(
-                            query, value * splat(scale, lanes), [i, at(nope + j, lanes)]
-                        ),
-                        rope,
-                        interleaved,
-                    )
-                    for c in T.serial(value_blocks):
-                        sums[i, at(c * LANES)] = splat(0.0)
+            def prepare(row: Expr) -> None:
+                with loop(nope) as i:
+                    store(query, Q[first + row, head * depth + i] * T.float32(scale), row, i)
+                rotate(
+                    lambda i: Q[first + row, head * depth + nope + i],
+                    lambda i: ANGLES[first + row, i],
+                    rope,
+                    interleaved,
+                    lambda i, value, lanes: store(query, value * splat(scale, lanes), row, nope + i),
+                )
+                with loop(blocks(v)) as c:
+                    store(sums, splat(0.0), row, at(c * LANES))
+                softmax.clear(row)
 
-                @T.inline
-                def expand_key(first_row, count, c):  # type: ignore[no-untyped-def]
-                    """keys[first_row : first_row + count, 16 c : 16 c + 16]; rows in pairs with 2-byte weights."""
-                    acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-                    clear(acc, count)
-                    for k in T.serial(cl // LANES):
-                        for lane in T.serial(LANES):
-                            column: T.let = latent[at((k * LANES + lane) * width + c * LANES)]
-                            for r in T.unroll(-(-count // packing)):
-                                word: T.let = splat(UK[h, k, first_row // packing + r, lane])
-                                for half in T.unroll(packing):
-                                    if packing * r + half < count:
-                                        acc[at((packing * r + half) * LANES)] = fma(
-                                            _weight(word, half, wdtype), column, acc[at((packing * r + half) * LANES)]
-                                        )
-                    for r in T.unroll(count):
-                        keys[first_row + r, at(c * LANES)] = acc[at(r * LANES)]
+            def expand() -> None:
+                with each_part(width // LANES, held) as taken:
+                    positions = Columns(latents, [(c,) for c in taken], kv_lora, "f32", ahead=0)
+                    rows_by_tiles(positions, T.int64(0), T.int64(nope), rows_of(up), into(keys, taken), vectors)
+                    for c in taken:
+                        with loop(rope) as i:
+                            store(keys, latents[c, kv_lora + i, at(0)], c, nope + i, at(0))
 
-                @T.inline
-                def expand_value(first_row, count, c):  # type: ignore[no-untyped-def]
-                    acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-                    clear(acc, count)
-                    accumulate(
-                        acc,
-                        count,
-                        kv_lora,
-                        lambda r, k: latent[k * width + first_row + r],
-                        lambda k: UV[h, c, k, at(0)],
-                        wdtype,
-                    )
-                    for r in T.unroll(count):
-                        values[first_row + r, at(c * LANES)] = acc[at(r * LANES)]
+                def latent(t: Expr) -> Elements:
+                    return lambda k: latents[t // LANES, k, t % LANES]
 
-                @T.inline
-                def attend(first_row, count, begin):  # type: ignore[no-untyped-def]
-                    """A tile of rows sees the page that starts at position `begin`."""
-                    for c in T.serial(width // LANES):
-                        acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-                        clear(acc, count)
-                        for j in T.serial(depth):
-                            for r in T.unroll(count):
-                                acc[at(r * LANES)] = fma(
-                                    splat(query[first_row + r, j]), keys[j, at(c * LANES)], acc[at(r * LANES)]
-                                )
-                        for r in T.unroll(count):
-                            seen: T.let = T.min(POS[first + first_row + r] - begin, page - 1)
-                            scores[r, at(c * LANES)] = T.Select(
-                                at(T.Cast("int32", c * LANES)) <= T.broadcast(seen, LANES),
-                                acc[at(r * LANES)],
-                                splat(MASKED),
-                            )
-                    for r in T.serial(count):
-                        weigh(scores, r, width, peak, mass, first_row + r, decay)
-                    for c in T.serial(value_blocks):
-                        acc = T.alloc_buffer((count * LANES,), "float32", scope="global")
-                        for r in T.unroll(count):
-                            acc[at(r * LANES)] = sums[first_row + r, at(c * LANES)] * splat(decay[r])
-                        for t in T.serial(width):
-                            for r in T.unroll(count):
-                                acc[at(r * LANES)] = fma(
-                                    splat(scores[r, t]), values[t, at(c * LANES)], acc[at(r * LANES)]
-                                )
-                        for r in T.unroll(count):
-                            sums[first_row + r, at(c * LANES)] = acc[at(r * LANES)]
+                with each_part(blocks(v), held) as taken:
+                    part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
+                    rows_by_tiles(part, T.int64(0), T.int64(width), latent, into(values, taken), vectors)
 
-                last: T.let = POS[first + rows - 1]
-                for block in T.serial(last // page + 1):
-                    begin: T.let = block * page
-                    number: T.let = T.Cast("int64", TABLE[s, block])
-                    for t in T.serial(width):
-                        # Positions without a row are masked; repeating the last one keeps them finite.
-                        slot: T.let = T.min(t, T.min(page - 1, last - begin))
-                        for c in T.serial(cw // LANES):
-                            row: T.let = columns(CACHE[number, slot, at(c * LANES)], cdtype)
-                            target: T.let = c * LANES * width + t
-                            latent[pair_order(target, cdtype, width)[0]] = T.vectorlow(dtype("float32", 8), row)
-                            latent[pair_order(target, cdtype, width)[1]] = T.vectorhigh(dtype("float32", 8), row)
-                    for c in T.serial(width // LANES):
-                        for t in T.serial(nope // tile):
-                            expand_key(t * tile, tile, c)
-                        if nope % tile > 0:
-                            expand_key(nope // tile * tile, nope % tile, c)
-                        for j in T.serial(rope):
-                            keys[nope + j, at(c * LANES)] = latent[at((kv_lora + j) * width + c * LANES)]
-                    for c in T.serial(value_blocks):
-                        for t in T.serial(width // tile):
-                            expand_value(t * tile, tile, c)
-                        if width % tile > 0:
-                            expand_value(width // tile * tile, width % tile, c)
-                    for t in T.serial(rows // tile):
-                        if POS[first + t * tile + tile - 1] >= begin:
-                            attend(t * tile, tile, begin)
-                    for t in T.serial(rows // tile * tile, rows):
-                        if POS[first + t] >= begin:
-                            attend(t, 1, begin)
+            def attend(begin: Expr, top: Expr) -> None:
+                """The tile of rows from `top` on sees the page that starts at position `begin`."""
+                taken = [T.bind(T.min(top + line, rows - 1)) for line in range(lines)]
+                with when(POS[first + taken[-1]] >= begin):
+                    seen = [T.bind(T.Cast("int32", T.min(POS[first + row] - begin, page - 1))) for row in taken]
+                    with each_part(width // LANES, held) as positions:
+                        part = Columns(keys, [(c,) for c in positions], depth, "f32", ahead=0)
+                        for line, totals in enumerate(tile(part, taken, rows_of(query))):
+                            for c, total in zip(positions, totals, strict=True):
+                                visible = at(T.Cast("int32", c * LANES)) <= T.broadcast(seen[line], LANES)
+                                score = T.Select(visible, total[at(0)], splat(MASKED))
+                                store(scores, score, line, at(c * LANES))
+                    with loop(T.min(lines, rows - top)) as line:
+                        softmax.weigh(top + line, scores, line, width, decay)
+                    with each_part(blocks(v), held) as part_columns:
+                        part = Columns(values, [(c,) for c in part_columns], width, "f32", ahead=0)
 
-                for i in T.serial(rows):
-                    for c in T.serial(value_blocks):
-                        store(
-                            lambda j, value: T.buffer_store(Y, value, [first + i, h * v + j]),
-                            sums[i, at(c * LANES)] / splat(mass[i]),
-                            c * LANES,
-                            v,
-                        )
+                        def faded(line: int, block: tuple[Expr, ...]) -> Expr:
+                            return sums[taken[line], at(block[0] * LANES)] * splat(decay[line])
 
-    return named(kernel, "mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved))
+                        for line, totals in enumerate(tile(part, range(lines), rows_of(scores), faded)):
+                            with when(top + line < rows):
+                                for c, total in zip(part_columns, totals, strict=True):
+                                    store(sums, total[at(0)], taken[line], at(c * LANES))
+
+            with loop(rows) as row:
+                prepare(row)
+            widen_rows(up, UK, head, nope, wdtype)
+            last = T.bind(T.Cast("int64", POS[first + rows - 1]))
+            with loop(last // page + 1) as block:
+                begin = T.bind(block * page)
+                # Positions without a row are masked; repeating the last one keeps them finite.
+                limit = T.bind(T.min(page - 1, last - begin))
+                transpose(latents, CACHE, T.bind(T.Cast("int64", TABLE[sequence, block])), limit, cdtype)
+                expand()
+                with loop((rows + (lines - 1)) // lines) as t:
+                    attend(begin, t * lines)
+            with loop(rows) as row, loop(blocks(v)) as c:
+                mean = vector_of(sums[row, at(c * LANES)] / splat(softmax.mass[row]))
+                by_columns(mean, c, v, lambda i, value, _: store(Y, value, first + row, head * v + i))
+
+        with parallel(heads * b) as task:
+            sequence = T.bind(task % b)
+            bounds = local(2, "int64")
+            store(bounds, n, 0)
+            store(bounds, T.int64(0), 1)
+            with loop(n) as i, when(T.Cast("int64", SEQ[i]) == sequence):
+                store(bounds, T.min(bounds[0], i), 0)
+                store(bounds, i + 1, 1)
+            with when(bounds[0] < bounds[1]):
+                first = T.bind(bounds[0])
+                attention(T.bind(task // b), sequence, first, T.bind(bounds[1] - first))
+    return f.function
 
 
-def _weight(word: Any, half: Any, wdtype: str) -> Any:
-    """The f32 weight of a packed word: all of it, or one half."""
-    if wdtype == "f32":
-        return word
-    return T.if_then_else(half == 1, widen(word, wdtype, True), widen(word, wdtype, False))
+def into(packed: Buffer, taken: Sequence[Expr]) -> Output:
+    """Rows of a product as vectors of packed[block, row]."""
+
+    def write(row: Expr, sums: Sequence[Buffer]) -> None:
+        for block, total in zip(taken, sums, strict=True):
+            store(packed, total[at(0)], block, row, at(0))
+
+    return write
+
+
+def widen_rows(rows: Buffer, weight: Buffer, head: Expr, size: int, wdtype: str) -> None:
+    """Emit rows[k, n] = W[n, k] for k < size and the packed weight W of a head, in f32."""
+    with loop(weight.shape[1]) as block:
+        if wdtype == "f32":
+            with loop(size) as k:
+                store(rows, weight[head, block, k, at(0)], k, at(block * LANES))
+            return
+        with loop(size // 2) as pair:
+            word = T.bind(weight[head, block, pair, at(0)])
+            for odd in range(2):
+                store(rows, widen(word, wdtype, bool(odd)), pair * 2 + odd, at(block * LANES))
+        if size % 2:
+            word = weight[head, block, size // 2, at(0)]
+            store(rows, widen(word, wdtype, False), size - 1, at(block * LANES))
+
+
+def transpose(packed: Buffer, cache: Buffer, number: Expr, limit: Expr, cdtype: str) -> None:
+    """Emit packed[t // 16, column, t % 16] = cache[number, min(t, limit), column] for all columns, in f32."""
+    positions, width, _ = map(int, packed.shape)
+    flat = view(packed, positions * width * LANES)
+    with loop(positions * LANES) as t, loop(width // LANES) as c:
+        row = T.bind(columns(cache[number, T.min(t, limit), at(c * LANES)], cdtype))
+        target = (t // LANES * width + c * LANES) * LANES + t % LANES
+        for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(target, cdtype, LANES), strict=True):
+            store(flat, half("float32x8", row), index)

@@ -6,13 +6,13 @@ into. So its bits depend neither on the number of rows nor on the thread that co
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, either, local, loop, parallel, store, vector_sum, when
+from .emit import Buffer, either, loop, parallel, store, vector_of, vector_sum, when
 from .features import Vectors
 from .layout import LANES
 from .vector import Expr, at, fma, prefetch, splat, widen
@@ -27,12 +27,14 @@ class Columns:
         blocks: for each block, the leading indices of its vectors.
         size: elements along the inner dimension.
         wdtype: element type of the weight before it was packed.
+        ahead: vectors to prefetch ahead in each block; 0 for what is in the cache already.
     """
 
     weight: Buffer
     blocks: Sequence[tuple[Expr, ...]]
     size: int
     wdtype: str
+    ahead: int = 32
 
 
 Elements = Callable[[Expr], Expr]
@@ -41,41 +43,48 @@ Input = Callable[[Expr], Elements]
 """Row of the left matrix -> its elements."""
 Output = Callable[[Expr, Sequence[Buffer]], None]
 """(row, sums of the tile's blocks) -> emits the stores."""
+Start = Callable[[Expr, tuple[Expr, ...]], Expr]
+"""(row, block) -> what the products are added to."""
 
+Write = Callable[[Expr, Expr, int], None]
+"""(index or vector of indices, value, lanes) -> emits the store."""
 Groups = Callable[[Sequence[Expr]], Columns]
 """Indices of groups of blocks, one or more blocks each -> the blocks."""
 GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 """(row, group, sums of its blocks) -> emits the stores."""
 
-AHEAD = 32
-"""Vectors to prefetch ahead in each block of columns: 2 KiB."""
 ROW_BLOCKS = 4
 """Blocks of columns that a single row is multiplied with together, if there are enough of them."""
 TASKS = 32
 """How many tasks should be there at least: they don't divide evenly among threads."""
 
 
-def tile(columns: Columns, rows: Sequence[Expr], x: Input) -> list[list[Buffer]]:
+def rows_of(matrix: Buffer, begin: int = 0) -> Input:
+    """A matrix's columns from `begin` on."""
+    return lambda row: lambda i: matrix[row, begin + i]
+
+
+def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None = None) -> list[list[Buffer]]:
     """Sums over k of x(row)(k) * weight[k] for each row and block, all in registers.
 
     Args:
         columns: right matrix.
         rows: row of each line of the tile.
         x: left matrix.
+        start: what the sums are added to, if not zero.
 
     Returns:
         Of each row, for each block, a local vector.
     """
     elements = [x(row) for row in rows]
-    sums = [[vector_sum() for _ in columns.blocks] for _ in rows]
+    sums = [[vector_of(start(line, block)) if start else vector_sum() for block in columns.blocks] for line in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:
-        weight = T.bind(weight)
-        for line, element in zip(sums, elements, strict=True):
-            store(line[column], fma(splat(element(k)), weight, line[column][at(0)]), at(0))
+        accumulate([line[column] for line in sums], [splat(element(k)) for element in elements], weight)
 
     def load(block: tuple[Expr, ...], index: Expr) -> Expr:
-        prefetch(columns.weight[(*block, index + AHEAD, 0)])
+        if columns.ahead:
+            prefetch(columns.weight[(*block, index + columns.ahead, 0)])
         return T.bind(columns.weight[(*block, index, at(0))])
 
     if columns.wdtype == "f32":
@@ -94,6 +103,13 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input) -> list[list[Buffer]]
             word = columns.weight[(*block, T.int64(last), at(0))]
             step(column, widen(word, columns.wdtype, False), T.int64(2 * last))
     return sums
+
+
+def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) -> None:
+    """Emit sums[i] += factors[i] * vector for some local vectors."""
+    vector = T.bind(vector)
+    for total, factor in zip(sums, factors, strict=True):
+        store(total, fma(factor, vector, total[at(0)]), at(0))
 
 
 def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors) -> None:
@@ -133,21 +149,56 @@ def product(
         vectors: registers of the CPU.
         width: blocks in a group.
     """
+    products(1, rows, groups, lambda _: (columns, x, output), vectors, width)
+
+
+def products(
+    number: int,
+    rows: Expr,
+    groups: int,
+    factors: Callable[[Expr], tuple[Groups, Input, GroupOutput]],
+    vectors: Vectors,
+    width: int = 1,
+    beside: Callable[[Expr, Expr], None] = lambda product, row: None,
+) -> None:
+    """Several products of the same shape, such as one for each head.
+
+    Args:
+        number: how many products.
+        rows: rows of each.
+        groups: as in `product`.
+        factors: index of a product -> its columns, x and output as in `product`.
+        vectors: registers of the CPU.
+        width: blocks in a group.
+        beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
+    """
     with either(rows == 1) as (one, many):
         with one:
-            count = max(min(groups // TASKS, ROW_BLOCKS // width), ROW_BLOCKS // 2 // width, 1)
-            with parallel(-(-groups // count)) as task:
-                part, write = adjacent(task * count, count, groups, columns, output, width)
+            enough = max(min(number * groups // TASKS, ROW_BLOCKS // width), ROW_BLOCKS // 2 // width, 1)
+            count = min(enough, groups)
+            parts = -(-groups // count)
+            with parallel(number * parts) as task:
+                which, first = T.bind(task // parts), T.bind(task % parts * count)
+                columns, x, output = factors(which)
+                part, write = adjacent(first, count, groups, columns, output, width)
                 write(T.int64(0), tile(part, [T.int64(0)], x)[0])
+                with when(first == 0):
+                    beside(which, T.int64(0))
         with many:
             lines, held = vectors.tile
-            count = max(held // width, 1)
-            shares = max(TASKS * count // groups, 1)
+            count = min(max(held // width, 1), groups)
+            parts = -(-groups // count)
+            shares = max(TASKS * count // (number * groups), 1)
             share = T.bind((rows + (shares * lines - 1)) // (shares * lines) * lines)
-            with parallel(-(-groups // count) * shares) as task:
-                part, write = adjacent(task // shares * count, count, groups, columns, output, width)
+            with parallel(number * parts * shares) as task:
+                which, first = T.bind(task // (parts * shares)), T.bind(task // shares % parts * count)
+                columns, x, output = factors(which)
+                part, write = adjacent(first, count, groups, columns, output, width)
                 begin = T.bind(task % shares * share)
-                rows_by_tiles(part, begin, T.bind(T.min(begin + share, rows)), x, write, vectors)
+                end = T.bind(T.min(begin + share, rows))
+                rows_by_tiles(part, begin, end, x, write, vectors)
+                with when(first == 0), loop(end, begin) as row:
+                    beside(which, row)
 
 
 def adjacent(
@@ -165,7 +216,15 @@ def adjacent(
     return columns(taken), write
 
 
-def by_columns(sums: Buffer, block: Expr, size: int, write: Callable[[Expr, Expr, int], None]) -> None:
+@contextmanager
+def each_part(groups: int, count: int) -> Iterator[list[Expr]]:
+    """A loop over `groups` in parts of `count`. The last part may repeat the last group."""
+    count = min(count, groups)
+    with loop(-(-groups // count)) as part:
+        yield [T.bind(T.min(part * count + i, groups - 1)) for i in range(count)]
+
+
+def by_columns(sums: Buffer, block: Expr, size: int, write: Write) -> None:
     """Emit write(column index, value, lanes) for the columns of a block that are below `size`."""
     first = block * LANES
     if size % LANES == 0:
@@ -175,7 +234,6 @@ def by_columns(sums: Buffer, block: Expr, size: int, write: Callable[[Expr, Expr
         with whole:
             write(at(first), sums[at(0)], LANES)
         with cut:
-            copy = local()
-            store(copy, sums[at(0)], at(0))
+            copy = vector_of(sums[at(0)])
             with loop(size % LANES) as lane:
                 write(first + lane, copy[lane], 1)

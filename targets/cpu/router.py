@@ -6,19 +6,28 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, either, kernel, local, loop, parallel, store, vector_sum, when, workspace
+from .emit import (
+    Buffer,
+    each_row,
+    kernel,
+    local,
+    loop,
+    store,
+    symbols,
+    variable,
+    vector_of,
+    vector_sum,
+    when,
+    workspace,
+)
 from .features import Vectors
 from .layout import LANES, blocks
-from .linear import rows_of
-from .product import Columns, Elements, product
+from .product import Columns, Elements, product, rows_of
 from .vector import Expr, at, exp, largest, sigmoid, splat, total
 
-SHARED_ROWS = 4
-"""From how many rows on the threads share the choice: for fewer, waking them costs more."""
 NEVER = float("-inf")
 EPSILON = 1e-20
 """What the reference adds to the sum of weights before it divides by it."""
@@ -65,7 +74,7 @@ def router(
     limit = [f"group{keep}of{groups}by{best}"] if groups > 1 else []
     flags = [name for name, on in (("norm", norm_topk_prob), ("bias", bias), ("forced", forced)) if on]
     with kernel("router", scoring, f"k{k}", f"e{experts}", f"top{top_k}", *limit, f"x{scaling}", *flags) as f:
-        rows = tirx.Var("rows", "int64")
+        (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
         GATE = f.tensor("gate", "f32", blocks(experts), k, LANES)
         BIAS: Any = f.tensor("bias", "f32", experts) if bias else None
@@ -94,8 +103,7 @@ def router(
                 store(choice, T.float32(NEVER), row, expert)
 
         def weigh(row: Expr) -> None:
-            divisor = local(1)
-            store(divisor, T.float32(0), 0)
+            divisor = variable(T.float32(0))
             with loop(top_k) as j:
                 weight = T.bind(scores[row, IDS[row, j]])
                 store(WEIGHTS, weight, row, j)
@@ -124,11 +132,7 @@ def router(
             output,
             vectors,
         )
-        with either(rows < SHARED_ROWS) as (few, many):
-            with few, loop(rows) as row:
-                route(row)
-            with many, parallel(rows) as row:
-                route(row)
+        each_row(rows, route)
     return f.function
 
 
@@ -137,8 +141,7 @@ def softmax(scores: Buffer, row: Expr, experts: int) -> None:
     vectors = blocks(experts)
     with loop(vectors * LANES, experts) as padding:
         store(scores, T.float32(NEVER), row, padding)
-    peak, mass = local(), vector_sum()
-    store(peak, scores[row, at(0)], at(0))
+    peak, mass = vector_of(scores[row, at(0)]), vector_sum()
     with loop(vectors, 1) as c:
         store(peak, T.max(peak[at(0)], scores[row, at(c * LANES)]), at(0))
     top = T.bind(largest(peak[at(0)]))
@@ -153,8 +156,7 @@ def softmax(scores: Buffer, row: Expr, experts: int) -> None:
 
 def argmax(x: Elements, vectors: int) -> Expr:
     """Emit the search for the first of the greatest elements of 16 * vectors; its index is i32."""
-    best, where = local(), local(dtype="int32")
-    store(best, x(at(0)), at(0))
+    best, where = vector_of(x(at(0))), local(dtype="int32")
     store(where, T.broadcast(T.int32(0), LANES), at(0))
     with loop(vectors, 1) as c:
         value = T.bind(x(at(c * LANES)))

@@ -6,92 +6,26 @@ The meaning, bit for bit, is `deepzig.ir.sampling`, which also says why the weig
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from functools import cache
-from typing import Any
 
 import numpy as np
+from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
 
-from .kernel import named
-from .layout import LANES
+from .emit import Buffer, kernel, local, loop, parallel, repeat, store, symbols, variable, when, workspace
+from .layout import LANES, padded
+from .product import Elements
+from .vector import Expr, at, dtype, splat
 
 LOG2_E = float(np.float32(math.log2(math.e)))
 ALL_KEYS = 2**31 - 1
 LOW_WORD = 2**32 - 1
-
-
-def _splat(value: Any) -> Any:
-    return T.broadcast(value, LANES)
-
-
-def _weights(gap: Any, scale: Any) -> Any:
-    """2^31 * 2^(-gap * scale) of 16 gaps, in fixed point."""
-    halvings = T.min(gap * _splat(scale), _splat(T.float32(32)))
-    fixed = T.Cast("uint32x16", T.Cast("int32x16", halvings * _splat(T.float32(2**24))))
-    part = T.Cast("uint64x16", T.bitwise_and(fixed, _splat(T.uint32(2**24 - 1))))
-    mantissa = _splat(T.uint32(EXP2_COEFFICIENTS[-1]))
-    for coefficient in EXP2_COEFFICIENTS[-2::-1]:
-        product = T.shift_right(T.Cast("uint64x16", mantissa) * part, _splat(T.uint64(24)))
-        mantissa = _splat(T.uint32(coefficient)) - T.Cast("uint32x16", product)
-    # 64-bit lanes, since shifting 32-bit ones by 32 is undefined.
-    whole = T.Cast("uint64x16", T.shift_right(fixed, _splat(T.uint32(24))))
-    return T.Cast("uint32x16", T.shift_right(T.Cast("uint64x16", mantissa), whole))
-
-
-def _word(x: Any) -> Any:
-    """The low 32 bits of a signed word, in 64 bits."""
-    return T.bitwise_and(T.Cast("uint64", x), T.uint64(LOW_WORD))
-
-
-@T.inline
-def _narrow(gaps, amount, limit, prefix, below, target, histogram, vocab, shift, width):  # type: ignore[no-untyped-def]
-    """Append the digit at `shift` to the prefix of the smallest key up to which the amounts reach the target."""
-    for d in T.serial(2**width):
-        histogram[d] = T.uint64(0)
-    for j in T.serial(vocab):
-        key: T.let = T.reinterpret("uint32", gaps[j])
-        if T.shift_right(key, T.uint32(shift + width)) == prefix[0] and key <= limit[0]:
-            digit: T.let = T.Cast("int32", T.bitwise_and(T.shift_right(key, T.uint32(shift)), T.uint32(2**width - 1)))
-            histogram[digit] = histogram[digit] + amount(j)
-    last = T.alloc_buffer((1,), "int32", scope="global")
-    last[0] = 0
-    while last[0] < 2**width - 1 and below[0] + histogram[last[0]] < target[0]:
-        below[0] = below[0] + histogram[last[0]]
-        last[0] = last[0] + 1
-    prefix[0] = T.bitwise_or(T.shift_left(prefix[0], T.uint32(width)), T.Cast("uint32", last[0]))
-
-
-@T.inline
-def _select(gaps, amount, limit, target, histogram, vocab):  # type: ignore[no-untyped-def]
-    """Lower the limit to the smallest key up to which the amounts of the keys within it reach the target.
-
-    Gaps are not negative, so their bits order them, and the top bit is zero: three digits.
-    """
-    prefix = T.alloc_buffer((1,), "uint32", scope="global")
-    below = T.alloc_buffer((1,), "uint64", scope="global")
-    prefix[0] = T.uint32(0)
-    below[0] = T.uint64(0)
-    _narrow(gaps, amount, limit, prefix, below, target, histogram, vocab, 20, 11)
-    _narrow(gaps, amount, limit, prefix, below, target, histogram, vocab, 10, 10)
-    _narrow(gaps, amount, limit, prefix, below, target, histogram, vocab, 0, 10)
-    limit[0] = prefix[0]
-
-
-@T.inline
-def _philox(state, key):  # type: ignore[no-untyped-def]
-    """Ten rounds of Philox4x32 in place, 32-bit words held in 64 bits."""
-    for _ in T.serial(10):
-        left: T.let = state[0] * T.uint64(0xD2511F53)
-        right: T.let = state[2] * T.uint64(0xCD9E8D57)
-        state[0] = T.bitwise_xor(T.bitwise_xor(T.shift_right(right, T.uint64(32)), state[1]), key[0])
-        state[2] = T.bitwise_xor(T.bitwise_xor(T.shift_right(left, T.uint64(32)), state[3]), key[1])
-        state[1] = T.bitwise_and(right, T.uint64(LOW_WORD))
-        state[3] = T.bitwise_and(left, T.uint64(LOW_WORD))
-        key[0] = T.bitwise_and(key[0] + T.uint64(0x9E3779B9), T.uint64(LOW_WORD))
-        key[1] = T.bitwise_and(key[1] + T.uint64(0xBB67AE85), T.uint64(LOW_WORD))
+DIGITS = ((20, 11), (10, 10), (0, 10))
+"""Shift and width of the digits of a key: gaps are not negative, so their bits order them, and the top bit is zero."""
 
 
 @cache
@@ -105,96 +39,156 @@ def sample(vocab: int) -> PrimFunc:
         (logits f32[r, vocab], temperature f32[r], top_k i32[r], top_p f32[r], min_p f32[r], seed i32[r, 2],
         position i32[r], tokens i32[r]), the last written.
     """
-    blocks = -(-vocab // LANES)
+    with kernel("sample", vocab) as f:
+        (r,) = symbols("r")
+        LOGITS = f.tensor("logits", "f32", r, vocab)
+        TEMPERATURE = f.tensor("temperature", "f32", r)
+        TOP_K = f.tensor("top_k", "i32", r)
+        TOP_P = f.tensor("top_p", "f32", r)
+        MIN_P = f.tensor("min_p", "f32", r)
+        SEED = f.tensor("seed", "i32", r, 2)
+        POSITION = f.tensor("position", "i32", r)
+        TOKENS = f.tensor("tokens", "i32", r)
+        with parallel(r) as row:
+            best, token = variable(LOGITS[row, 0]), variable(T.int32(0), "int32")
+            with loop(vocab) as j, when(LOGITS[row, j] > best[0]):
+                store(best, LOGITS[row, j], 0)
+                store(token, T.Cast("int32", j), 0)
+            with when(TEMPERATURE[row] > T.float32(0)):
+                gaps, weights = workspace(padded(vocab)), workspace(padded(vocab), dtype="uint32")
+                scale = T.bind(T.float32(LOG2_E) / T.max(TEMPERATURE[row], T.float32(MIN_TEMPERATURE)))
+                with loop(padded(vocab), vocab) as j:
+                    store(gaps, T.infinity("float32"), j)
+                with loop(vocab) as j:
+                    store(gaps, best[0] - LOGITS[row, j], j)
+                with loop(padded(vocab) // LANES) as c:
+                    store(weights, weights_of(T.bind(gaps[at(c * LANES)]), scale), at(c * LANES))
 
-    @T.prim_func(s_tir=True)
-    def kernel(  # type: ignore[no-untyped-def]
-        logits: T.handle,
-        temperature: T.handle,
-        top_k: T.handle,
-        top_p: T.handle,
-        min_p: T.handle,
-        seed: T.handle,
-        position: T.handle,
-        tokens: T.handle,
-    ):
-        r = T.int64()
-        Z = T.match_buffer(logits, (r, vocab), "float32")
-        TEMPERATURE = T.match_buffer(temperature, (r,), "float32")
-        TOP_K = T.match_buffer(top_k, (r,), "int32")
-        TOP_P = T.match_buffer(top_p, (r,), "float32")
-        MIN_P = T.match_buffer(min_p, (r,), "float32")
-        SEED = T.match_buffer(seed, (r, 2), "int32")
-        POSITION = T.match_buffer(position, (r,), "int32")
-        OUT = T.match_buffer(tokens, (r,), "int32")
-        for i in T.parallel(r):
-            best = T.alloc_buffer((1,), "float32", scope="global")
-            token = T.alloc_buffer((1,), "int32", scope="global")
-            best[0] = Z[i, 0]
-            token[0] = 0
-            for j in T.serial(vocab):
-                if Z[i, j] > best[0]:
-                    best[0] = Z[i, j]
-                    token[0] = j
-            if TEMPERATURE[i] > T.float32(0):
-                gaps = T.alloc_buffer((blocks * LANES,), "float32", scope="global")
-                weights = T.alloc_buffer((blocks * LANES,), "uint32", scope="global")
-                histogram = T.alloc_buffer((2048,), "uint64", scope="global")
-                limit = T.alloc_buffer((1,), "uint32", scope="global")
-                target = T.alloc_buffer((1,), "uint64", scope="global")
-                total = T.alloc_buffer((1,), "uint64", scope="global")
-                state = T.alloc_buffer((4,), "uint64", scope="global")
-                key = T.alloc_buffer((2,), "uint64", scope="global")
-                scale = T.alloc_buffer((1,), "float32", scope="global")
-
-                scale[0] = T.float32(LOG2_E) / T.max(TEMPERATURE[i], T.float32(MIN_TEMPERATURE))
-                for j in T.serial(vocab, blocks * LANES):
-                    gaps[j] = T.infinity("float32")
-                for j in T.serial(vocab):
-                    gaps[j] = best[0] - Z[i, j]
-                for b in T.serial(blocks):
-                    weights[T.ramp(b * LANES, 1, LANES)] = _weights(gaps[T.ramp(b * LANES, 1, LANES)], scale[0])
-
-                limit[0] = T.uint32(ALL_KEYS)
-                if TOP_K[i] > 0 and TOP_K[i] < vocab:
-                    target[0] = T.Cast("uint64", TOP_K[i])
-                    _select(gaps, lambda _: T.uint64(1), limit, target, histogram, vocab)
-                if TOP_P[i] < T.float32(1):
-                    total[0] = T.uint64(0)
-                    for j in T.serial(vocab):
-                        if T.reinterpret("uint32", gaps[j]) <= limit[0]:
-                            total[0] = total[0] + T.Cast("uint64", weights[j])
+                chosen = Choice(gaps, vocab, variable(T.uint32(ALL_KEYS), "uint32"), workspace(2048, dtype="uint64"))
+                with when(tirx.all(TOP_K[row] > 0, TOP_K[row] < vocab)):
+                    chosen.restrict(lambda _: T.uint64(1), T.Cast("uint64", TOP_K[row]))
+                with when(TOP_P[row] < T.float32(1)):
+                    all_mass = chosen.mass(weights)
                     # The share in units of 2^-24, multiplied in two halves that fit 64 bits.
-                    units: T.let = T.Cast(
-                        "uint64", T.ceil(T.Cast("float64", T.max(TOP_P[i], T.float32(0))) * T.float64(2**24))
-                    )
-                    low: T.let = T.bitwise_and(total[0], T.uint64(2**24 - 1)) * units + T.uint64(2**24 - 1)
-                    target[0] = T.max(
-                        T.uint64(1), T.shift_right(total[0], T.uint64(24)) * units + T.shift_right(low, T.uint64(24))
-                    )
-                    _select(gaps, lambda j: T.Cast("uint64", weights[j]), limit, target, histogram, vocab)
+                    share = T.Cast("float64", T.max(TOP_P[row], T.float32(0)))
+                    units = T.bind(T.Cast("uint64", T.ceil(share * T.float64(2**24))))
+                    low = T.bitwise_and(all_mass, T.uint64(2**24 - 1)) * units + T.uint64(2**24 - 1)
+                    target = T.shift_right(all_mass, T.uint64(24)) * units + T.shift_right(low, T.uint64(24))
+                    chosen.restrict(lambda j: T.Cast("uint64", weights[j]), T.max(T.uint64(1), target))
 
-                floor: T.let = T.Cast("float64", MIN_P[i]) * T.float64(2**31)
-                total[0] = T.uint64(0)
-                for j in T.serial(vocab):
-                    below: T.let = T.Cast("float64", weights[j]) < floor and gaps[j] > T.float32(0)
-                    if below or T.reinterpret("uint32", gaps[j]) > limit[0]:
-                        weights[j] = T.uint32(0)
-                    total[0] = total[0] + T.Cast("uint64", weights[j])
+                floor = T.bind(T.Cast("float64", MIN_P[row]) * T.float64(2**31))
+                mass = variable(T.uint64(0), "uint64")
+                with loop(vocab) as j:
+                    small = tirx.all(T.Cast("float64", weights[j]) < floor, gaps[j] > T.float32(0))
+                    with when(tirx.any(small, tirx.Not(chosen.has(j)))):
+                        store(weights, T.uint32(0), j)
+                    store(mass, mass[0] + T.Cast("uint64", weights[j]), 0)
+                draw(token, weights, vocab, mass[0], philox(POSITION[row], SEED[row, 0], SEED[row, 1]))
+            store(TOKENS, token[0], row)
+    return f.function
 
-                state[0] = _word(POSITION[i])
-                for j in T.unroll(3):
-                    state[j + 1] = T.uint64(0)
-                for j in T.unroll(2):
-                    key[j] = _word(SEED[i, j])
-                _philox(state, key)
-                high: T.let = T.shift_right(total[0], T.uint64(32)) * state[0]
-                target[0] = high + T.shift_right(T.bitwise_and(total[0], T.uint64(LOW_WORD)) * state[0], T.uint64(32))
-                token[0] = 0
-                total[0] = T.Cast("uint64", weights[0])
-                while token[0] < vocab - 1 and total[0] <= target[0]:
-                    token[0] = token[0] + 1
-                    total[0] = total[0] + T.Cast("uint64", weights[token[0]])
-            OUT[i] = token[0]
 
-    return named(kernel, "sample", vocab)
+def weights_of(gap: Expr, scale: Expr) -> Expr:
+    """2^31 * 2^(-gap * scale) of 16 gaps, in fixed point."""
+
+    def lanes(base: str, value: Expr) -> Expr:
+        return T.Cast(dtype(base), value)
+
+    halvings = T.min(gap * splat(scale), splat(32.0))
+    fixed = T.bind(lanes("uint32", lanes("int32", halvings * splat(2.0**24))))
+    part = T.bind(lanes("uint64", T.bitwise_and(fixed, splat(T.uint32(2**24 - 1)))))
+    mantissa = splat(T.uint32(EXP2_COEFFICIENTS[-1]))
+    for coefficient in EXP2_COEFFICIENTS[-2::-1]:
+        product = T.shift_right(lanes("uint64", mantissa) * part, splat(T.uint64(24)))
+        mantissa = T.bind(splat(T.uint32(coefficient)) - lanes("uint32", product))
+    # 64-bit lanes, since shifting 32-bit ones by 32 is undefined.
+    whole = lanes("uint64", T.shift_right(fixed, splat(T.uint32(24))))
+    return lanes("uint32", T.shift_right(lanes("uint64", mantissa), whole))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The tokens that may still be drawn: those whose key, the bits of their gap to the best logit, is within a limit.
+
+    Attributes:
+        gaps: f32[vocab] and more.
+        vocab: how many tokens.
+        limit: u32[1], the greatest key.
+        histogram: u64[2048], room for work.
+    """
+
+    gaps: Buffer
+    vocab: int
+    limit: Buffer
+    histogram: Buffer
+
+    def key(self, j: Expr) -> Expr:
+        """The key of a token."""
+        return T.reinterpret("uint32", self.gaps[j])
+
+    def has(self, j: Expr) -> Expr:
+        """Whether a token may be drawn."""
+        return self.key(j) <= self.limit[0]
+
+    def mass(self, weights: Buffer) -> Expr:
+        """Emit the sum of the chosen tokens' weights."""
+        total = variable(T.uint64(0), "uint64")
+        with loop(self.vocab) as j, when(self.has(j)):
+            store(total, total[0] + T.Cast("uint64", weights[j]), 0)
+        return T.bind(total[0])
+
+    def restrict(self, amount: Elements, target: Expr) -> None:
+        """Emit what lowers the limit to the smallest key up to which the amounts reach the target."""
+        target = T.bind(target)
+        prefix, below = variable(T.uint32(0), "uint32"), variable(T.uint64(0), "uint64")
+        for shift, width in DIGITS:
+            with loop(2**width) as d:
+                store(self.histogram, T.uint64(0), d)
+            with loop(self.vocab) as j:
+                key = T.bind(self.key(j))
+                with when(tirx.all(T.shift_right(key, T.uint32(shift + width)) == prefix[0], key <= self.limit[0])):
+                    digit = T.bitwise_and(T.shift_right(key, T.uint32(shift)), T.uint32(2**width - 1))
+                    digit = T.bind(T.Cast("int32", digit))
+                    store(self.histogram, self.histogram[digit] + amount(j), digit)
+            last = variable(T.int32(0), "int32")
+            short = below[0] + self.histogram[last[0]] < target
+            with repeat(tirx.all(last[0] < 2**width - 1, short)):
+                store(below, below[0] + self.histogram[last[0]], 0)
+                store(last, last[0] + 1, 0)
+            digit = T.Cast("uint32", last[0])
+            store(prefix, T.bitwise_or(T.shift_left(prefix[0], T.uint32(width)), digit), 0)
+        store(self.limit, prefix[0], 0)
+
+
+def philox(position: Expr, *seed: Expr) -> Expr:
+    """Emit ten rounds of Philox4x32 (Salmon et al., 2011), 32-bit words held in 64 bits; the first word is the draw."""
+
+    def low(x: Expr) -> Expr:
+        return T.bitwise_and(x, T.uint64(LOW_WORD))
+
+    state, key = local(4, "uint64"), local(2, "uint64")
+    for i, word in enumerate((position, 0, 0, 0)):
+        store(state, low(T.Cast("uint64", word)), i)
+    for i, word in enumerate(seed):
+        store(key, low(T.Cast("uint64", word)), i)
+    with loop(10):
+        left = T.bind(state[0] * T.uint64(0xD2511F53))
+        right = T.bind(state[2] * T.uint64(0xCD9E8D57))
+        for i, product in ((0, right), (2, left)):
+            high = T.shift_right(product, T.uint64(32))
+            store(state, T.bitwise_xor(T.bitwise_xor(high, state[i + 1]), key[i // 2]), i)
+            store(state, low(product), i + 1)
+        for i, step in enumerate((0x9E3779B9, 0xBB67AE85)):
+            store(key, low(key[i] + T.uint64(step)), i)
+    return T.bind(state[0])
+
+
+def draw(token: Buffer, weights: Buffer, vocab: int, mass: Expr, word: Expr) -> None:
+    """Emit the search for the token in whose weight the share word / 2^32 of the mass lies."""
+    high = T.shift_right(mass, T.uint64(32)) * word
+    target = T.bind(high + T.shift_right(T.bitwise_and(mass, T.uint64(LOW_WORD)) * word, T.uint64(32)))
+    total = variable(T.Cast("uint64", weights[0]), "uint64")
+    store(token, T.int32(0), 0)
+    with repeat(tirx.all(token[0] < vocab - 1, total[0] <= target)):
+        store(token, token[0] + 1, 0)
+        store(total, total[0] + T.Cast("uint64", weights[token[0]]), 0)

@@ -6,52 +6,54 @@ first scales what was summed before by the decay e^(old peak - new peak), which 
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import Any
+from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
+from .emit import Buffer, loop, store, vector_of, vector_sum, workspace
 from .layout import LANES
-from .vector import at, dtype, exp, fma, splat
+from .vector import Expr, at, exp, fma, splat, tree_max, tree_sum
 
 MASKED = float("-inf")
 """Score of a position that a row must not see; the peak before the first block."""
 
 
-def _tree(x: Any, combine: Callable[[Any, Any], Any]) -> Any:
-    lanes = LANES
-    while lanes > 2:
-        lanes //= 2
-        half = dtype("float32", lanes)
-        x = T.bind(combine(T.vectorlow(half, x), T.vectorhigh(half, x)))
-    return combine(*(T.Shuffle([x], [lane]) for lane in range(2)))
+@dataclass(frozen=True)
+class Softmax:
+    """The peak and mass of some rows.
 
-
-def tree_sum(x: Any) -> Any:
-    """The sum of a vector's lanes, halves first: four dependent additions instead of fifteen."""
-    return _tree(x, lambda a, b: a + b)
-
-
-def tree_max(x: Any) -> Any:
-    """The greatest of a vector's lanes."""
-    return _tree(x, T.max)
-
-
-@T.inline
-def weigh(scores, row, width, peak, mass, state, decay):  # type: ignore[no-untyped-def]
-    """Turn scores[row, :width] into weights; update peak[state] and mass[state]; set decay[row].
-
-    At least one position of the first block must not be masked. The width is a multiple of 16.
+    Attributes:
+        peak: f32[rows].
+        mass: f32[rows].
     """
-    lane = T.alloc_buffer((LANES,), "float32", scope="global")
-    lane[at(0)] = scores[row, at(0)]
-    for c in T.serial(1, width // LANES):
-        lane[at(0)] = T.max(lane[at(0)], scores[row, at(c * LANES)])
-    top: T.let = T.max(peak[state], tree_max(lane[at(0)]))
-    decay[row] = exp(peak[state] - top, 1)
-    peak[state] = top
-    lane[at(0)] = splat(0.0)
-    for c in T.serial(width // LANES):
-        scores[row, at(c * LANES)] = exp(scores[row, at(c * LANES)] - splat(top))
-        lane[at(0)] = lane[at(0)] + scores[row, at(c * LANES)]
-    mass[state] = fma(mass[state], decay[row], tree_sum(lane[at(0)]), 1)
+
+    peak: Buffer
+    mass: Buffer
+
+    @classmethod
+    def of(cls, rows: int | Expr) -> Softmax:
+        """Emit the allocation; each row is to be cleared."""
+        return cls(workspace(rows), workspace(rows))
+
+    def clear(self, row: Expr) -> None:
+        """Emit the state of a row before the first block."""
+        store(self.peak, T.float32(MASKED), row)
+        store(self.mass, T.float32(0), row)
+
+    def weigh(self, row: Expr, scores: Buffer, line: Expr, width: int, decay: Buffer) -> None:
+        """Emit what turns scores[line, :width] into weights of a row, and sets decay[line].
+
+        At least one position of the first block must not be masked. The width is a multiple of 16.
+        """
+        peak, mass = vector_of(scores[line, at(0)]), vector_sum()
+        with loop(width // LANES, 1) as c:
+            store(peak, T.max(peak[at(0)], scores[line, at(c * LANES)]), at(0))
+        top = T.bind(T.max(self.peak[row], tree_max(peak[at(0)])))
+        fading = T.bind(exp(T.bind(self.peak[row] - top), 1))
+        store(decay, fading, line)
+        store(self.peak, top, row)
+        with loop(width // LANES) as c:
+            weight = T.bind(exp(T.bind(scores[line, at(c * LANES)] - splat(top))))
+            store(scores, weight, line, at(c * LANES))
+            store(mass, mass[at(0)] + weight, at(0))
+        store(self.mass, fma(self.mass[row], fading, tree_sum(mass[at(0)]), 1), row)

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.targets.cpu.features import Vectors
+
 Array = npt.NDArray[Any]
 
 
@@ -31,11 +33,13 @@ class Sizes:
         return -(-self.kv // 16) * 16
 
 
+AVX2, AVX512, NEON = Vectors(16, 8), Vectors(32, 16), Vectors(32, 4)
 SIZES = [
     Sizes(4, 16, 8, 32, 16, 16),
     Sizes(5, 7, 2, 19, 11, 3),
     Sizes(9, 24, 64, 72, 37, 20),
     Sizes(1, 5, 6, 48, 8, 64),
+    Sizes(3, 9, 4, 5, 3, 1),
 ]
 SCALE = 0.37
 

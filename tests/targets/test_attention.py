@@ -9,9 +9,26 @@ import numpy as np
 import pytest
 
 from deepzig.targets.cpu.attention import latent_write, mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_columns
 
-from .latents import RAGGED, SCALE, SIZES, Batch, Sizes, error, latents_of, rotate, softmax_rows, to_bits, to_f32
+from .latents import (
+    AVX2,
+    AVX512,
+    NEON,
+    RAGGED,
+    SCALE,
+    SIZES,
+    Array,
+    Batch,
+    Sizes,
+    error,
+    latents_of,
+    rotate,
+    softmax_rows,
+    to_bits,
+    to_f32,
+)
 
 Build = Callable[[Any], Callable[..., None]]
 
@@ -26,7 +43,7 @@ def test_attend(build: Build, s: Sizes, dtype: str) -> None:
     query = rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
     query[..., s.kv + s.rope :] = 0
     out = np.full((len(batch.seq), s.heads, s.cl), np.nan, np.float32)
-    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE))
+    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE, vectors=AVX2))
     kernel(query, cache, batch.seq, batch.pos, batch.table, out)
     want = np.empty((len(batch.seq), s.heads, s.kv))
     for i, (q, p) in enumerate(zip(batch.seq, batch.pos, strict=True)):
@@ -45,7 +62,7 @@ def test_attend_bits_do_not_depend_on_company_pages_or_threads(
     latents = latents_of(batch, s, rng)
     query = rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
     together, alone = np.zeros((2, len(batch.seq), s.heads, s.cl), np.float32)
-    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE))
+    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, dtype, SCALE, vectors=AVX2))
     threads(2)
     kernel(query, batch.cache(latents, s.cw, s.page, dtype), batch.seq, batch.pos, batch.table, together)
     threads(1)
@@ -67,7 +84,7 @@ def test_absorb_and_lift(
     angles = rng.normal(size=(n, s.rope)).astype(np.float32)
     w_uk = to_bits(rng.normal(size=(s.heads, s.nope, s.kv)), wdtype)
     w_uv = to_bits(rng.normal(size=(s.heads, s.v, s.kv)), wdtype)
-    absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, wdtype, interleaved))
+    absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, wdtype, interleaved, vectors=AVX2))
     packed = pack_columns(w_uk.swapaxes(-1, -2))
     got = np.full((n, s.heads, s.cw), np.nan, np.float32)
     absorb(q, angles, packed, got)
@@ -78,7 +95,7 @@ def test_absorb_and_lift(
     assert error(got, want) < 1e-6
     assert not got[..., s.kv + s.rope :].any()
 
-    lift = build(mla_lift(s.heads, s.kv, s.v, wdtype))
+    lift = build(mla_lift(s.heads, s.kv, s.v, wdtype, vectors=AVX2))
     latent = rng.normal(size=(n, s.heads, s.cl)).astype(np.float32)
     packed_v = pack_columns(w_uv)
     out = np.full((n, s.heads * s.v), np.nan, np.float32)
@@ -93,6 +110,34 @@ def test_absorb_and_lift(
         absorb(q[i : i + 1], angles[i : i + 1], packed, one)
         lift(latent[i : i + 1], packed_v, row)
         assert np.array_equal(one[0], got[i]) and np.array_equal(row[0], out[i])
+
+
+@pytest.mark.parametrize("s", SIZES[1:3])
+def test_bits_do_not_depend_on_registers(build: Build, s: Sizes) -> None:
+    rng = np.random.default_rng(6)
+    batch = Batch.of(RAGGED, s.page, rng)
+    n = len(batch.seq)
+    cache = batch.cache(latents_of(batch, s, rng), s.cw, s.page, "bf16")
+    q, angles = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32), rng.normal(size=(n, s.rope))
+    w_uk = pack_columns(to_bits(rng.normal(size=(s.heads, s.kv, s.nope)), "bf16"))
+    w_uv = pack_columns(to_bits(rng.normal(size=(s.heads, s.v, s.kv)), "bf16"))
+
+    def run(vectors: Vectors, rows: slice) -> Array:
+        count = len(batch.seq[rows])
+        absorbed, latent = np.zeros((count, s.heads, s.cw), np.float32), np.zeros((count, s.heads, s.cl), np.float32)
+        out = np.zeros((count, s.heads * s.v), np.float32)
+        absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, "bf16", True, vectors=vectors))
+        absorb(q[rows], angles.astype(np.float32)[rows], w_uk, absorbed)
+        attend = build(mla_attend(s.heads, s.kv, s.rope, s.page, "bf16", SCALE, vectors=vectors))
+        attend(absorbed, cache, *batch.take(rows), batch.table, latent)
+        build(mla_lift(s.heads, s.kv, s.v, "bf16", vectors=vectors))(latent, w_uv, out)
+        return out
+
+    want = run(AVX2, slice(n))
+    assert np.linalg.norm(want) > 1
+    for vectors in (AVX512, NEON):
+        assert np.array_equal(run(vectors, slice(n)), want)
+        assert np.array_equal(run(vectors, slice(4, 5)), want[4:5])
 
 
 @pytest.mark.parametrize("s", SIZES)

@@ -10,10 +10,26 @@ import numpy as np
 import pytest
 
 from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_columns
 from deepzig.targets.cpu.prefill import mla_prefill
 
-from .latents import SCALE, SIZES, Array, Batch, Sizes, error, latents_of, rotate, softmax_rows, to_bits, to_f32
+from .latents import (
+    AVX2,
+    AVX512,
+    NEON,
+    SCALE,
+    SIZES,
+    Array,
+    Batch,
+    Sizes,
+    error,
+    latents_of,
+    rotate,
+    softmax_rows,
+    to_bits,
+    to_f32,
+)
 
 Build = Callable[[Any], Callable[..., None]]
 CHUNKS = [(0, 9), (61, 62), (110, 137), (15, 17)]
@@ -56,9 +72,11 @@ class Problem:
     def cache(self, batch: Batch) -> Array:
         return batch.cache(self.latents, self.s.cw, self.s.page, self.dtype)
 
-    def prefill(self) -> Any:
+    def prefill(self, vectors: Vectors = AVX2) -> Any:
         s = self.s
-        return mla_prefill(s.heads, s.nope, s.rope, s.kv, s.v, s.page, self.dtype, self.dtype, SCALE, self.interleaved)
+        return mla_prefill(
+            s.heads, s.nope, s.rope, s.kv, s.v, s.page, self.dtype, self.dtype, SCALE, self.interleaved, vectors=vectors
+        )
 
     def naive(self) -> Array:
         """Keys and values of every position and head, in float64."""
@@ -94,11 +112,25 @@ def test_both_forms_agree(build: Build, s: Sizes) -> None:
     cache, (uk, uv), rows = problem.cache(batch), problem.packed(), (batch.seq, batch.pos, batch.table)
     absorbed, latent = np.zeros((n, s.heads, s.cw), np.float32), np.zeros((n, s.heads, s.cl), np.float32)
     few, many = np.zeros((2, n, s.heads * s.v), np.float32)
-    build(mla_absorb(s.heads, s.nope, s.rope, s.kv, "bf16", True))(problem.q, problem.angles, uk, absorbed)
-    build(mla_attend(s.heads, s.kv, s.rope, s.page, "bf16", SCALE))(absorbed, cache, *rows, latent)
-    build(mla_lift(s.heads, s.kv, s.v, "bf16"))(latent, uv, few)
+    build(mla_absorb(s.heads, s.nope, s.rope, s.kv, "bf16", True, vectors=AVX2))(
+        problem.q, problem.angles, uk, absorbed
+    )
+    build(mla_attend(s.heads, s.kv, s.rope, s.page, "bf16", SCALE, vectors=AVX2))(absorbed, cache, *rows, latent)
+    build(mla_lift(s.heads, s.kv, s.v, "bf16", vectors=AVX2))(latent, uv, few)
     build(problem.prefill())(problem.q, problem.angles, cache, uk, uv, *rows, many)
     assert error(many, few) < 1e-5
+
+
+@pytest.mark.parametrize("s", SIZES[1:3])
+def test_bits_do_not_depend_on_registers(build: Build, s: Sizes) -> None:
+    problem = Problem.of(s, "bf16")
+    batch = problem.batch
+    operands = (problem.q, problem.angles, problem.cache(batch), *problem.packed(), batch.seq, batch.pos, batch.table)
+    out = {vectors: np.zeros((len(batch.seq), s.heads * s.v), np.float32) for vectors in (AVX2, AVX512, NEON)}
+    for vectors, y in out.items():
+        build(problem.prefill(vectors))(*operands, y)
+    assert np.linalg.norm(out[AVX2]) > 1
+    assert np.array_equal(out[AVX512], out[AVX2]) and np.array_equal(out[NEON], out[AVX2])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
