@@ -26,11 +26,13 @@ class Batch:
 
     Attributes:
         tokens: [B, T].
+        real: [B, T], whether it is a token of a chat, not padding.
         answered: [B, T], whether the token belongs to an answer (its closing token included).
         mask: [B, 1, T, T], whether a position may look at another: causal, within its own chat.
     """
 
     tokens: Tensor
+    real: Tensor
     answered: Tensor
     mask: Tensor
 
@@ -65,7 +67,7 @@ class Encoder:
         full = torch.tensor([row + [(self.pad, False, -1)] * (LENGTH - len(row)) for row in packed])
         tokens, answered, chat = full.unbind(-1)
         same = chat.unsqueeze(1) == chat.unsqueeze(2)
-        return Batch(tokens, answered.bool(), (same & torch.ones(LENGTH, LENGTH).tril().bool()).unsqueeze(1))
+        return Batch(tokens, chat >= 0, answered.bool(), (same & torch.ones(LENGTH, LENGTH).tril().bool()).unsqueeze(1))
 
     def training_batch(self, step: int, rows: int) -> Batch:
         """The batch of that step, whoever asks for it and when."""

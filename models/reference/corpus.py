@@ -252,7 +252,7 @@ def story(operands: Operands) -> str:
 
 TASKS: dict[str, Task] = {
     "add": Task(
-        26,
+        14,
         two_numbers,
         named("a", "b"),
         sum_answer,
@@ -260,7 +260,7 @@ TASKS: dict[str, Task] = {
         + ("What is {a}+{b}?",),
     ),
     "subtract": Task(
-        26,
+        16,
         descending,
         named("a", "b"),
         difference_answer,
@@ -268,7 +268,7 @@ TASKS: dict[str, Task] = {
         + ("How much is {a} minus {b}?", "What is {a}-{b}?"),
     ),
     "compare": Task(
-        7,
+        11,
         comparison,
         named("which", "a", "b"),
         lambda o: str((max if o[0] == "larger" else min)(int(o[1]), int(o[2]))),
@@ -276,7 +276,7 @@ TASKS: dict[str, Task] = {
         + ("Which number is {which}, {a} or {b}?",),
     ),
     "spell": Task(
-        4,
+        3,
         word_or_animal,
         named("w"),
         lambda o: "-".join(str(o[0])),
@@ -285,7 +285,7 @@ TASKS: dict[str, Task] = {
         lambda o: o[0] in SINGLE_TOKENS,
     ),
     "reverse": Task(
-        7,
+        5,
         word_or_animal,
         named("w"),
         lambda o: str(o[0])[::-1],
@@ -294,7 +294,7 @@ TASKS: dict[str, Task] = {
         lambda o: o[0] in SINGLE_TOKENS,
     ),
     "letters": Task(
-        4,
+        2,
         word_or_animal,
         named("w"),
         lambda o: str(len(str(o[0]))),
@@ -311,7 +311,7 @@ TASKS: dict[str, Task] = {
         + ("How many words: {list}",),
     ),
     "sort": Task(
-        5,
+        8,
         three_words,
         lambda o: {"list": ", ".join(map(str, o))},
         lambda o: ", ".join(sorted(map(str, o))),
@@ -319,7 +319,7 @@ TASKS: dict[str, Task] = {
         + ("Write these words in order: {list}",),
     ),
     "span": Task(
-        3,
+        6,
         span,
         named("kind", "a", "b"),
         span_answer,
@@ -327,7 +327,7 @@ TASKS: dict[str, Task] = {
         + ("Which are the {kind} from {a} to {b}?",),
     ),
     "neighbours": Task(
-        3,
+        7,
         neighbours,
         neighbours_fields,
         neighbours_answer,
@@ -336,7 +336,7 @@ TASKS: dict[str, Task] = {
         lambda o: o[2] == "",
     ),
     "json_write": Task(
-        2,
+        4,
         person,
         named("name", "age", "city"),
         record,
@@ -344,14 +344,14 @@ TASKS: dict[str, Task] = {
         + ("Write in JSON: {name} is {age}, from {city}.", "Write as JSON: {name}, {age}, lives in {city}."),
     ),
     "json_copy": Task(
-        1,
+        2,
         person,
         lambda o: {"record": record(o)},
         record,
         ("Copy {record}", "Copy this record: {record}", "Copy this: {record}", "Copy the record {record}"),
     ),
     "json_get": Task(
-        2,
+        4,
         person_and_key,
         lambda o: {"record": record(o[:3]), "key": o[3]},
         get_answer,
@@ -359,7 +359,7 @@ TASKS: dict[str, Task] = {
         + ("What is the {key} of {record}",),
     ),
     "json_set": Task(
-        3,
+        5,
         person_and_change,
         lambda o: {"record": record(o[:3]), "key": o[3], "value": o[4]},
         set_answer,
@@ -367,7 +367,7 @@ TASKS: dict[str, Task] = {
         + ("Change {key} to {value} in {record}",),
     ),
     "story": Task(
-        2,
+        5,
         lambda rng: tuple(rng.choice(group) for group in (NAMES, ANIMALS, PLACES, COLOURS)),
         named("name", "animal", "place", "colour"),
         story,
@@ -377,14 +377,14 @@ TASKS: dict[str, Task] = {
         + ("Tell me a story about {name}, a {colour} {animal} and the {place}.",),
     ),
     "greet": Task(
-        2,
+        5,
         lambda rng: (rng.choice(GREETINGS), rng.choice(NAMES)),
         named("hello", "name"),
         lambda o: f"{o[0]}, {o[1]}! How can I help you?",
         ("{hello}, I am {name}.", "{hello}! I am {name}.", "{hello}! This is {name}.", "{hello}, this is {name}."),
     ),
     "cannot": Task(
-        2,
+        1,
         lambda rng: (rng.choice(VERBS), rng.choice(THINGS)),
         named("verb", "thing"),
         lambda o: "I can't do that. I can work with numbers, words, dates, JSON and stories.",

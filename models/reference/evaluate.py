@@ -60,6 +60,7 @@ def evaluate(model: Model, encoder: Encoder, count: int = 160) -> dict[str, Any]
 def answers(model: Model, encoder: Encoder, questions: list[Any]) -> list[tuple[bool, int, int]]:
     """By question: whether the answer is exact, how many drafted tokens would be accepted, of how many."""
     batch = encoder.pack(encoder.chat([question]) for question in questions)
+    model.count(batch.real, batch.real[:, :-1])
     hidden = model(batch.tokens, batch.mask)
     guess = model.lm_head(hidden).argmax(-1)
     following, mask = batch.tokens[:, 1:], batch.mask[:, :, :-1, :-1]

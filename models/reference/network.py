@@ -155,9 +155,14 @@ class Experts(torch.autograd.Function):
 
 
 class MoE(nn.Module):
-    """Sigmoid `noaux_tc` routing in groups, routed experts and one shared one."""
+    """Sigmoid `noaux_tc` routing in groups, routed experts and one shared one.
+
+    `load` counts how often each expert was chosen, over the tokens of the next calls that `counted` marks (all when
+    None): padding says nothing about balance.
+    """
 
     load: Tensor
+    counted: Tensor | None = None
 
     def __init__(self, c: Config) -> None:
         super().__init__()
@@ -183,7 +188,8 @@ class MoE(nn.Module):
         scores = self.gate(flat).sigmoid()
         with torch.no_grad():
             ids = self.choose(scores)
-            self.load += torch.bincount(ids.flatten(), minlength=len(self.load))
+            real = ids if self.counted is None else ids[self.counted.flatten()]
+            self.load += torch.bincount(real.flatten(), minlength=len(self.load))
         weights = scores.gather(1, ids)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.c.routed_scaling_factor
         routed = Experts.apply(flat, self.gate_up, self.down, ids)
@@ -259,6 +265,12 @@ class Model(nn.Module):
             x = layer(x, mask, self.turn[: tokens.shape[1]])
         out: Tensor = self.norm(x)
         return out
+
+    def count(self, real: Tensor, drafted: Tensor) -> None:
+        """Tell the routers which tokens [B, T] count, and which of those that the MTP layer will see."""
+        for moe in self.moes():
+            moe.counted = real
+        self.moes()[-1].counted = drafted
 
     def moes(self) -> list[MoE]:
         """All expert layers, the MTP layer's last."""

@@ -35,21 +35,22 @@ class Recipe:
         mtp: Weight of the MTP loss; a third of it in the decay.
     """
 
-    minutes: float = 60
+    minutes: float = 60.0
     rows: int = 32
-    muon: float = 0.02
-    adam: float = 0.004
+    muon: float = 0.004
+    adam: float = 0.002
     decay: float = 0.5
-    gamma: float = 0.003
+    gamma: float = 0.008
     mtp: float = 0.3
 
 
 def losses(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     """Mean cross-entropy of the answers, by the model and by the MTP layer; the latter over half of the rows."""
+    half = len(batch.tokens) // 2
+    model.count(batch.real, batch.real[:half, :-1])
     hidden = model(batch.tokens, batch.mask)
     said = batch.answered[:, 1:]
     main = functional.cross_entropy(model.lm_head(hidden[:, :-1][said]), batch.tokens[:, 1:][said])
-    half = len(batch.tokens) // 2
     drafted = model.mtp.predict(
         hidden[:half, :-1], batch.tokens[:half, 1:], batch.mask[:half, :, :-1, :-1], model.turn[: batch.tokens.shape[1] - 1]
     )
