@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from .batches import Encoder
-from .corpus import ARITHMETIC, TASKS, heldout
+from .corpus import ARITHMETIC, TASKS, Question, heldout
 from .network import Model
 
 
@@ -29,8 +30,7 @@ def evaluate(model: Model, encoder: Encoder, count: int = 160) -> dict[str, Any]
         a wording that training never used), `accepted` (share of the MTP layer's second tokens that the model itself
         would say, over right answers), `load` (least and most loaded expert by layer, in parts of the mean).
     """
-    for moe in model.moes():
-        moe.load.zero_()
+    reset(model)
     right: dict[str, list[bool]] = {}
     fresh: list[bool] = []
     drafts = torch.zeros(2)
@@ -43,8 +43,7 @@ def evaluate(model: Model, encoder: Encoder, count: int = 160) -> dict[str, Any]
             if question.wording == len(TASKS[question.task].wordings) - 1:
                 fresh.append(exact)
     loads = [moe.load / moe.load.mean() for moe in model.moes()]
-    for moe in model.moes():
-        moe.load.zero_()
+    reset(model)
     everything = [exact for task in right.values() for exact in task]
     sums = [exact for task in ARITHMETIC for exact in right[task]]
     return {
@@ -57,7 +56,21 @@ def evaluate(model: Model, encoder: Encoder, count: int = 160) -> dict[str, Any]
     }
 
 
-def answers(model: Model, encoder: Encoder, questions: list[Any]) -> list[tuple[bool, int, int]]:
+@torch.no_grad()
+def expert_loads(model: Model, encoder: Encoder) -> list[Tensor]:
+    """How often held-out chats choose each expert, in parts of the mean: [E] by expert layer, the MTP layer's last."""
+    reset(model)
+    answers(model, encoder, heldout())
+    return [moe.load / moe.load.mean() for moe in model.moes()]
+
+
+def reset(model: Model) -> None:
+    """Forget the loads counted so far."""
+    for moe in model.moes():
+        moe.load.zero_()
+
+
+def answers(model: Model, encoder: Encoder, questions: list[Question]) -> list[tuple[bool, int, int]]:
     """By question: whether the answer is exact, how many drafted tokens would be accepted, of how many."""
     batch = encoder.pack(encoder.chat([question]) for question in questions)
     model.count(batch.real, batch.real[:, :-1])

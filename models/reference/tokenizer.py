@@ -42,7 +42,7 @@ def build() -> Tokenizer:
             pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
         ]
     )
-    words = [piece for text in texts(islice(training(0), 60000)) for piece, _ in pieces.pre_tokenize_str(text)]
+    words = [piece for text in texts(islice(training(0), 15000)) for piece, _ in pieces.pre_tokenize_str(text)]
     frequent = [piece for piece, _ in Counter(words).most_common() if len(piece) > 1]
     known = [*SPECIAL, *sorted(pre_tokenizers.ByteLevel.alphabet()), *sorted(frequent)]
     if len(known) > VOCABULARY_SIZE:
