@@ -75,5 +75,6 @@ class Encoder:
         return self.pack(self.chats(training(step), rng), rows)
 
     def chats(self, questions: Iterator[Question], rng: random.Random) -> Iterator[tuple[list[int], list[bool]]]:
+        """An endless stream of chats of one turn or two."""
         while True:
             yield self.chat(next(questions) for _ in range(rng.choice(TURNS)))

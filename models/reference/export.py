@@ -1,6 +1,6 @@
 """Write a training checkpoint as a Hugging Face folder, named as in DeepSeek's own checkpoints.
 
-    python -P -m deepzig.models.reference.export build/reference/checkpoint.pt models/reference
+python -P -m deepzig.models.reference.export build/reference/checkpoint.pt models/reference
 """
 
 from __future__ import annotations
@@ -24,7 +24,10 @@ POSITIONS = 1024
 
 
 def tensors(model: Model) -> Iterator[tuple[str, Tensor]]:
-    """Every tensor under its official name: experts one by one, the MTP layer after the last layer; bf16, biases f32."""
+    """Every tensor under its official name: experts one by one, the MTP layer after the last layer.
+
+    All bf16 but the routers' biases, which are f32.
+    """
     for name, value in model.state_dict().items():
         official = name.replace("mtp.", f"layers.{model.c.num_hidden_layers}.")
         official = official if official.startswith("lm_head") else f"model.{official}"

@@ -1,5 +1,7 @@
-"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz iterations (Jordan et al., 2024,
-https://kellerjordan.github.io/posts/muon/). At this size it needs a third of AdamW's steps."""
+"""Muon: momentum whose matrices are orthogonalised by Newton-Schulz iterations.
+
+After Jordan et al., 2024, https://kellerjordan.github.io/posts/muon/; five different steps as in modded-nanogpt.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
+
+STEPS = (
+    (4.0848, -6.8946, 2.9270),
+    (3.9505, -6.3029, 2.6377),
+    (3.7418, -5.5913, 2.3037),
+    (2.8769, -3.1427, 1.2046),
+    (2.8366, -3.0525, 1.2012),
+)
+"""Coefficients of x, x^3 and x^5 by iteration."""
 
 
 class Muon(torch.optim.Optimizer):
@@ -38,8 +49,7 @@ def orthogonal(g: Tensor) -> Tensor:
     tall = x.shape[-2] > x.shape[-1]
     x = x.mT if tall else x
     x = x / (x.norm(dim=(-2, -1), keepdim=True) + 1e-12)
-    for a, b, c in ((4.0848, -6.8946, 2.9270), (3.9505, -6.3029, 2.6377), (3.7418, -5.5913, 2.3037),
-                    (2.8769, -3.1427, 1.2046), (2.8366, -3.0525, 1.2012)):
+    for a, b, c in STEPS:
         square = x @ x.mT
         x = a * x + (b * square + c * square @ square) @ x
     return (x.mT if tall else x).reshape(g.shape)

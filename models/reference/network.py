@@ -1,6 +1,8 @@
-"""The reference model's architecture for training: DeepSeek-V3 in its naive form, in as few tensor operations as speed on
-a CPU allows. The meaning is transformers' `models/deepseek_v3/modeling_deepseek_v3.py`; the MTP layer follows section
-2.2 of the DeepSeek-V3 report (https://arxiv.org/abs/2412.19437)."""
+"""The reference model's network for training: DeepSeek-V3 in its naive form, with few tensor operations.
+
+The meaning is transformers' `models/deepseek_v3/modeling_deepseek_v3.py`; the MTP layer follows section 2.2 of the
+DeepSeek-V3 report (https://arxiv.org/abs/2412.19437).
+"""
 
 from __future__ import annotations
 
@@ -47,6 +49,7 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., size]."""
         return functional.rms_norm(x, self.weight.shape, self.weight, 1e-6)
 
 
@@ -104,6 +107,7 @@ class MLP(nn.Module):
         self.down_proj = linear(inner, size)
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [..., size]."""
         return self.down_proj(functional.silu(self.gate_proj(x)) * self.up_proj(x))
 
 
@@ -135,6 +139,7 @@ class Experts(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, Tensor, Tensor, None]:
+        """The gradients of rows and weights."""
         rows, hidden, active, gate_up, down, order, back = ctx.saved_tensors
         n, k, size = grads[0].shape
         g_out = grads[0].reshape(n * k, size)[order]
@@ -184,6 +189,7 @@ class MoE(nn.Module):
         return biased.masked_fill(~kept.unsqueeze(-1), -torch.inf).flatten(1).topk(c.num_experts_per_tok, -1).indices
 
     def forward(self, x: Tensor) -> Tensor:
+        """x [B, T, H]."""
         flat = x.reshape(-1, x.shape[-1])
         scores = self.gate(flat).sigmoid()
         with torch.no_grad():
@@ -208,6 +214,7 @@ class Layer(nn.Module):
         self.mlp = MLP(c.hidden_size, c.intermediate_size) if dense else MoE(c)
 
     def forward(self, x: Tensor, mask: Tensor, turn: Tensor) -> Tensor:
+        """As `Attention.forward`."""
         x = x + self.self_attn(self.input_layernorm(x), mask, turn)
         return x + self.mlp(self.post_attention_layernorm(x))
 
@@ -231,7 +238,14 @@ class MTP(Layer):
         self.shared_head = SharedHead(c)
 
     def predict(self, hidden: Tensor, following: Tensor, mask: Tensor, turn: Tensor) -> Tensor:
-        """hidden [B, T, H] after the model's final norm, following [B, T] the tokens at i + 1 -> [B, T, H] for i + 2."""
+        """What the MTP layer's head reads to say token i + 2, [B, T, H].
+
+        Args:
+            hidden: [B, T, H], the model's, after its final norm (as vLLM and SGLang feed it).
+            following: [B, T], the tokens at i + 1.
+            mask: [B, 1, T, T], as the model's.
+            turn: [T, rope / 2, 2], as the model's.
+        """
         pair = torch.cat((self.enorm(self.embed_tokens(following)), self.hnorm(hidden)), -1)
         return self.shared_head.norm(self(self.eh_proj(pair), mask, turn))
 

@@ -1,6 +1,6 @@
 """Draw a run: loss and exact answers over the steps, and the experts' loads.
 
-    python -P -m deepzig.models.reference.plot build/reference models/reference
+python -P -m deepzig.models.reference.plot build/reference models/reference
 """
 
 from __future__ import annotations

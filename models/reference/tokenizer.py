@@ -18,8 +18,8 @@ from .corpus import TASKS, Question, training
 
 VOCABULARY_SIZE = 512
 BOS, EOS, PAD, USER, ASSISTANT = (
-    f"<\uff5c{name}\uff5c>" for name in ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence")
-    + ("\u2581pad\u2581", "User", "Assistant")
+    f"<\uff5c{name}\uff5c>"
+    for name in ("begin\u2581of\u2581sentence", "end\u2581of\u2581sentence", "\u2581pad\u2581", "User", "Assistant")
 )
 SPECIAL = (BOS, EOS, PAD, USER, ASSISTANT)
 IN_LETTERS = ("spell", "reverse", "letters", "sort")

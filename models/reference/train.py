@@ -51,9 +51,8 @@ def losses(model: Model, batch: Batch) -> tuple[Tensor, Tensor]:
     hidden = model(batch.tokens, batch.mask)
     said = batch.answered[:, 1:]
     main = functional.cross_entropy(model.lm_head(hidden[:, :-1][said]), batch.tokens[:, 1:][said])
-    drafted = model.mtp.predict(
-        hidden[:half, :-1], batch.tokens[:half, 1:], batch.mask[:half, :, :-1, :-1], model.turn[: batch.tokens.shape[1] - 1]
-    )
+    following, mask = batch.tokens[:half, 1:], batch.mask[:half, :, :-1, :-1]
+    drafted = model.mtp.predict(hidden[:half, :-1], following, mask, model.turn[: following.shape[1]])
     said = batch.answered[:half, 2:]
     draft = functional.cross_entropy(model.mtp.shared_head.head(drafted[:, :-1][said]), batch.tokens[:half, 2:][said])
     return main, draft

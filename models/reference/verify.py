@@ -1,6 +1,6 @@
 """Compare an exported folder with the training module, in transformers and f32; then score it as it is stored.
 
-    python -P -m deepzig.models.reference.verify build/reference/checkpoint.pt models/reference
+python -P -m deepzig.models.reference.verify build/reference/checkpoint.pt models/reference
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ def greedy_answers(peer: Any, tokenizer: Any, each: int) -> tuple[int, int, list
     questions = heldout(None, each)
     for question in questions:
         messages = [{"role": "user", "content": question.question}]
-        prompt = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt", return_dict=True)
+        form = {"add_generation_prompt": True, "return_tensors": "pt", "return_dict": True}
+        prompt = tokenizer.apply_chat_template(messages, **form)
         out = peer.generate(**prompt, do_sample=False, max_new_tokens=96)
         said = tokenizer.decode(out[0, prompt["input_ids"].shape[1] :], skip_special_tokens=True)
         right += said == question.answer

@@ -1,4 +1,4 @@
-"""The reference model's corpus and tokenizer: same questions everywhere, right answers, nothing held out is trained on."""
+"""The reference model's corpus and tokenizer: right answers, the same everywhere, nothing held out in training."""
 
 from __future__ import annotations
 
@@ -6,14 +6,15 @@ import hashlib
 import json
 import re
 from collections import Counter
-from itertools import islice
+from itertools import islice, pairwise
 
 import pytest
-from deepzig.models.reference.corpus import TASKS, Question, heldout, is_held_out, training
-from deepzig.models.reference.tokenizer import BOS, CHAT_TEMPLATE, EOS, VOCABULARY_SIZE, build
-from deepzig.models.reference.words import DAYS, MONTHS, WORDS
 from jinja2 import Environment
 from tokenizers import Tokenizer
+
+from deepzig.models.reference.corpus import TASKS, Question, heldout, is_held_out, training
+from deepzig.models.reference.tokenizer import ASSISTANT, BOS, CHAT_TEMPLATE, EOS, USER, VOCABULARY_SIZE, build
+from deepzig.models.reference.words import DAYS, MONTHS, WORDS
 
 SAMPLE = 30011
 
@@ -137,7 +138,7 @@ def test_spans_go_from_the_first_to_the_last(held: list[Question]) -> None:
         _, first, last = q.operands
         names = q.answer.split(", ")
         assert (names[0], names[-1]) == (first, last)
-        assert all(beside(a, 1) == b for a, b in zip(names, names[1:], strict=False))
+        assert all(beside(a, 1) == b for a, b in pairwise(names))
 
 
 def test_stories_carry_their_names(held: list[Question]) -> None:
@@ -172,6 +173,6 @@ def test_the_chat_template_is_what_training_sees(tokenizer: Tokenizer) -> None:
         messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True
     )
     assert tokenizer.encode(text).tokens == [
-        *(BOS, "<｜User｜>", "1", "2", "+", "3", "0", "=", "<｜Assistant｜>", "4", "2", EOS),
-        *("<｜User｜>", "Hi", "<｜Assistant｜>"),
+        *(BOS, USER, "1", "2", "+", "3", "0", "=", ASSISTANT, "4", "2", EOS),
+        *(USER, "Hi", ASSISTANT),
     ]

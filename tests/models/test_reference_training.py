@@ -7,8 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 import pytest
-
-torch = pytest.importorskip("torch")  # Python versions without a PyTorch wheel still run the rest
+import torch
 
 from deepzig.models import read_config
 from deepzig.models.random_checkpoint import tensors
@@ -78,7 +77,7 @@ def test_experts_equal_autograd() -> None:
 def test_muon_makes_singular_values_even(shape: tuple[int, ...]) -> None:
     torch.manual_seed(3)
     values = torch.linalg.svdvals(orthogonal(torch.randn(shape) * 37))
-    assert 0.5 < values.min() and values.max() < 1.3
+    assert values.min() > 0.5 and values.max() < 1.3
 
 
 def test_packed_chats_are_blind_to_one_another(model: Model, encoder: Encoder) -> None:
@@ -144,7 +143,8 @@ def test_the_folder_is_small_and_complete(folder: Path) -> None:
 @pytest.mark.slow
 def test_transformers_says_the_same(model: Model, encoder: Encoder, folder: Path) -> None:
     """Relative to the largest logit: f32 rounding, since sums run in another order."""
-    transformers = pytest.importorskip("transformers")
+    import transformers  # its import takes seconds
+
     peer = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     for question in islice(training(17), 5):
         tokens = torch.tensor([encoder.chat([question])[0]])
