@@ -42,9 +42,8 @@ class Encoder:
 
     def __init__(self, tokenizer: Tokenizer) -> None:
         self.tokenizer = tokenizer
-        self.bos, self.eos, self.pad, self.user, self.assistant = (
-            tokenizer.token_to_id(token) for token in (BOS, EOS, PAD, USER, ASSISTANT)
-        )
+        ids = tokenizer.get_vocab()
+        self.bos, self.eos, self.pad, self.user, self.assistant = (ids[t] for t in (BOS, EOS, PAD, USER, ASSISTANT))
 
     def chat(self, turns: Iterable[Question]) -> tuple[list[int], list[bool]]:
         """Token ids of a chat, and which of them the model has to say."""
@@ -65,9 +64,9 @@ class Encoder:
                 packed.append([])
             packed[-1] += [(i, a, number) for i, a in zip(ids, answered, strict=True)]
         full = torch.tensor([row + [(self.pad, False, -1)] * (LENGTH - len(row)) for row in packed])
-        tokens, answered, chat = full.unbind(-1)
+        tokens, said, chat = full.unbind(-1)
         same = chat.unsqueeze(1) == chat.unsqueeze(2)
-        return Batch(tokens, chat >= 0, answered.bool(), (same & torch.ones(LENGTH, LENGTH).tril().bool()).unsqueeze(1))
+        return Batch(tokens, chat >= 0, said.bool(), (same & torch.ones(LENGTH, LENGTH).tril().bool()).unsqueeze(1))
 
     def training_batch(self, step: int, rows: int) -> Batch:
         """The batch of that step, whoever asks for it and when."""

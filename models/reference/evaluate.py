@@ -80,7 +80,7 @@ def answers(model: Model, encoder: Encoder, questions: list[Question]) -> list[t
     drafted = model.mtp.predict(hidden[:, :-1], following, mask, model.turn[: following.shape[1]])
     second = model.mtp.shared_head.head(drafted).argmax(-1)
     found = []
-    begins = (batch.tokens == encoder.bos).nonzero().tolist()
+    begins = torch.eq(batch.tokens, encoder.bos).nonzero().tolist()
     for row, begin in begins:
         length = int(batch.mask[row, 0, :, begin].sum())
         said = [i for i in range(begin, begin + length) if batch.answered[row, i]]

@@ -28,7 +28,7 @@ class Muon(torch.optim.Optimizer):
         super().__init__(weights, {"lr": lr, "momentum": momentum, "decay": decay})
 
     @torch.no_grad()
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> None:  # type: ignore[override]
         """One update with Nesterov momentum; steps are scaled to AdamW's root mean square of 0.2."""
         for group in self.param_groups:
             for weight in group["params"]:

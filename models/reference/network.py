@@ -167,6 +167,7 @@ class MoE(nn.Module):
     """
 
     load: Tensor
+    e_score_correction_bias: Tensor
     counted: Tensor | None = None
 
     def __init__(self, c: Config) -> None:
@@ -198,7 +199,7 @@ class MoE(nn.Module):
             self.load += torch.bincount(real.flatten(), minlength=len(self.load))
         weights = scores.gather(1, ids)
         weights = weights / (weights.sum(-1, keepdim=True) + 1e-20) * self.c.routed_scaling_factor
-        routed = Experts.apply(flat, self.gate_up, self.down, ids)
+        routed: Tensor = Experts.apply(flat, self.gate_up, self.down, ids)  # type: ignore[no-untyped-call]
         routed = torch.bmm(weights.unsqueeze(1), routed).squeeze(1)
         return (routed + self.shared_experts(flat)).view_as(x)
 

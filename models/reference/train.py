@@ -110,7 +110,7 @@ def train(recipe: Recipe, out: Path) -> None:
             for group in optim.param_groups:
                 group["lr"] = peak * share * min(1.0, (step + 1) / 30)
         said, drafted = losses(model, encoder.training_batch(step, recipe.rows))
-        (said + recipe.mtp * (1 if share == 1 else 1 / 3) * drafted).backward()
+        torch.autograd.backward(said + recipe.mtp * (1 if share == 1 else 1 / 3) * drafted)
         for optim in optims:
             optim.step()
             optim.zero_grad()
