@@ -39,14 +39,14 @@ view: ## make build/view, the package as type checkers see it
 		mkdir -p "$$(dirname "$$link")" && ln -s "$(CURDIR)/$$file" "$$link"; \
 	done
 
-demo: $(VENV)/compile.stamp ## make a checkpoint, compile it, generate from the artifact
-	@echo "== 1/3  A checkpoint: DeepSeek-V3 architecture, tiny, random weights"
-	$(BIN)/python -m deepzig.models.random_checkpoint build/demo/checkpoint --preset tiny
-	@echo "== 2/3  Compile it for this CPU"
-	$(BIN)/deepzig-compile build/demo/checkpoint --target llvm --dtype bf16 -o $(DEMO)
-	@echo "== 3/3  Generate from the artifact (the weights are random: expect babble)"
-	$(BIN)/deepzig run $(DEMO) "The quick brown fox" --max-tokens 32
-	@echo "== Done. Ask it yourself: $(BIN)/deepzig run $(DEMO) \"your prompt\""
+demo: $(VENV)/compile.stamp ## compile the reference model and ask it three questions
+	@echo "== 1/2  Compile models/reference, a small model of the DeepSeek-V3 architecture, for this CPU"
+	$(BIN)/deepzig-compile models/reference --target llvm --dtype bf16 --force -o $(DEMO)
+	@echo "== 2/2  Ask it three questions"
+	@for question in "What is 12 plus 30?" "Reverse the word lamp." "Which is larger, 41 or 14?"; do \
+		echo "> $$question"; echo "$$question" | $(BIN)/deepzig chat $(DEMO) || exit; \
+	done
+	@echo "== Done. Talk with it: $(BIN)/deepzig chat $(DEMO)"
 
 # `.venv/bin/pytest`, not `python -m pytest`: the latter puts the checkout on sys.path, where `import ir` works and
 # every class exists twice.

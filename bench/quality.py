@@ -3,8 +3,8 @@
     python bench/quality.py                        # models/reference compiled to f32, bf16 and f16
     python bench/quality.py artifacts/built/mine   # these artifacts instead, the first as the reference
 
-Answers are greedy and count only if they are exact. The questions are those of the reference model's corpus, so artifacts
-must be of that model, whatever they are compiled to.
+Answers are greedy and count only if they are exact. The questions are of the reference model: artifacts must be
+of that model, whatever they are compiled to.
 """
 
 from __future__ import annotations

@@ -216,7 +216,8 @@ def test_a_full_disk_leaves_nothing(model: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_in_the_middle(number: signal.Signals, tmp_path: Path) -> None:
     write_random(tmp_path / "model", "tiny")
     (tmp_path / "out").mkdir()
     command = [str(COMMAND), str(tmp_path / "model"), "-o", str(tmp_path / "out" / "artifact")]
@@ -224,7 +225,7 @@ def test_ctrl_c_in_the_middle(tmp_path: Path) -> None:
         while not os.listdir(tmp_path / "out"):
             time.sleep(0.01)
             assert process.poll() is None
-        process.send_signal(signal.SIGINT)
+        process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out, err) == (130, "", "interrupted; nothing was written\n")
     assert not os.listdir(tmp_path / "out")

@@ -169,8 +169,10 @@ def test_the_chat_template_is_what_training_sees(tokenizer: Tokenizer) -> None:
         {"role": "assistant", "content": "42"},
         {"role": "user", "content": "Hi"},
     ]
-    text = Environment().from_string(CHAT_TEMPLATE).render(
-        messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True
+    text = (
+        Environment()
+        .from_string(CHAT_TEMPLATE)
+        .render(messages=messages, bos_token=BOS, eos_token=EOS, add_generation_prompt=True)
     )
     assert tokenizer.encode(text).tokens == [
         *(BOS, USER, "1", "2", "+", "3", "0", "=", ASSISTANT, "4", "2", EOS),
