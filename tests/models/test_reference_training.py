@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from deepzig.models import read_config
-from deepzig.models.random_checkpoint import tensors
 from deepzig.models.reference.batches import LENGTH, Encoder
 from deepzig.models.reference.corpus import training
 from deepzig.models.reference.export import export
@@ -18,17 +17,8 @@ from deepzig.models.reference.muon import orthogonal
 from deepzig.models.reference.network import Config, Experts, Model
 from deepzig.models.reference.tokenizer import build
 from deepzig.models.reference.train import balance
+from deepzig.models.tensors import one_by_one, tensors
 from deepzig.tensorfile import read_header
-
-MTP = {
-    "enorm.weight": (128,),
-    "hnorm.weight": (128,),
-    "eh_proj.weight": (128, 256),
-    "embed_tokens.weight": (512, 128),
-    "shared_head.norm.weight": (128,),
-    "shared_head.head.weight": (512, 128),
-}
-"""What the MTP layer has beside a whole expert layer."""
 
 
 @pytest.fixture(scope="module")
@@ -121,10 +111,7 @@ def folder(model: Model, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_folder_holds_the_official_tensors(folder: Path) -> None:
     config = read_config(folder)
-    expected = dict(tensors(config))
-    last = config.num_hidden_layers
-    expected |= {name.replace(f"layers.{last - 1}.", f"layers.{last}."): shape for name, shape in expected.items()}
-    expected |= {f"model.layers.{last}.{name}": shape for name, shape in MTP.items()}
+    expected = dict(one_by_one(tensors(config)))
     header = read_header(folder / "model.safetensors")
     assert {name: entry.shape for name, entry in header.items()} == expected
     assert all(e.dtype == ("F32" if e.name.endswith("correction_bias") else "BF16") for e in header.values())
