@@ -61,13 +61,16 @@ def expert_loads(model: Model, encoder: Encoder) -> list[Tensor]:
     """How often held-out chats choose each expert, in parts of the mean: [E] by expert layer, the MTP layer's last."""
     reset(model)
     answers(model, encoder, heldout())
-    return [moe.load / moe.load.mean() for moe in model.moes()]
+    loads = [moe.load / moe.load.mean() for moe in model.moes()]
+    reset(model)
+    return loads
 
 
 def reset(model: Model) -> None:
-    """Forget the loads counted so far."""
+    """Forget the loads counted so far, and which tokens count."""
     for moe in model.moes():
         moe.load.zero_()
+        moe.counted = None
 
 
 def answers(model: Model, encoder: Encoder, questions: list[Question]) -> list[tuple[bool, int, int]]:

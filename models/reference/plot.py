@@ -44,7 +44,7 @@ def main() -> None:
     for key, style in (("exact", "o-"), ("arithmetic", "s--")):
         right.plot(*entries(arguments.run / "log.jsonl", key), f"C1{style}", markersize=3, label=f"{key} (held out)")
     right.set(ylabel="exact answers", ylim=(0, 1.02))
-    figure.legend(loc="center", fontsize=7)
+    figure.legend(loc="upper center", ncol=2, fontsize=7, bbox_to_anchor=(0.5, 1.04))
     figure.savefig(arguments.folder / "curve.png", dpi=80, bbox_inches="tight")
 
     model = load(arguments.run / "checkpoint.pt")

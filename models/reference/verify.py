@@ -14,7 +14,7 @@ import torch
 import transformers
 
 from .batches import Encoder
-from .corpus import TASKS, heldout
+from .corpus import heldout
 from .evaluate import evaluate
 from .export import load
 from .network import Model
@@ -61,13 +61,12 @@ def main() -> None:
     model, encoder = load(arguments.checkpoint), Encoder(build())
     peer = transformers.AutoModelForCausalLM.from_pretrained(arguments.folder, dtype=torch.float32)
     tokenizer = transformers.AutoTokenizer.from_pretrained(arguments.folder)
-    scores = evaluate(model, encoder)
+    print(json.dumps(evaluate(model, encoder)))
+    print(json.dumps({"worst_difference": worst_difference(model, peer, encoder, 5)}))
     same = evaluate(model, encoder, arguments.each)
     right, count, wrong = greedy_answers(peer, tokenizer, arguments.each)
-    print(json.dumps({"worst_difference": worst_difference(model, peer, encoder, 5)}))
     print(json.dumps({"greedy": right, "of": count, "share": round(right / count, 4), "module": same["exact"]}))
-    print(json.dumps(scores, indent=1))
-    print("\n".join(wrong), f"\n{len(TASKS)} tasks")
+    print("\n".join(wrong))
 
 
 if __name__ == "__main__":

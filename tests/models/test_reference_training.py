@@ -12,6 +12,7 @@ import torch
 from deepzig.models import read_config
 from deepzig.models.reference.batches import LENGTH, Encoder
 from deepzig.models.reference.corpus import training
+from deepzig.models.reference.evaluate import evaluate, expert_loads
 from deepzig.models.reference.export import export
 from deepzig.models.reference.muon import orthogonal
 from deepzig.models.reference.network import Config, Experts, Model
@@ -90,6 +91,16 @@ def test_packing_keeps_chats_whole(encoder: Encoder) -> None:
     assert (batch.tokens[ends] == encoder.eos).all()
     assert (batch.answered & (batch.tokens == encoder.eos)).sum() == (batch.tokens == encoder.eos).sum()
     assert torch.equal(batch.tokens, encoder.training_batch(13, rows=9).tokens)
+
+
+def test_evaluation_leaves_no_mark(model: Model, encoder: Encoder) -> None:
+    """Tokens of other shapes go through afterwards, and no load is left for `balance`."""
+    scores = evaluate(model, encoder, count=3)
+    assert scores["exact"] == 0 and len(scores["load"]) == 4
+    assert all(moe.load.sum() == 0 for moe in model.moes())
+    expert_loads(model, encoder)
+    tokens = torch.arange(11)[None]
+    assert model(tokens, torch.ones(11, 11).tril().bool()[None, None]).shape == (1, 11, 128)
 
 
 def test_balance_lifts_idle_experts() -> None:
