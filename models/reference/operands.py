@@ -161,7 +161,7 @@ def get_answer(operands: Operands) -> str:
 
 def set_answer(operands: Operands) -> str:
     """The changed record."""
-    changed = dict(zip(("name", "age", "city"), operands[:3], strict=True))
+    changed: dict[str, str | int] = dict(zip(("name", "age", "city"), operands[:3], strict=True))
     changed[str(operands[3])] = operands[4]
     return json.dumps(changed)
 
