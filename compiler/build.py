@@ -23,8 +23,7 @@ def build(module: tvm.IRModule, target: Target, out: Path) -> None:
     if not any(map(shutil.which, ("g++", "clang++", "c++"))):
         raise DeepZigError("there is no linker", "PATH", "install a C++ compiler, such as g++")
     try:
-        executable = tvm.compile(module, target=target.tvm_target())
-        executable.export_library(str(out))
+        target.compile(module).export_library(str(out))
     except (RuntimeError, ValueError, TypeError) as error:
         line = (str(error).strip().splitlines() or ["no message"])[-1]
         raise DeepZigError(f"TVM could not build the model: {line}", "lowering", "rerun with --traceback") from error

@@ -63,8 +63,8 @@ class Target(Protocol):
         """What the artifact records, and its reader checks, of the target."""
         ...
 
-    def tvm_target(self) -> Any:
-        """The TVM target."""
+    def compile(self, module: Any) -> Any:
+        """Compile a TVM module: an executable that can be exported as a library."""
 
     def state_type(self, state: TensorType) -> TensorType:
         """The physical type of a cache."""

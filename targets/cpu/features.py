@@ -73,6 +73,12 @@ class CpuTarget:
         attributes = [f"+{feature}" for feature in sorted(self.features)]
         return Target({"kind": "llvm", "mtriple": self.triple, "mattr": attributes})
 
+    def compile(self, module: Any) -> Any:
+        """Compile a TVM module."""
+        from .pipeline import compile_module
+
+        return compile_module(module, self.tvm_target())
+
     def state_type(self, state: TensorType) -> TensorType:
         """A cache row is padded to whole vectors."""
         *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)

@@ -8,7 +8,7 @@ For each page, in order of position:
     V  = C_latent W_UV^T                                  [positions, v]
     for tiles of rows:  S = scale * Q K^T, masked by position; weights and running sums; out = out * decay + weights V
 
-Each is a product with packed columns: those of C and K are positions, those of V its own. Rows are told apart only by
+S, K, V and the outputs are products with packed columns: those of C and K are positions. Rows are told apart only by
 their own sums, so a row's bits don't depend on the others.
 """
 
@@ -70,6 +70,7 @@ def mla_prefill(
 
         def attention(head: Expr, sequence: Expr, first: Expr, rows: Expr) -> None:
             """Emit the task of a head and of a sequence's rows."""
+            # Sizes are n, not rows: TVM moves allocations to where the number of rows is not known yet.
             query, sums, softmax = workspace(n, depth), workspace(n, padded(v)), Softmax.of(n)
             up, latents = workspace(nope, padded(kv_lora)), workspace(width // LANES, cw, LANES)
             keys, values = workspace(width // LANES, depth, LANES), workspace(blocks(v), width, LANES)

@@ -71,7 +71,7 @@ def run(module: Module, c: ModelConfig, seed: int, route: bool, limit: int | Non
     fused = run_pipeline(module, limit=limit)
     plans = plans_of(fused)
     target, _ = find_target("llvm", detect())
-    vm = relax.VirtualMachine(tvm.compile(lower(plans), target=target.tvm_target()), tvm.cpu())
+    vm = relax.VirtualMachine(target.compile(lower(plans)), tvm.cpu())
     source = WeightSource(fused, Stored(values))  # type: ignore[arg-type]
 
     def stored(weight: Packed) -> Any:

@@ -10,6 +10,8 @@ import numpy.typing as npt
 import pytest
 import tvm
 
+from deepzig.targets.cpu.pipeline import PIPELINE
+
 Array = npt.NDArray[Any]
 Run = Callable[..., None]
 X86 = {"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu"}
@@ -26,7 +28,9 @@ def aligned(array: Array) -> Array:
 
 def compile_kernel(kernel: Any, mcpu: str = "x86-64-v3") -> tuple[Any, str]:
     name = str(kernel.attrs["global_symbol"])
-    return tvm.compile(tvm.IRModule({name: kernel}), target=tvm.target.Target({**X86, "mcpu": mcpu})), name
+    target = tvm.target.Target({**X86, "mcpu": mcpu})
+    # unlike a model's kernels, this one checks its arguments
+    return tvm.compile(tvm.IRModule({name: kernel}), target=target, tir_pipeline=PIPELINE), name
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ import tvm
 from deepzig.ir.sampling import philox4x32, sample_tokens, weights
 from deepzig.targets.cpu.sample import sample
 
-TARGET = tvm.target.Target({"kind": "llvm", "mtriple": "x86_64-unknown-linux-gnu", "mcpu": "x86-64-v3"})
+from .conftest import compile_kernel
 
 
 def aligned(array: Any) -> Any:
@@ -26,9 +26,9 @@ def aligned(array: Any) -> Any:
 
 def run(vocab: int, *options: Any) -> Any:
     """The kernel's tokens for (logits, temperature, top_k, top_p, min_p, seed, position)."""
-    executable = tvm.compile(tvm.IRModule({"kernel": sample(vocab)}), target=TARGET)
+    executable, name = compile_kernel(sample(vocab))
     tokens = aligned(np.full(len(options[0]), -1, np.int32))
-    executable[f"sample_{vocab}"](*map(aligned, options), tokens)
+    executable[name](*map(aligned, options), tokens)
     return tokens.numpy()
 
 
