@@ -80,18 +80,21 @@ def compiled(folder: Path) -> list[Path]:
     return made
 
 
+def _percent(share: float) -> str:
+    return f"{100 * share:.1f} %"
+
+
 def table(scores: Sequence[Score], questions: Sequence[Question]) -> list[list[str]]:
     """Rows of the report, the first with the names."""
-    percent = lambda share: f"{100 * share:.1f} %"  # noqa: E731
     rows = [["", *(s.name for s in scores)]]
-    rows += [[task, *(percent(s.exact(questions, task)) for s in scores)] for task in TASKS]
-    rows.append(["arithmetic", *(percent(s.exact(questions, *ARITHMETIC)) for s in scores)])
-    rows.append(["all tasks", *(percent(s.exact(questions)) for s in scores)])
+    rows += [[task, *(_percent(s.exact(questions, task)) for s in scores)] for task in TASKS]
+    rows.append(["arithmetic", *(_percent(s.exact(questions, *ARITHMETIC)) for s in scores)])
+    rows.append(["all tasks", *(_percent(s.exact(questions)) for s in scores)])
     first = scores[0].answers
     same = [sum(a == b for a, b in zip(s.answers, first, strict=True)) / len(first) for s in scores]
-    rows.append([f"as {scores[0].name}", *map(percent, same)])
+    rows.append([f"as {scores[0].name}", *map(_percent, same)])
     rows.append(["perplexity of answers", *(f"{np.exp(s.surprise):.4f}" for s in scores)])
-    rows.append(["guesses accepted", *(percent(s.accepted) for s in scores)])
+    rows.append(["guesses accepted", *(_percent(s.accepted) for s in scores)])
     return rows
 
 
