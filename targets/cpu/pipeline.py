@@ -1,6 +1,6 @@
 """How TVM lowers the CPU kernels.
 
-Its own pipeline has 45 passes, most of them for GPUs and for schedules. What these kernels need are ten: LLVM does the
+Its own pipeline has 47 passes, most of them for GPUs and for schedules. What these kernels need are ten: LLVM does the
 rest, and the machine code is as fast in half of the time.
 """
 
