@@ -52,7 +52,7 @@ demo: $(VENV)/compile.stamp ## compile the reference model and ask it three ques
 # every class exists twice.
 test: setup ## run the fast tests (under 5 minutes)
 	@echo "== Fast tests; the slow ones are \`make test-slow\`"
-	$(BIN)/pytest --numprocesses auto --dist loadscope
+	$(BIN)/pytest --numprocesses auto --dist worksteal
 
 test-slow: setup ## run the slow tests: packaging, README, large shapes
 	@echo "== Slow tests"
