@@ -47,9 +47,10 @@ def base(dist: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, in
 
 
 def sources() -> set[str]:
-    """Every source of the package by its path in the wheel."""
+    """Every source of the packages by its path in the wheel."""
     rooms = [p.parent for p in ROOT.glob("*/__init__.py")]
-    paths = [p.relative_to(ROOT) for room in rooms for p in room.rglob("*.py") if "built" not in p.parts]
+    packages = [p.parent for room in rooms for p in room.rglob("__init__.py")]
+    paths = [p.relative_to(ROOT) for package in packages for p in package.glob("*.py")]
     return {str(p) if p.parts[0] == "deepzig" else f"deepzig/{p}" for p in paths}
 
 

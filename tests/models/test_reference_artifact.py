@@ -104,7 +104,7 @@ def test_speculation_changes_no_token(artifact: Artifact) -> None:
 
 @pytest.mark.slow
 def test_speculation_changes_no_token_of_500_answers(artifact: Artifact) -> None:
-    questions = heldout(None, 30)
+    questions = heldout(None, 36)
     assert len(questions) >= 500
     for question in questions:
         plain, ahead = (artifact.generate(asked(question.question), max_tokens=96, speculate=k) for k in (0, 2))

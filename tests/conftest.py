@@ -1,0 +1,11 @@
+"""Settings of every test."""
+
+from __future__ import annotations
+
+import os
+
+if "PYTEST_XDIST_WORKER" in os.environ:
+    # Workers share the processors, and threads of PyTorch that wait for each other spin: one second becomes ten.
+    # TVM has a variable of its own, so that tests of two threads have two.
+    os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
