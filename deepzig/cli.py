@@ -11,10 +11,10 @@ from . import __version__
 from .errors import DeepZigError
 
 COMMANDS = {
-    "run": ("deepzig.runtime.cli", "run", "runtime"),
-    "chat": ("deepzig.runtime.cli", "chat", "runtime"),
+    "run": ("deepzig.runtime.cli", "run", "deepzig"),
+    "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
 }
-"""Command -> module, function in it, and the extra that it needs."""
+"""Command -> module, function in it, and what pip has to install for it."""
 
 EXAMPLES = """
 \b
@@ -36,16 +36,16 @@ class Lazy(click.Group):
         """Import a command.
 
         Raises:
-            DeepZigError: the extra that it needs is not installed.
+            DeepZigError: what it needs is not installed.
         """
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, extra = COMMANDS[cmd_name]
+        module, attribute, requirement = COMMANDS[cmd_name]
         try:
             command: click.Command = getattr(import_module(module), attribute)
         except ImportError as error:
             raise DeepZigError(
-                f"{error.name or cmd_name} is not installed", f"deepzig {cmd_name}", f"pip install 'deepzig[{extra}]'"
+                f"{error.name or cmd_name} is not installed", f"deepzig {cmd_name}", f"pip install '{requirement}'"
             ) from error
         return command
 

@@ -54,16 +54,17 @@ def test_a_missing_argument(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("module", "extra", "missing"), [("numpy", "runtime", "numpy"), ("deepzig.nowhere", "server", "deepzig.nowhere")]
+    ("module", "needs", "missing"),
+    [("numpy", "deepzig", "numpy"), ("deepzig.nowhere", "deepzig[server]", "deepzig.nowhere")],
 )
-def test_an_extra_that_is_not_installed(
-    module: str, extra: str, missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+def test_what_is_not_installed(
+    module: str, needs: str, missing: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(cli.COMMANDS, "fly", (module, "fly", extra))
+    monkeypatch.setitem(cli.COMMANDS, "fly", (module, "fly", needs))
     monkeypatch.setitem(sys.modules, "numpy", None)  # type: ignore[arg-type]
     code, _, err = run(capsys, "fly")
     assert code == 2
-    told = f"{missing} is not installed\n  at: deepzig fly\n  fix: pip install 'deepzig[{extra}]'"
+    told = f"{missing} is not installed\n  at: deepzig fly\n  fix: pip install '{needs}'"
     assert err == f"error: {told}\n"
 
 

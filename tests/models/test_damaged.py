@@ -40,15 +40,6 @@ def test_undamaged(tmp_path: Path) -> None:
     fuse(write(tmp_path, WEIGHTS, shards=3), Options())
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root may read every file")
-@pytest.mark.parametrize("name", [SINGLE, "config.json"])
-def test_files_that_may_not_be_read(name: str, tmp_path: Path) -> None:
-    folder = write(tmp_path, WEIGHTS)
-    (folder / name).chmod(0)
-    with pytest.raises(DeepZigError, match="the file can't be read: Permission denied"):
-        fuse(folder, Options())
-
-
 @pytest.mark.parametrize("name", [SINGLE, "config.json"])
 def test_files_that_the_system_refuses(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = write(tmp_path, WEIGHTS)
