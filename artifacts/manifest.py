@@ -9,7 +9,7 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
-FORMAT = 1
+FORMAT = 2
 ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4}
 """Bytes of an element, by the names of the IR."""
 
@@ -39,6 +39,53 @@ class EntryPoint:
 
 
 @dataclass(frozen=True)
+class Call:
+    """A kernel call of an entry point.
+
+    Attributes:
+        kernel: its symbol in the code.
+        op: what it computes, or is a part of.
+        layer: the layer of the model, if it is in one.
+        where: the line of the model definition.
+        values: of each of its outputs the name in the fused graph; empty where it has none there.
+    """
+
+    kernel: str
+    op: str
+    layer: int | None
+    where: str
+    values: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Build:
+    """The code for one kind of machine.
+
+    Attributes:
+        name: what it is called on the command line.
+        platform: architecture and system, such as x86_64-linux.
+        triple: LLVM's name of them.
+        features: the instruction sets that a machine must have, as LLVM spells them.
+        code: the part that is the code.
+        runtime: the part that is TVM's runtime library.
+        calls: entry point -> its kernel calls, in order.
+    """
+
+    name: str
+    platform: str
+    triple: str
+    features: frozenset[str]
+    code: str
+    runtime: str
+    calls: Mapping[str, tuple[Call, ...]]
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of manifest.json."""
+        calls = {entry: [{**vars(c), "values": list(c.values)} for c in calls] for entry, calls in self.calls.items()}
+        return {**vars(self), "features": sorted(self.features), "calls": calls}
+
+
+@dataclass(frozen=True)
 class Bounds:
     """Sizes fixed at compile time, in tokens or rows; see FORMAT.md."""
 
@@ -64,34 +111,23 @@ class Manifest:
 
     created_by: str
     model: Mapping[str, Any]
-    target: Mapping[str, Any]
     abi: Mapping[str, Any]
-    code: str
+    builds: tuple[Build, ...]
     entry_points: Mapping[str, EntryPoint]
     bounds: Bounds
     cache: tuple[TensorSpec, ...]
     weights: tuple[TensorSpec, ...]
     memory: Mapping[str, int]
     passes: tuple[str, ...]
-    kernels: Mapping[str, Any]
     files: Mapping[str, FileEntry]
-
-    @property
-    def features(self) -> frozenset[str]:
-        """The CPU features that the code needs."""
-        return frozenset(self.target["features"])
-
-    @property
-    def runtime(self) -> str:
-        """The part that is TVM's runtime library."""
-        return str(self.abi["runtime"])
 
     def to_json(self) -> str:
         """The text of manifest.json."""
         spec = lambda t: {"name": t.name, "dtype": t.dtype, "shape": list(t.shape)}  # noqa: E731
         data = {
             "format": FORMAT,
-            **{k: getattr(self, k) for k in ("created_by", "model", "target", "abi", "code", "memory", "kernels")},
+            **{k: getattr(self, k) for k in ("created_by", "model", "abi", "memory")},
+            "builds": [build.to_json() for build in self.builds],
             "entry_points": {
                 name: {
                     "inputs": list(map(spec, e.inputs)),
@@ -143,9 +179,8 @@ class Manifest:
         manifest = cls(
             created_by=r.text(top.get("created_by"), "created_by"),
             model=r.object(top.get("model"), "model"),
-            target=r.object(top.get("target"), "target"),
             abi=r.object(top.get("abi"), "abi"),
-            code=r.text(top.get("code"), "code"),
+            builds=tuple(r.build(b, f"builds[{i}]") for i, b in enumerate(r.list(top.get("builds"), "builds"))),
             entry_points={
                 name: r.entry_point(e, f"entry_points.{name}")
                 for name, e in r.object(top.get("entry_points"), "entry_points").items()
@@ -155,11 +190,9 @@ class Manifest:
             weights=r.specs(top.get("weights"), "weights"),
             memory={k: r.count(v, f"memory.{k}") for k, v in r.object(top.get("memory"), "memory").items()},
             passes=r.texts(top.get("passes"), "passes"),
-            kernels=r.object(top.get("kernels"), "kernels"),
             files={k: r.file(v, f"files.{k}") for k, v in r.object(top.get("files"), "files").items()},
         )
-        r.texts(manifest.target.get("features"), "target.features")
-        for key in ("tvm_ffi", "tvm", "runtime"):
+        for key in ("tvm_ffi", "tvm"):
             r.text(manifest.abi.get(key), f"abi.{key}")
         for key in ("vocab_size", "num_hidden_layers"):
             r.count(manifest.model.get(key), f"model.{key}", least=1)
@@ -182,6 +215,8 @@ def _check_references(manifest: Manifest, r: _Reader) -> None:
     for tensor in manifest.weights:
         if not all(isinstance(d, int) for d in tensor.shape):
             raise r.fail(f"weights {tensor.name} shape", "is not fixed")
+    if not manifest.builds:
+        raise r.fail("builds", "are none")
     bounds = manifest.bounds
     if bounds.rows < max(bounds.chunk, bounds.decode_rows):
         raise r.fail("bounds.rows", "is less than a chunk")
@@ -240,6 +275,25 @@ class _Reader:
             self.texts(data.get("weights"), f"{field}.weights"),
             self.specs(data.get("outputs"), f"{field}.outputs"),
         )
+
+    def build(self, value: Any, field: str) -> Build:
+        data = self.object(value, field)
+        name, platform, triple, code, runtime = (
+            self.text(data.get(key), f"{field}.{key}") for key in ("name", "platform", "triple", "code", "runtime")
+        )
+        calls = {
+            entry: tuple(self.call(c, f"{field}.calls.{entry}") for c in self.list(listed, f"{field}.calls.{entry}"))
+            for entry, listed in self.object(data.get("calls"), f"{field}.calls").items()
+        }
+        features = frozenset(self.texts(data.get("features"), f"{field}.features"))
+        return Build(name, platform, triple, features, code, runtime, calls)
+
+    def call(self, value: Any, field: str) -> Call:
+        data = self.object(value, field)
+        kernel, op, where = (self.text(data.get(key), f"{field} {key}") for key in ("kernel", "op", "where"))
+        layer = data.get("layer")
+        number = None if layer is None else self.count(layer, f"{field} layer")
+        return Call(kernel, op, number, where, self.texts(data.get("values"), f"{field} values"))
 
     def file(self, value: Any, field: str) -> FileEntry:
         data = self.object(value, field)

@@ -16,8 +16,9 @@ import numpy.typing as npt
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import TensorEntry, read_header
 
-from .cpu_features import detect
-from .manifest import Manifest
+from .cpu_features import this_machine
+from .machines import Machine, fitting
+from .manifest import Build, Manifest
 from .writer import ALIGNMENT, COPY_BYTES, MANIFEST, STORED
 
 COPY_AGAIN = "copy or compile the artifact again"
@@ -27,10 +28,11 @@ MAX_MANIFEST = 64 << 20
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked artifact."""
+    """A checked artifact; `build` is its code for this machine."""
 
     path: Path
     manifest: Manifest
+    build: Build
 
     @property
     def weight_files(self) -> list[str]:
@@ -38,41 +40,63 @@ class Artifact:
         return sorted(name for name in self.manifest.files if name.endswith(".safetensors"))
 
 
-def open_artifact(path: Path, full: bool = False, features: frozenset[str] | None = None) -> Artifact:
-    """Check the artifact in the folder `path`.
+def open_artifact(path: Path, full: bool = False, machine: Machine | None = None) -> Artifact:
+    """Check the artifact in the folder `path`, and choose its code for this machine.
 
     Args:
         path: the folder.
         full: hash the weights too.
-        features: the machine's CPU features, if not to be detected.
+        machine: what to choose for, if not the machine of this process.
 
     Raises:
         DeepZigError: no artifact, another format, ABI or CPU, or a part that is missing, changed or outside the folder.
     """
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     _check_abi(manifest, path)
-    missing = sorted(manifest.features - (detect() if features is None else features))
-    if missing:
-        raise DeepZigError(
-            f"this CPU lacks {', '.join(missing)}, which the artifact was compiled for",
-            str(path),
-            "compile it on this machine with --target llvm",
-        )
+    build = choose_build(manifest, machine or this_machine(), path)
     for name, entry in manifest.files.items():
         part = _inside(path, name)
         if part.stat().st_size != entry.size:
             raise DeepZigError(f"the file has {part.stat().st_size} bytes, not {entry.size}", str(part), COPY_AGAIN)
         if (full or not name.endswith(".safetensors")) and _sha256(part) != entry.sha256:
             raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", str(part), COPY_AGAIN)
-    for name in (manifest.code, manifest.runtime):
+    for name in (part for b in manifest.builds for part in (b.code, b.runtime)):
         if name not in manifest.files:
             raise DeepZigError(f"the manifest does not list {name}", str(path / MANIFEST), COPY_AGAIN)
-    artifact = Artifact(path, manifest)
+    artifact = Artifact(path, manifest, build)
     _check_weights(artifact)
     return artifact
 
 
-def _read_manifest(path: Path) -> Manifest:
+def choose_build(manifest: Manifest, machine: Machine, path: Path) -> Build:
+    """The code that makes the most of the machine.
+
+    Raises:
+        DeepZigError: there is none for its platform, or it lacks a feature that all need.
+    """
+    kind = fitting(machine) or "native"
+    mend = f"deepzig-compile {manifest.model.get('name', 'MODEL')} --target llvm:cpu={kind} -o DIR"
+    same = [b for b in manifest.builds if b.platform == machine.platform]
+    if not same:
+        have = ", ".join(dict.fromkeys(b.platform for b in manifest.builds))
+        raise DeepZigError(f"the artifact is for {have}, this machine is {machine.platform}", str(path), mend)
+    runnable = [b for b in same if b.features <= machine.features]
+    if not runnable:
+        nearest = min(same, key=lambda b: len(b.features - machine.features))
+        raise DeepZigError(
+            f"this CPU lacks {', '.join(sorted(nearest.features - machine.features))}, which the artifact needs",
+            str(path),
+            mend,
+        )
+    return max(runnable, key=lambda b: len(b.features))
+
+
+def read_manifest(path: Path) -> Manifest:
+    """The manifest of the artifact in the folder `path`; nothing else of it is looked at.
+
+    Raises:
+        DeepZigError: there is none, or one that can't be believed.
+    """
     file = path / MANIFEST
     try:
         if file.stat().st_size > MAX_MANIFEST:

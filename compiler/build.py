@@ -11,6 +11,7 @@ import tvm
 from deepzig.errors import DeepZigError
 from deepzig.targets.base import Target
 
+CODE_SUFFIX = "so"
 RUNTIME_LIBRARY = "libtvm_runtime.so"
 
 

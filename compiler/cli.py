@@ -12,8 +12,9 @@ from pathlib import Path
 import click
 
 from deepzig import __version__
+from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
-from deepzig.targets.registry import CHOICES, DEFAULT
+from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .trace import Bounds
 
@@ -21,7 +22,7 @@ EXAMPLES = """
 \b
 Examples:
   deepzig-compile ./DeepSeek-V3-small -o artifacts/built/small
-  deepzig-compile ./model --dtype f32 --target llvm:cpu=x86-64-v3 -o out
+  deepzig-compile ./model --dtype f32 --target llvm:cpu=x86-64-v3+x86-64-v4 -o out
   deepzig-compile deepseek-ai/DeepSeek-V3 -o artifacts/built/v3    (after `hf download deepseek-ai/DeepSeek-V3`)
   deepzig-compile ./model.gguf -o artifacts/built/gguf
   deepzig-compile ./model --stop-after fuse_mla
@@ -31,7 +32,11 @@ Examples:
 @click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG", "show_default": True})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
-@click.option("--target", default=DEFAULT, help=f"One of {', '.join(CHOICES)}.")
+@click.option(
+    "--target",
+    default=DEFAULT,
+    help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact.",
+)
 @click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."

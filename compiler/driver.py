@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
-from deepzig.artifacts.cpu_features import detect
-from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Manifest
+from deepzig.artifacts.cpu_features import this_machine
+from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Build, Call, Manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
@@ -19,7 +19,8 @@ from deepzig.models.config import ModelConfig
 from deepzig.models.mtp import draft_parameters, shared_with_model
 from deepzig.models.source import Source, open_source
 from deepzig.models.tensors import mtp_tensors
-from deepzig.targets.registry import DEFAULT, find_target
+from deepzig.targets.base import Target
+from deepzig.targets.registry import DEFAULT, find_targets
 
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
@@ -28,7 +29,6 @@ from .trace import Bounds, trace
 from .weights import Packed, WeightSource
 
 DTYPES = ("f32", "bf16", "f16")
-CODE = "model.so"
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
@@ -113,23 +113,27 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .build import RUNTIME_LIBRARY, build, runtime_library, versions
+    from .build import CODE_SUFFIX, RUNTIME_LIBRARY, build, runtime_library, versions
     from .lower import lower
 
     start = time.perf_counter()
     progress("fuse", 0, 1)
     source, module = fuse(path, options)
-    target, table = find_target(options.target, detect())
-    plans = [plan_graph(graph, module, target, table) for graph in module.graphs]
-    states = [Tensor(s.name, target.state_type(s.type)) for s in module.states]
+    targets, table = find_targets(options.target, this_machine())
+    plans_of = {target: [plan_graph(graph, module, target, table) for graph in module.graphs] for target in targets}
+    plans, states = _shared(plans_of, module)
     progress("fuse", 1, 1)
     with ArtifactWriter(out, force=options.force) as writer, tempfile.TemporaryDirectory() as scratch:
-        progress("kernels", 0, 1)
-        code = Path(scratch) / CODE
-        build(lower(plans), target, code)
-        progress("kernels", 1, 1)
-        writer.add_file(CODE, code)
-        writer.add_file(f"lib/{RUNTIME_LIBRARY}", runtime_library())
+        builds = []
+        for number, target in enumerate(targets):
+            progress("kernels", number, len(targets))
+            code, runtime = f"code/{target.name}.{CODE_SUFFIX}", f"lib/{target.platform}/{RUNTIME_LIBRARY}"
+            file = Path(scratch) / f"{number}.{CODE_SUFFIX}"
+            build(lower(plans_of[target]), target, file)
+            writer.add_file(code, file)
+            writer.add_file(runtime, runtime_library())
+            builds.append(_build(target, code, runtime, plans_of[target]))
+        progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
         size = _write_weights(writer, plans, WeightSource(module, source.checkpoint), progress)
@@ -137,21 +141,47 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": {"name": source.name, "dtype": options.dtype, **source.config.summary()},
-            "target": target.manifest(),
-            "abi": {**versions(), "runtime": f"lib/{RUNTIME_LIBRARY}", "symbols": ["vm_load_executable"]},
-            "code": CODE,
+            "abi": {**versions(), "symbols": ["vm_load_executable"]},
+            "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, source.config),
             "cache": [_tensor(t) for t in states],
             "weights": [_tensor(w) for w in _weights(plans)],
             "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(states)},
             "passes": pass_names(),
-            "kernels": _kernels(plans),
             "files": {},
         }
         writer.finish(Manifest.from_json(manifest, str(out)))
-    kernels = len({launch.kernel_name for plan in plans for launch in plan.launches})
+    kernels = len({(b.name, call.kernel) for b in builds for calls in b.calls.values() for call in calls})
     return Report(out, time.perf_counter() - start, kernels, size)
+
+
+def _shared(plans_of: Mapping[Target, Sequence[Plan]], module: Module) -> tuple[Sequence[Plan], Sequence[Tensor]]:
+    """The plans of the first target, and its states, when all targets agree on weights and states.
+
+    Raises:
+        DeepZigError: they do not.
+    """
+    first, *others = plans_of
+    wanted = ([list(p.weights) for p in plans_of[first]], [first.state_type(s.type) for s in module.states])
+    for other in others:
+        if wanted != ([list(p.weights) for p in plans_of[other]], [other.state_type(s.type) for s in module.states]):
+            raise DeepZigError(
+                f"{first.name} and {other.name} lay out weights or caches differently", "--target",
+                "make an artifact for each",
+            )  # fmt: skip
+    return plans_of[first], [Tensor(s.name, first.state_type(s.type)) for s in module.states]
+
+
+def _build(target: Target, code: str, runtime: str, plans: Sequence[Plan]) -> Build:
+    calls = {
+        plan.name: tuple(
+            Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs))
+            for c in plan.launches
+        )
+        for plan in plans
+    }
+    return Build(target.name, target.platform, target.triple, target.features, code, runtime, calls)
 
 
 def _write_weights(
@@ -201,10 +231,6 @@ def _entry_point(plan: Plan) -> dict[str, Any]:
         "weights": [w.name for w in plan.weights],
         "outputs": [{**_tensor(t), "name": n} for n, t in zip(names, plan.outputs, strict=False)],
     }
-
-
-def _kernels(plans: Sequence[Plan]) -> dict[str, str]:
-    return {launch.kernel_name: launch.where.split(" ")[0] for plan in plans for launch in plan.launches}
 
 
 def _bounds(bounds: Bounds, config: ModelConfig) -> dict[str, int]:

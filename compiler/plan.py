@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from deepzig.errors import DeepZigError
-from deepzig.ir import Graph, Module, TensorType, Value
+from deepzig.ir import Graph, Module, Node, TensorType, Value
 from deepzig.targets.base import Layout, Table, Target, choose
 
 from .weights import Packed
@@ -29,6 +29,8 @@ class Launch:
     args: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     in_place: bool
+    op: str
+    layer: int | None
     where: str
 
     @property
@@ -48,6 +50,8 @@ class Plan:
     weights: dict[Packed, Tensor] = field(default_factory=dict)
     launches: list[Launch] = field(default_factory=list)
     outputs: tuple[Tensor, ...] = ()
+    names: dict[Tensor, str] = field(default_factory=dict)
+    """Names in the graph, of the tensors that are values there."""
 
 
 @dataclass
@@ -56,7 +60,7 @@ class _Recorder:
 
     plan: Plan
     values: dict[Value, Tensor]
-    where: str = ""
+    node: Node
 
     def value(self, value: Value) -> Tensor:
         return self.values[value]
@@ -67,13 +71,19 @@ class _Recorder:
 
     def call(self, kernel: Any, args: Sequence[Tensor], *outputs: TensorType) -> Tensor | tuple[Tensor, ...]:
         results = tuple(Tensor(f"t{len(self.plan.launches)}.{i}", t) for i, t in enumerate(outputs))
-        self.plan.launches.append(Launch(kernel, tuple(args), results, False, self.where))
+        self._launch(kernel, args, results, in_place=False)
         return results[0] if len(results) == 1 else results
 
     def update(self, kernel: Any, args: Sequence[Tensor]) -> Tensor:
         result = Tensor(f"t{len(self.plan.launches)}.0", args[-1].type)
-        self.plan.launches.append(Launch(kernel, tuple(args), (result,), True, self.where))
+        self._launch(kernel, args, (result,), in_place=True)
         return result
+
+    def _launch(self, kernel: Any, args: Sequence[Tensor], results: tuple[Tensor, ...], in_place: bool) -> None:
+        node = self.node
+        self.plan.launches.append(
+            Launch(kernel, tuple(args), results, in_place, node.op.name, node.layer, node.where)
+        )
 
 
 def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Plan:
@@ -86,15 +96,15 @@ def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Pl
     values = {v: Tensor(v.name, v.type) for v in graph.inputs}
     values |= {v: Tensor(v.name, target.state_type(v.type)) for v in states}
     plan = Plan(graph.name, graph, tuple(values[v] for v in graph.inputs), tuple(values[v] for v in states))
-    recorder = _Recorder(plan, values)
     for node in graph.nodes:
-        recorder.where = f"{node.op.name} at {node.where}"
         lower = choose(table, node.op.name, target.features)
         if lower is None:
             raise DeepZigError(
                 f"the target {target.name} has no kernel for {node.op.name}", node.where, "choose another --target"
             )
-        results = lower(recorder, node, target)
-        values.update(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+        results = lower(_Recorder(plan, values, node), node, target)
+        made = dict(zip(node.outputs, results if isinstance(results, tuple) else (results,), strict=True))
+        values.update(made)
+        plan.names.update({tensor: value.name for value, tensor in made.items()})
     plan.outputs = tuple(values[v] for v in graph.outputs[: len(graph.outputs) - len(states)])
     return plan

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
@@ -17,11 +18,21 @@ from .records import Attr, Dim, Graph, Kind, Module, Node, TensorType, Value
 class Builder:
     """Nodes in the making. Every op is a method: `b.linear(x, w)`; ops with several outputs return a tuple."""
 
-    def __init__(self, prefix: str = "", where: str | None = None) -> None:
+    def __init__(self, prefix: str = "", where: str | None = None, layer: int | None = None) -> None:
         self.nodes: list[Node] = []
         self.inputs: list[Value] = []
         self._prefix = prefix
         self._where = where
+        self._layer = layer
+
+    @contextmanager
+    def in_layer(self, number: int) -> Iterator[None]:
+        """Nodes made within belong to this layer of the model."""
+        outer, self._layer = self._layer, number
+        try:
+            yield
+        finally:
+            self._layer = outer
 
     def input(self, name: str, dtype: str, shape: tuple[Dim, ...]) -> Value:
         """A new graph input."""
@@ -53,7 +64,7 @@ class Builder:
             f"{self._prefix}{serial}" if len(types) == 1 else f"{self._prefix}{serial}.{i}" for i in range(len(types))
         ]
         outputs = tuple(Value(n, t, kind) for n, t in zip(names, types, strict=True))
-        self.nodes.append(Node(op, inputs, dict(attrs), outputs, where))
+        self.nodes.append(Node(op, inputs, dict(attrs), outputs, where, self._layer))
         return outputs
 
     def __getattr__(self, name: str) -> Callable[..., Any]:

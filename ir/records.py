@@ -69,13 +69,17 @@ class Value:
 
 @dataclass(frozen=True, eq=False)
 class Node:
-    """One application of an op; `where` is the line of the model definition that asked for it."""
+    """One application of an op.
+
+    `where` is the line of the model definition that asked for it, `layer` the layer of the model, if it is in one.
+    """
 
     op: Op
     inputs: tuple[Value | None, ...]
     attrs: Mapping[str, Attr]
     outputs: tuple[Value, ...]
     where: str = ""
+    layer: int | None = None
 
     @property
     def output(self) -> Value:

@@ -191,7 +191,7 @@ def _sweep(graph: Graph, pattern: str, build: Replace) -> Graph:
         replaced = [bound[name] for name in names]
         if gone.intersection(matched) or _escapes(matched, replaced, index):
             continue
-        builder = Builder(prefix=f"{node.outputs[0].name}.", where=node.where)
+        builder = Builder(prefix=f"{node.outputs[0].name}.", where=node.where, layer=node.layer)
         result = build(builder, bound)
         if result is None:
             continue

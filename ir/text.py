@@ -6,7 +6,7 @@
     @w0: bf16[6, 8] = concat(@a, @b) {axis=0}
 
     graph decode(%tokens: i32[n]) {rows=4}:
-      %0: f32[n, 8] = rms_norm(%x, @norm.weight) {eps=1e-06}  # models.definition:40
+      %0: f32[n, 8] = rms_norm(%x, @norm.weight) {eps=1e-06}  # models.definition:40, layer 3
       return %0
 
 `@` names belong to the module, `%` names to one graph, `_` is an absent optional input.
@@ -56,8 +56,9 @@ def _typed(value: Value) -> str:
 
 def _show_node(node: Node) -> str:
     inputs = ", ".join("_" if v is None else str(v) for v in node.inputs)
-    where = f"  # {node.where}" if node.where else ""
-    return f"{', '.join(map(_typed, node.outputs))} = {node.op.name}({inputs}){_show_attrs(node.attrs)}{where}"
+    notes = [node.where] * bool(node.where) + [f"layer {node.layer}"] * (node.layer is not None)
+    comment = f"  # {', '.join(notes)}" if notes else ""
+    return f"{', '.join(map(_typed, node.outputs))} = {node.op.name}({inputs}){_show_attrs(node.attrs)}{comment}"
 
 
 def _show_attrs(attrs: Mapping[str, Attr]) -> str:
@@ -70,7 +71,7 @@ _NAME = r"[@%][\w.\-]+"
 _TYPE = r"\w+\[[^\]]*\]"
 _DECLARE = re.compile(rf"(param|state|const) ({_NAME}): ({_TYPE})(?: = (\[.*\]))?$")
 _GRAPH = re.compile(r"graph ([\w.]+)\((.*?)\)(?: \{(.*)\})?:$")
-_NODE = re.compile(r"(.+?) = (\w+)\((.*?)\)(?: \{(.*?)\})?(?:  # (.*))?$")
+_NODE = re.compile(r"(.+?) = (\w+)\((.*?)\)(?: \{(.*?)\})?(?:  # (.*?)(?:, )?(?:layer (\d+))?)?$")
 _VALUE = re.compile(rf"({_NAME})(?:: ({_TYPE}))?(?:, )?")
 _ATTR = re.compile(r"(\w+)=((?:\([^)]*\)|'[^']*'|[^,])+)(?:, )?")
 
@@ -120,12 +121,13 @@ class _Parser:
         match = _NODE.match(self.text.strip())
         if match is None:
             raise self.fail("not a node")
-        left, name, args, attrs, where = match.groups()
+        left, name, args, attrs, where, layer = match.groups()
         if name not in OPS:
             raise self.fail(f"no op {name}", name)
         inputs = tuple(None if a == "_" else self.use(a) for a in _split(args))
         outputs = tuple(self.declare(n, t or None, kind) for n, t in _VALUE.findall(left))
-        return Node(OPS[name], inputs, self.attrs(attrs), outputs, where or "")
+        number = None if layer is None else int(layer)
+        return Node(OPS[name], inputs, self.attrs(attrs), outputs, where or "", number)
 
 
 def parse(text: str, source: str = "<text>") -> Module:

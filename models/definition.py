@@ -83,8 +83,9 @@ def define(
     caches = []
     for i in range(config.num_hidden_layers):
         moe = sum(map(config.is_moe, range(i)))
-        forced = b.forced_route(rows.route, layer=moe) if rows.route and config.is_moe(i) else None
-        h, cache = layer(b, model / f"layers.{i}", config, i, h, angles, rows, page_size, forced)
+        with b.in_layer(i):
+            forced = b.forced_route(rows.route, layer=moe) if rows.route and config.is_moe(i) else None
+            h, cache = layer(b, model / f"layers.{i}", config, i, h, angles, rows, page_size, forced)
         caches.append(cache)
     if not hidden_too:
         h = b.take_rows(h, rows.out_rows)  # [r, hidden]
@@ -112,7 +113,9 @@ def define_draft(
     token = b.rms_norm(token, p.norm("enorm", size), eps=eps)  # [n, hidden]
     state = b.rms_norm(hidden, p.norm("hnorm", size), eps=eps)  # [n, hidden]
     h = b.linear(b.concat(token, state, axis=1), p.matrix("eh_proj", size, 2 * size))
-    h, cache = layer(b, p, config, number, h, rotations(b, m, config, rows), rows, page_size)
+    angles = rotations(b, m, config, rows)
+    with b.in_layer(number):
+        h, cache = layer(b, p, config, number, h, angles, rows, page_size)
     x = b.rms_norm(b.take_rows(h, rows.out_rows), p.norm("shared_head.norm", size), eps=eps)
     return b.linear(x, p.matrix("shared_head.head", config.vocab_size, size)), x, cache
 

@@ -30,11 +30,12 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(threads or default_threads()))
     present = _loaded()
-    wanted = artifact.manifest.files[artifact.manifest.runtime].sha256
+    runtime = artifact.build.runtime
+    wanted = artifact.manifest.files[runtime].sha256
     if present is None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
-        ctypes.CDLL(str(artifact.path / artifact.manifest.runtime), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(artifact.path / runtime), ctypes.RTLD_GLOBAL)
     elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
         raise DeepZigError(
             f"another {NAME} is loaded in this process", str(present), "load the artifact in a process of its own"

@@ -63,7 +63,7 @@ class VirtualMachine:
         self._from_dlpack = tvm_ffi.from_dlpack
         config = tvm_ffi.get_global_func("runtime.config_threadpool")
         config(1, threads or default_threads())
-        module = tvm_ffi.load_module(str(self._artifact.path / self._artifact.manifest.code))
+        module = tvm_ffi.load_module(str(self._artifact.path / self._artifact.build.code))
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
@@ -104,7 +104,7 @@ class VirtualMachine:
             return future.result()
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            where = f"{self._artifact.path}, {self._artifact.manifest.code}"
+            where = f"{self._artifact.path}, {self._artifact.build.code}"
             raise DeepZigError(f"the artifact's code failed: {lines[-1]}", where, "compile the model again") from error
 
     def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:

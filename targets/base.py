@@ -59,8 +59,14 @@ class Target(Protocol):
         """What it has beyond the baseline, as LLVM spells it."""
         ...
 
-    def manifest(self) -> dict[str, Any]:
-        """What the artifact records, and its reader checks, of the target."""
+    @property
+    def platform(self) -> str:
+        """Architecture and system, such as x86_64-linux."""
+        ...
+
+    @property
+    def triple(self) -> str:
+        """LLVM's name of them."""
         ...
 
     def compile(self, module: Any) -> Any:

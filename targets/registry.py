@@ -1,7 +1,8 @@
-"""From the text of `--target` to a target and its table of kernels."""
+"""From the text of `--target` to targets and their table of kernels."""
 
 from __future__ import annotations
 
+from deepzig.artifacts.machines import MACHINES, Machine
 from deepzig.errors import DeepZigError
 
 from .base import Table, Target
@@ -10,33 +11,35 @@ from .cpu.features import CpuTarget
 DEFAULT = "llvm"
 """The target if none is named."""
 
-USED = frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl", "neon"})
-"""The CPU features that kernels can make use of."""
+NATIVE = "native"
+"""The name of the machine that compiles."""
 
-LEVELS = {
-    "x86-64-v3": frozenset({"avx2", "fma", "f16c"}),
-    "x86-64-v4": frozenset({"avx2", "fma", "f16c", "avx512f", "avx512bw", "avx512dq", "avx512vl"}),
-}
-"""Names for sets of features, as the x86-64 psABI has them."""
+KIND = "llvm:cpu="
+"""What may stand before a name."""
 
-CHOICES = ("llvm", "llvm:cpu=native", *(f"llvm:cpu={level}" for level in LEVELS))
-"""What `find_target` takes."""
+USED = frozenset().union(*(kind.features for kind in MACHINES.values()))
+"""The instruction sets that kernels can make use of."""
 
 
-def find_target(spec: str, native: frozenset[str]) -> tuple[Target, Table]:
-    """The target that `spec` names.
+def find_targets(spec: str, here: Machine) -> tuple[tuple[Target, ...], Table]:
+    """The targets that `spec` names, whose code shares one artifact, and their kernels.
 
     Args:
-        spec: one of CHOICES.
-        native: the features of this machine.
+        spec: `llvm` for the machine that compiles, or names of kinds of machines joined by `+`, with `llvm:cpu=` before
+            them or not.
+        here: the machine that compiles.
 
     Raises:
-        DeepZigError: no such target; this machine lacks what the kernels need.
+        DeepZigError: no such target, or one named twice.
     """
-    kind, _, options = spec.partition(":")
-    key, _, cpu = options.partition("=")
-    if kind != "llvm" or (options and key != "cpu") or cpu not in ("", "native", *LEVELS):
-        raise DeepZigError(f"no target is called {spec!r}", "--target", f"choose from {', '.join(CHOICES)}")
     from .cpu.lowering import LOWERINGS
 
-    return CpuTarget(LEVELS.get(cpu, native & USED)), LOWERINGS
+    names = (NATIVE if spec == DEFAULT else spec.removeprefix(KIND)).split("+")
+    for name in names:
+        if name not in (NATIVE, *MACHINES):
+            hint = f"choose from {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; join several with +"
+            raise DeepZigError(f"no target is called {name!r}", "--target", hint)
+        if names.count(name) > 1:
+            raise DeepZigError(f"the target {name} is named twice", "--target", "name it once")
+    kinds = {NATIVE: Machine(here.platform, here.features & USED), **MACHINES}
+    return tuple(CpuTarget(kinds[name].features, kinds[name].platform, name) for name in names), LOWERINGS

@@ -43,6 +43,15 @@ VECTORS: dict[str, Vectors] = {
 """Instruction set -> its registers; the first that a CPU has counts."""
 
 
+TRIPLES = {
+    "x86_64-linux": "x86_64-unknown-linux-gnu",
+    "aarch64-linux": "aarch64-unknown-linux-gnu",
+    "aarch64-macos": "arm64-apple-macos11.0",
+    "x86_64-windows": "x86_64-pc-windows-msvc",
+}
+"""Platform -> LLVM's name of architecture and system."""
+
+
 @dataclass(frozen=True)
 class CpuTarget:
     """A family of CPUs.
@@ -50,21 +59,23 @@ class CpuTarget:
     Attributes:
         features: instruction sets beyond the architecture's baseline, as LLVM spells them. Code runs on every
             CPU that has all of them; elsewhere the loader refuses it. No CPU's name: virtual machines lie.
-        triple: LLVM's name of architecture and system.
+        platform: one of TRIPLES.
+        name: what it is called on the command line.
     """
 
     features: frozenset[str]
-    triple: str = "x86_64-unknown-linux-gnu"
-    name: str = "llvm"
+    platform: str = "x86_64-linux"
+    name: str = "native"
 
     @property
     def vectors(self) -> Vectors:
         """The widest vector registers that the features promise."""
         return next((v for feature, v in VECTORS.items() if feature in self.features), BASELINE)
 
-    def manifest(self) -> dict[str, Any]:
-        """What the artifact records, and its reader checks, of the target."""
-        return {"kind": self.name, "triple": self.triple, "features": sorted(self.features)}
+    @property
+    def triple(self) -> str:
+        """LLVM's name of architecture and system."""
+        return TRIPLES[self.platform]
 
     def tvm_target(self) -> Any:
         """The TVM target."""

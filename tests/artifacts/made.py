@@ -14,6 +14,7 @@ import numpy.typing as npt
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.writer import SHARD_BYTES, ArtifactWriter
 
+RUNTIME = "lib/x86_64-linux/libtvm_runtime.so"
 RNG = np.random.default_rng(3)
 WEIGHTS: dict[str, tuple[str, npt.NDArray[Any]]] = {
     "norm@raw": ("f32", RNG.standard_normal(7, np.float32)),
@@ -32,20 +33,25 @@ def manifest_json() -> dict[str, Any]:
         "weights": list(WEIGHTS),
         "outputs": [{"name": "logits", "dtype": "f32", "shape": ["r", 11]}],
     }
+    call = {"kernel": "proj_16", "op": "proj", "layer": 0, "where": "definition:3", "values": ["4.0"]}
     data = {
-        "format": 1,
+        "format": 2,
         "created_by": "a test",
         "model": {"name": "m", "vocab_size": 11, "num_hidden_layers": 1, "eos_token_ids": [1]},
-        "target": {"kind": "llvm", "triple": "x86_64-unknown-linux-gnu", "features": ["avx2", "fma"]},
-        "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": "0.1", "runtime": "lib/libtvm_runtime.so"},
-        "code": "model.so",
+        "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": "0.1"},
+        "builds": [
+            {
+                "name": "x86-64-v3", "platform": "x86_64-linux", "triple": "x86_64-unknown-linux-gnu",
+                "features": ["avx2", "fma"], "code": "code/x86-64-v3.so", "runtime": RUNTIME,
+                "calls": {"prefill": [call], "decode": [call], "sample": []},
+            }
+        ],
         "entry_points": {"prefill": point, "decode": point, "sample": {**point, "states": [], "weights": []}},
         "bounds": {"rows": 96, "batch": 5, "chunk": 64, "decode_rows": 9, "page_size": 16, "positions": 300},
         "cache": [{"name": "cache.0", "dtype": "bf16", "shape": ["pages", 16, 48]}],
         "weights": [{"name": n, "dtype": d, "shape": list(w.shape)} for n, (d, w) in WEIGHTS.items()],
         "memory": {"weights_bytes": 1100, "cache_bytes_per_token": 96},
         "passes": ["fuse"],
-        "kernels": {"proj_16": "proj"},
         "files": {},
     }
     copy: dict[str, Any] = json.loads(json.dumps(data))  # shares nothing
@@ -54,8 +60,8 @@ def manifest_json() -> dict[str, Any]:
 
 def fill(writer: ArtifactWriter) -> None:
     """Everything but `finish`."""
-    writer.add_file("model.so", b"\x7fELF code")
-    writer.add_file("lib/libtvm_runtime.so", b"\x7fELF runtime")
+    writer.add_file("code/x86-64-v3.so", b"\x7fELF code")
+    writer.add_file(RUNTIME, b"\x7fELF runtime")
     with writer.weights() as file:
         for name, (dtype, weight) in WEIGHTS.items():
             file.declare(name, dtype, weight.shape)

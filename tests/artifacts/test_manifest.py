@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from deepzig.artifacts.manifest import Manifest
+from deepzig.artifacts.manifest import Call, Manifest
 from deepzig.errors import DeepZigError
 
 from .made import manifest_json
@@ -46,7 +46,8 @@ def test_round_trip() -> None:
     assert Manifest.from_text(manifest.to_json(), WHERE) == manifest
     data = json.loads(manifest.to_json())
     assert data == {**manifest_json(), "files": {"a/b.bin": {"size": 0, "sha256": "0123456789abcdef" * 4}}}
-    assert manifest.features == {"avx2", "fma"} and manifest.runtime == "lib/libtvm_runtime.so"
+    assert manifest.builds[0].features == {"avx2", "fma"}
+    assert manifest.builds[0].calls["prefill"] == (Call("proj_16", "proj", 0, "definition:3", ("4.0",)),)
 
 
 REFUSED: list[tuple[str, Any, str]] = [
@@ -56,9 +57,16 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("model.vocab_size", True, "the manifest's model.vocab_size is not a whole number from 1"),
     ("model.eos_token_ids", 1, "the manifest's model.eos_token_ids is not a list"),
     ("model.eos_token_ids.0", -1, "the manifest's model.eos_token_ids entry is not a whole number from 0"),
-    ("target.features", "avx2", "the manifest's target.features is not a list"),
+    ("builds", [], "the manifest's builds are none"),
+    ("builds.0.features", "avx2", "the manifest's builds[0].features is not a list"),
+    ("builds.0.code", ..., "the manifest's builds[0].code is not a text"),
+    ("builds.0.calls", [], "the manifest's builds[0].calls is not an object"),
+    (
+        "builds.0.calls.decode.0.layer",
+        -1,
+        "the manifest's builds[0].calls.decode layer is not a whole number from 0",
+    ),
     ("abi.tvm_ffi", ..., "the manifest's abi.tvm_ffi is not a text"),
-    ("code", ..., "the manifest's code is not a text"),
     ("entry_points.decode", ..., "the manifest's entry_points lack decode"),
     (
         "entry_points.decode.inputs.1.shape",
@@ -89,9 +97,9 @@ def test_a_wrong_field_is_named(path: str, value: Any, what: str) -> None:
 
 
 def test_another_format() -> None:
-    for version in (2, "1", None):
+    for version in (1, "2", None):
         assert refusal(edited("format", version)) == (
-            f"the artifact has format {version!r}, this DeepZig reads 1\n"
+            f"the artifact has format {version!r}, this DeepZig reads 2\n"
             "  at: there/manifest.json\n"
             "  fix: compile the model again with this DeepZig"
         )

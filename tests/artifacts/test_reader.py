@@ -10,13 +10,14 @@ from typing import Any
 import pytest
 
 from deepzig.artifacts import cpu_features, reader
+from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.reader import map_weights, open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import read_header
 
 from . import made
 
-FEATURES = frozenset({"avx2", "fma", "amx-tile"})
+MACHINE = Machine("x86_64-linux", frozenset({"avx2", "fma", "amx-tile", "f16c", "bmi2"}))
 COPY_AGAIN = "copy or compile the artifact again"
 
 
@@ -25,9 +26,9 @@ def artifact(tmp_path: Path) -> Path:
     return made.write(tmp_path / "out", shard_bytes=600)
 
 
-def refusal(path: Path, full: bool = False, features: frozenset[str] = FEATURES) -> str:
+def refusal(path: Path, full: bool = False, machine: Machine = MACHINE) -> str:
     with pytest.raises(DeepZigError) as caught:
-        open_artifact(path, full, features)
+        open_artifact(path, full, machine)
     return str(caught.value)
 
 
@@ -36,7 +37,7 @@ def lines(what: str, where: object, hint: str = COPY_AGAIN) -> str:
 
 
 def test_what_was_written_is_read(artifact: Path) -> None:
-    checked = open_artifact(artifact, full=True, features=FEATURES)
+    checked = open_artifact(artifact, full=True, machine=MACHINE)
     weights = map_weights(checked)
     assert set(weights) == set(made.WEIGHTS)
     for name, (_, weight) in made.WEIGHTS.items():
@@ -45,9 +46,9 @@ def test_what_was_written_is_read(artifact: Path) -> None:
 
 
 def test_mapped_weights_are_private(artifact: Path) -> None:
-    checked = open_artifact(artifact, features=FEATURES)
+    checked = open_artifact(artifact, machine=MACHINE)
     map_weights(checked)["norm@raw"][1][:] = 9
-    open_artifact(artifact, full=True, features=FEATURES)
+    open_artifact(artifact, full=True, machine=MACHINE)
 
 
 def test_no_artifact(tmp_path: Path) -> None:
@@ -83,11 +84,32 @@ def test_another_tvm_ffi(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 
 
 def test_a_cpu_that_lacks_something(artifact: Path) -> None:
-    assert refusal(artifact, features=frozenset({"neon"})) == lines(
-        "this CPU lacks avx2, fma, which the artifact was compiled for",
+    assert refusal(artifact, machine=Machine("x86_64-linux", frozenset({"sse4.2", "fma"}))) == lines(
+        "this CPU lacks avx2, which the artifact needs",
         artifact,
-        "compile it on this machine with --target llvm",
+        "deepzig-compile m --target llvm:cpu=x86-64-v2 -o DIR",
     )
+
+
+@pytest.mark.parametrize(("platform", "kind"), [("aarch64-macos", "aarch64-macos"), ("riscv64-linux", "native")])
+def test_another_platform(platform: str, kind: str, artifact: Path) -> None:
+    assert refusal(artifact, machine=Machine(platform, frozenset({"neon"}))) == lines(
+        f"the artifact is for x86_64-linux, this machine is {platform}",
+        artifact,
+        f"deepzig-compile m --target llvm:cpu={kind} -o DIR",
+    )
+
+
+def test_the_most_demanding_code_that_fits_is_chosen(artifact: Path) -> None:
+    def more(manifest: dict[str, Any]) -> None:
+        (build,) = manifest["builds"]
+        for name, features in (("none", []), ("neon", ["neon"]), ("more", ["avx2", "avx512f", "fma"])):
+            manifest["builds"].insert(1, {**build, "name": name, "features": features})
+        manifest["builds"].append({**build, "name": "elsewhere", "platform": "aarch64-linux", "features": []})
+
+    made.edit(artifact, more)
+    for features, name in ({"avx2", "fma"}, "x86-64-v3"), ({"avx2"}, "none"), ({"avx2", "fma", "avx512f"}, "more"):
+        assert open_artifact(artifact, machine=Machine("x86_64-linux", frozenset(features))).build.name == name
 
 
 def test_truncated_weights(artifact: Path) -> None:
@@ -99,7 +121,7 @@ def test_truncated_weights(artifact: Path) -> None:
     assert "the file ends 1 bytes before the tensor does" in refusal(artifact)
 
 
-@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so"])
+@pytest.mark.parametrize("name", ["code/x86-64-v3.so", made.RUNTIME])
 def test_changed_code(artifact: Path, name: str) -> None:
     path = artifact / name
     data = bytearray(path.read_bytes())
@@ -113,17 +135,17 @@ def test_changed_weights_are_found_when_asked(artifact: Path) -> None:
     data = bytearray(path.read_bytes())
     data[-40] ^= 1
     path.write_bytes(data)
-    open_artifact(artifact, features=FEATURES)
+    open_artifact(artifact, machine=MACHINE)
     assert refusal(artifact, full=True) == lines("the file was changed: its SHA-256 differs from the manifest's", path)
 
 
-@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so", "weights-00001.safetensors"])
+@pytest.mark.parametrize("name", ["code/x86-64-v3.so", made.RUNTIME, "weights-00001.safetensors"])
 def test_a_missing_part(artifact: Path, name: str) -> None:
     (artifact / name).unlink()
     assert refusal(artifact) == lines("a part is missing", artifact / name)
 
 
-@pytest.mark.parametrize("name", ["model.so", "lib/libtvm_runtime.so"])
+@pytest.mark.parametrize("name", ["code/x86-64-v3.so", made.RUNTIME])
 def test_code_that_is_not_listed(artifact: Path, name: str) -> None:
     made.edit(artifact, lambda m: m["files"].pop(name))
     assert refusal(artifact) == lines(f"the manifest does not list {name}", artifact / "manifest.json")
@@ -136,7 +158,7 @@ def test_a_part_outside(artifact: Path, name: str) -> None:
     assert refusal(artifact) == lines("a part lies outside the artifact", f"{artifact / 'manifest.json'}, file {name}")
 
 
-@pytest.mark.parametrize("name", ["model.so", "lib"])
+@pytest.mark.parametrize("name", ["code/x86-64-v3.so", "lib"])
 def test_a_symbolic_link(artifact: Path, name: str) -> None:
     (artifact / name).rename(artifact.parent / "elsewhere")
     (artifact / name).symlink_to(artifact.parent / "elsewhere")

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from deepzig.artifacts import writer as module
+from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
 from deepzig.artifacts.writer import ALIGNMENT, ArtifactWriter
@@ -21,7 +22,7 @@ from deepzig.tensorfile import read_header
 
 from . import made
 
-FEATURES = frozenset({"avx2", "fma"})
+MACHINE = Machine("x86_64-linux", frozenset({"avx2", "fma"}))
 
 
 def manifest() -> Manifest:
@@ -61,7 +62,7 @@ def test_shards(tmp_path: Path, shard_bytes: int) -> None:
         found |= {n: shard.read_bytes()[e.begin : e.end] for n, e in kept.items()}
     assert found == {n: w.tobytes() for n, (_, w) in made.WEIGHTS.items()}
     assert len(shards) == {1: 4, 300: 3, 1100: 2}[shard_bytes]
-    open_artifact(out, full=True, features=FEATURES)
+    open_artifact(out, full=True, machine=MACHINE)
 
 
 @pytest.mark.parametrize("stop", [RuntimeError, KeyboardInterrupt, SystemExit])
@@ -157,13 +158,13 @@ def test_an_artifact_is_replaced_only_by_force(tmp_path: Path) -> None:
     )
     made.write(out, force=True)
     assert not (out / "stray").exists() and os.listdir(tmp_path) == ["out"]
-    open_artifact(out, full=True, features=FEATURES)
+    open_artifact(out, full=True, machine=MACHINE)
 
 
 def test_an_empty_folder_is_used(tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     made.write(tmp_path / "out")
-    open_artifact(tmp_path / "out", features=FEATURES)
+    open_artifact(tmp_path / "out", machine=MACHINE)
     assert os.listdir(tmp_path) == ["out"]
 
 

@@ -59,7 +59,8 @@ def test_json_is_one_object(compiled: tuple[Path, Path, Result]) -> None:
     assert report.keys() == {"artifact", "seconds", "kernels", "weights_bytes"}
     manifest = open_artifact(out, full=True).manifest
     assert report["artifact"] == str(out)
-    assert report["kernels"] == len(json.loads((out / "manifest.json").read_text())["kernels"])
+    (build,) = manifest.builds
+    assert report["kernels"] == len({call.kernel for calls in build.calls.values() for call in calls})
     assert report["weights_bytes"] == json.loads((out / "manifest.json").read_text())["memory"]["weights_bytes"]
     assert 0 < report["weights_bytes"] < sum(e.size for e in manifest.files.values())
 
@@ -115,8 +116,9 @@ def test_help_has_examples_and_every_option() -> None:
 @pytest.mark.parametrize(
     ("arguments", "what", "where", "hint"),
     [
-        (["--target", "z80"], "no target is called 'z80'", "--target", "choose from llvm, llvm:cpu=native, "),
-        (["--target", "llvm:cpu=i386"], "no target is called 'llvm:cpu=i386'", "--target", "choose from llvm, "),
+        (["--target", "z80"], "no target is called 'z80'", "--target", "choose from llvm, native, amx, "),
+        (["--target", "llvm:cpu=i386"], "no target is called 'i386'", "--target", "choose from llvm, native, "),
+        (["--target", "x86-64-v3+native+x86-64-v3"], "the target x86-64-v3 is named twice", "--target", "name it once"),
         (["--dtype", "int3"], "no dtype is called 'int3'", "--dtype", "choose from f32, bf16, f16"),
         (["--stop-after", "fly"], "no pass is called 'fly'", "--stop-after", "choose from eliminate_dead, fuse_router"),
         (["-o", ""], "there is nowhere to write the artifact", "--output", "name a folder with -o DIR"),

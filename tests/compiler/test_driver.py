@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.artifacts.cpu_features import detect
+from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.reader import map_weights, open_artifact
 from deepzig.compiler.driver import Options, compile_model, fuse
 from deepzig.compiler.plan import plan_graph
@@ -21,7 +21,7 @@ from deepzig.compiler.weights import BLOCK, WeightSource, convert
 from deepzig.errors import DeepZigError
 from deepzig.ir.interpret import round_to
 from deepzig.models.files import Stored
-from deepzig.targets.registry import DEFAULT, find_target
+from deepzig.targets.registry import DEFAULT, find_targets
 
 from ..models.folders import DATA, config, random_weights, stacked, write
 
@@ -89,7 +89,7 @@ def test_a_few_pieces_are_held_at_once(
     weights = random_weights(config(**sizes), 42, "bf16")
     model = write(tmp_path, stacked(weights) if fused else weights, {**DATA, **sizes})
     opened, module = fuse(model, Options(dtype=dtype))
-    target, table = find_target(DEFAULT, detect())
+    (target,), table = find_targets(DEFAULT, this_machine())
     spy, read = Spy(), Stored.read
 
     def watched(stored: Stored, *arguments: Any) -> Any:

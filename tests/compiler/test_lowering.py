@@ -10,7 +10,7 @@ import pytest
 import tvm
 from tvm import relax
 
-from deepzig.artifacts.cpu_features import detect
+from deepzig.artifacts.cpu_features import this_machine
 from deepzig.compiler.lower import lower
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Plan, plan_graph
@@ -18,7 +18,7 @@ from deepzig.compiler.weights import Packed, WeightSource, convert
 from deepzig.ir import Module, interpret
 from deepzig.models import ModelConfig
 from deepzig.runtime.vm import aligned
-from deepzig.targets.registry import find_target
+from deepzig.targets.registry import find_targets
 
 from .traced import PAGES, VARIANTS, Array, config, distance, parameters, rows, states, traced
 
@@ -54,7 +54,7 @@ class Stored:
 
 
 def plans_of(module: Module) -> list[Plan]:
-    target, table = find_target("llvm", detect())
+    (target,), table = find_targets("llvm", this_machine())
     return [plan_graph(graph, module, target, table) for graph in module.graphs]
 
 
@@ -70,7 +70,7 @@ def run(module: Module, c: ModelConfig, seed: int, route: bool, limit: int | Non
     values, caches, inputs = parameters(module, rng), states(module, rng), rows(c, rng, route)
     fused = run_pipeline(module, limit=limit)
     plans = plans_of(fused)
-    target, _ = find_target("llvm", detect())
+    (target,), _ = find_targets("llvm", this_machine())
     vm = relax.VirtualMachine(target.compile(lower(plans)), tvm.cpu())
     source = WeightSource(fused, Stored(values))  # type: ignore[arg-type]
 
@@ -132,7 +132,7 @@ def test_nothing_runs_on_the_scalar_fallback_but_a_named_few(variant: str, route
     for plan in plans_of(run_pipeline(traced(config(**VARIANTS[variant]), "bf16", route, draft=True))):
         for launch in plan.launches:
             if launch.kernel_name.startswith("plain_"):
-                assert launch.where.split(" ")[0] in SCALAR_FALLBACK
+                assert launch.op in SCALAR_FALLBACK
 
 
 def test_the_number_of_kernels_does_not_depend_on_the_number_of_layers() -> None:

@@ -15,8 +15,8 @@ state @cache.0: bf16[pages, 4, 16]
 @w.slice: bf16[3, 8] = slice(@w) {axis=0, begin=3, end=6}
 
 graph decode(%x: f32[n, 8], %pos: i32[n]) {rows=4}:
-  %0: f32[n, 8] = rms_norm(%x, @norm) {eps=1e-06}  # somewhere:12
-  %1: f32[n, 3] = linear(%0, @w.slice)
+  %0: f32[n, 8] = rms_norm(%x, @norm) {eps=1e-06}  # somewhere:12, layer 3
+  %1: f32[n, 3] = linear(%0, @w.slice)  # layer 0
   %2: f32[n, 1, 3] = reshape(%1) {shape=('n', 1, 3)}
   %3.0: i32[n, 2], %3.1: f32[n, 2] = router(%0, @g, _, _) ROUTER
   return %2, %3.0

@@ -58,13 +58,14 @@ def manifest(vocab: int, **bounds: int) -> Manifest:
         *(spec(n, "n") for n in ("tokens", "seq", "pos")), spec("block_table", "b", "p"), spec("out_rows", "r")
     ]  # fmt: skip
     point = {"inputs": inputs, "states": [], "weights": [], "outputs": []}
+    build = {**dict.fromkeys(("name", "platform", "triple", "code", "runtime"), ""), "features": [], "calls": {}}
     sizes = {"rows": 24, "batch": 3, "chunk": 8, "decode_rows": 3, "page_size": 4, "positions": 60}
     return Manifest.from_json(
         {
-            "format": 1, "created_by": "a test", "code": "", "cache": [], "weights": [], "memory": {}, "passes": [],
-            "kernels": {}, "files": {}, "target": {"features": []},
+            "format": 2, "created_by": "a test", "cache": [], "weights": [], "memory": {}, "passes": [], "files": {},
+            "builds": [build],
             "model": {"vocab_size": vocab, "num_hidden_layers": 1, "eos_token_ids": [1]},
-            "abi": {"tvm_ffi": "", "tvm": "", "runtime": ""},
+            "abi": {"tvm_ffi": "", "tvm": ""},
             "entry_points": {n: point for n in ("prefill", "decode", "sample")}, "bounds": {**sizes, **bounds},
         },
         "test",

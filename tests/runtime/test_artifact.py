@@ -195,17 +195,17 @@ def test_code_that_is_none(artifact: Path, tmp_path: Path) -> None:
     """Right in size and hash, but no shared object: three lines, and the process lives."""
     import hashlib
 
-    copy = tmp_path / "copy"
+    copy, code = tmp_path / "copy", "code/native.so"
     shutil.copytree(artifact, copy)
-    (copy / "model.so").write_bytes(b"not a shared object")
+    (copy / code).write_bytes(b"not a shared object")
     manifest = json.loads((copy / "manifest.json").read_text())
     digest = hashlib.sha256(b"not a shared object").hexdigest()
-    manifest["files"]["model.so"] = {"size": 19, "sha256": digest}
+    manifest["files"][code] = {"size": 19, "sha256": digest}
     (copy / "manifest.json").write_text(json.dumps(manifest))
     with pytest.raises(DeepZigError) as caught:
         load(copy)
     assert caught.value.what.startswith("the artifact's code failed: ")
-    assert (caught.value.where, caught.value.hint) == (f"{copy}, model.so", "compile the model again")
+    assert (caught.value.where, caught.value.hint) == (f"{copy}, {code}", "compile the model again")
 
 
 def test_a_full_check_reads_the_weights(artifact: Path, tmp_path: Path) -> None:

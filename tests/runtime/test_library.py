@@ -14,6 +14,7 @@ import pytest
 
 from deepzig.runtime.library import default_threads
 
+RUNTIME = "lib/x86_64-linux/libtvm_runtime.so"
 COUNT = """
 maps = open("/proc/self/maps").read().splitlines()
 print(len({line.split()[-1] for line in maps if "/libtvm_runtime." in line}))
@@ -39,11 +40,11 @@ def python(program: str, *arguments: object, **env: str) -> str:
 def other_build(artifact: Path, to: Path) -> Path:
     """A copy of the artifact whose runtime library has one byte more."""
     shutil.copytree(artifact, to)
-    library = to / "lib" / "libtvm_runtime.so"
+    library = to / RUNTIME
     library.write_bytes(library.read_bytes() + b"\0")
     manifest = json.loads((to / "manifest.json").read_text())
     data = library.read_bytes()
-    manifest["files"]["lib/libtvm_runtime.so"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    manifest["files"][RUNTIME] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
     (to / "manifest.json").write_text(json.dumps(manifest))
     return to
 
@@ -64,7 +65,7 @@ def test_another_build_is_refused(artifact: Path, tmp_path: Path) -> None:
         told = python(LOADS + COUNT, first, second)
         assert told == (
             "another libtvm_runtime is loaded in this process\n"
-            f"  at: {first}/lib/libtvm_runtime.so\n"
+            f"  at: {first}/{RUNTIME}\n"
             "  fix: load the artifact in a process of its own\n1\n"
         )
 
