@@ -20,7 +20,10 @@ STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "
 def lower(plans: Sequence[Plan]) -> tvm.IRModule:
     """The TVM module of all plans."""
     builder = relax.BlockBuilder()
-    kernels = {launch.kernel_name: launch.kernel for plan in plans for launch in plan.launches}
+    kernels: dict[str, Any] = {}
+    for launch in (launch for plan in plans for launch in plan.launches):
+        if not kernels.setdefault(launch.kernel_name, launch.kernel).same_as(launch.kernel):
+            raise ValueError(f"two kernels are called {launch.kernel_name}")  # a bug of the target's
     symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
     for plan in plans:
         _Function(builder, symbols).build(plan)

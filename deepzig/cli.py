@@ -13,6 +13,7 @@ from .errors import DeepZigError
 COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
+    "verify": ("deepzig.verify", "verify", "deepzig"),
 }
 """Command -> module, function in it, and what pip has to install for it."""
 

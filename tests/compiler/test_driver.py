@@ -15,7 +15,8 @@ import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.reader import map_weights, open_artifact
-from deepzig.compiler.driver import Options, compile_model, fuse
+from deepzig.compiler.driver import compile_model, fuse
+from deepzig.compiler.options import Options
 from deepzig.compiler.plan import plan_graph
 from deepzig.compiler.weights import BLOCK, WeightSource, convert
 from deepzig.errors import DeepZigError
