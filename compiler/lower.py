@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from deepzig.ir import Dim, TensorType
@@ -23,7 +24,7 @@ def lower(plans: Sequence[Plan]) -> tvm.IRModule:
     kernels: dict[str, Any] = {}
     for launch in (launch for plan in plans for launch in plan.launches):
         first = kernels.setdefault(launch.kernel_name, launch.kernel)
-        if not first.same_as(launch.kernel) and not tvm.ir.structural_equal(first, launch.kernel):
+        if not first.same_as(launch.kernel) and not tvm_ffi.structural_equal(first, launch.kernel):
             raise ValueError(f"two kernels are called {launch.kernel_name}")  # a bug of the target's
     symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
     for plan in plans:
