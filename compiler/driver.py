@@ -86,7 +86,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .build import CODE_SUFFIX, RUNTIME_LIBRARY, build, runtime_library, versions
+    from .build import build, code_part, runtime_library, runtime_part, versions
     from .lower import lower
 
     start = time.perf_counter()
@@ -100,11 +100,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         builds = []
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
-            code, runtime = f"code/{target.name}.{CODE_SUFFIX}", f"lib/{target.platform}/{RUNTIME_LIBRARY}"
-            file = Path(scratch) / f"{number}.{CODE_SUFFIX}"
+            code, runtime = code_part(target), runtime_part(target)
+            file = Path(scratch) / Path(code).name
             build(lower(plans_of[target]), target, file)
             writer.add_file(code, file)
-            writer.add_file(runtime, runtime_library())
+            writer.add_file(runtime, runtime_library(target))
             builds.append(_build(target, code, runtime, plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():

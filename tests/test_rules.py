@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-FRONT = {"deepzig", "deepzig.errors", "deepzig.tensorfile"}
+FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.tensorfile"}
 """The front door's modules that every room may use."""
 
 MAY_IMPORT = {
