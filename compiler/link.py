@@ -15,7 +15,6 @@ from deepzig.cache import cache_folder
 from deepzig.errors import DeepZigError
 
 from .platforms import PLATFORMS
-from .wheels import wheel_file
 
 COMPILERS = ("c++", "g++", "clang++")
 
@@ -39,8 +38,7 @@ def link(objects: Sequence[str], out: str, platform: str, native: bool) -> None:
         for name, text in data.sources:
             (Path(scratch) / name).write_text(text)
             sources.append(str(Path(scratch) / name))
-        imports = [str(wheel_file(library)) for library in data.imports]
-        words = [*command, "-shared", "-s", *objects, *sources, *imports, *data.flags, "-o", out]
+        words = [*command, "-shared", "-s", *objects, *sources, *data.flags, "-o", out]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TVM = "0.27.0.post1"
-TVM_FFI = "0.1.15.post2"
 
 
 @dataclass(frozen=True)
@@ -37,7 +36,6 @@ class Platform:
         runtime: TVM's runtime library.
         flags: more arguments of the linker.
         sources: C sources to link in: file name -> text.
-        imports: libraries to link against.
     """
 
     zig: str
@@ -45,7 +43,6 @@ class Platform:
     runtime: WheelFile
     flags: tuple[str, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
-    imports: tuple[WheelFile, ...] = ()
 
 
 _FLTUSED = "int _fltused = 0x9875; /* code for MSVC wants it, zig links MinGW's C library, which lacks it */\n"
@@ -95,15 +92,6 @@ PLATFORMS = {
             "de47a1dc36d2c5f634b8c63c7c03d3fc85fded4fa4891eac4b213c5354215d26",
             "tvm/lib/tvm_runtime.dll",
             "6eb136b908d5e7a279c21ea2735ea5ca23f30852fdc2b8db4a31a7bf5826b711",
-        ),
-        imports=(
-            WheelFile(
-                f"apache-tvm-ffi=={TVM_FFI}",
-                ("win_amd64",),
-                "5f0451b1a55ec6c0af51ba88e84bec39e61e4d9f959da8350a425d2bb92e33c2",
-                "tvm_ffi/lib/tvm_ffi.lib",
-                "b48f094e3720de964db794a0fe8d4eee6247da85915473dad6c5471989a09edf",
-            ),
         ),
     ),
 }
