@@ -13,6 +13,8 @@ from .errors import DeepZigError
 COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
+    "pack": ("deepzig.pack", "pack", "deepzig"),
+    "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
 }
 """Command -> module, function in it, and what pip has to install for it."""
