@@ -12,6 +12,7 @@ from deepzig.errors import DeepZigError
 
 
 def main(artifact: str) -> int:
+    """Answer each line; 0, or 2 after an error."""
     try:
         with deepzig.runtime.load(artifact, cache_tokens=2048) as model:
             for line in sys.stdin:
