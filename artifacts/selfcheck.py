@@ -33,7 +33,7 @@ MAX_NOISE = 1 << 28
 
 @dataclass(frozen=True)
 class Noise:
-    """Values that are made of a seed: multiples of 1/16 from -2 to 2, which every float type holds.
+    """Values that are made of a seed: multiples of 2^-20 from -2 to 2.
 
     Attributes:
         seed: which.
@@ -45,8 +45,8 @@ class Noise:
 
     def make(self) -> F32:
         """The values."""
-        sixteenths = (_mix(self.seed, math.prod(self.shape)) >> np.uint64(58)).astype(np.float32) - np.float32(32)
-        values: F32 = (sixteenths / np.float32(16)).reshape(self.shape)
+        whole = (_mix(self.seed, math.prod(self.shape)) >> np.uint64(42)).astype(np.float32)
+        values: F32 = (whole / np.float32(1 << 20) - np.float32(2)).reshape(self.shape)
         return values
 
 

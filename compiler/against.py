@@ -33,8 +33,8 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
     """
     given = {k: v for k, v in vars(manifest.bounds).items() if k != "positions"}
     inputs = {spec.name for spec in manifest.entry_points["prefill"].inputs}
-    dtype = str(manifest.model.get("dtype"))
-    source, module = fuse(checkpoint, Options(dtype=dtype, bounds=Bounds(**given), debug_route="route" in inputs))
+    dtype, quant = str(manifest.model.get("dtype")), manifest.model.get("quant")
+    source, module = fuse(checkpoint, Options(dtype=dtype, quant=quant, bounds=Bounds(**given), debug_route="route" in inputs))
     wanted = {"dtype": dtype, **source.config.summary()}
     for key, value in wanted.items():
         if manifest.model.get(key) != value:

@@ -39,6 +39,7 @@ Examples:
     help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact.",
 )
 @click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
+@click.option("--quant", help="Quantise matrices: q8 or q4, then rules such as q4,experts.down_proj=q8,o_proj=float.")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
 )
@@ -59,7 +60,7 @@ Examples:
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, target: str, dtype: str, chunk: int, self_check: str, force: bool,
+    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, chunk: int, self_check: str, force: bool,
     dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
     traceback: bool,
 ) -> None:  # fmt: skip
@@ -74,7 +75,7 @@ def command(
 
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
-            target=target, dtype=dtype, bounds=bounds, debug_route=debug_route,
+            target=target, dtype=dtype, quant=quant, bounds=bounds, debug_route=debug_route,
             dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force, self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:

@@ -27,6 +27,7 @@ from .options import DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
+from .precision import parse_quant
 from .selfcheck import BUDGET, record, sampled_layers
 from .trace import Bounds, trace
 from .weights import Packed, WeightSource
@@ -56,7 +57,7 @@ def fuse(path: Path, options: Options) -> tuple[Source, Module]:
     source = open_source(path)
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
-    module = trace(config, options.dtype, options.bounds, options.debug_route, draft=bool(draft))
+    module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), parse_quant(options.quant))
     predicting = dict(mtp_tensors(config))
     expected = {
         v.name: tuple(map(int, v.shape))
@@ -120,7 +121,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
-            "model": {"name": source.name, "dtype": options.dtype, **source.config.summary()},
+            "model": {"name": source.name, "dtype": options.dtype, "quant": options.quant, **source.config.summary()},
             "abi": {**versions(), "symbols": ["vm_load_executable"]},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},

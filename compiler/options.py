@@ -22,6 +22,7 @@ class Options:
     Attributes:
         target: the text of `--target`.
         dtype: how matrices and the cache are stored: f32, bf16 or f16.
+        quant: which matrices are quantised, see `precision.parse_quant`; None for none.
         bounds: the sizes that the artifact fixes.
         debug_route: adds an input that forces the expert choice.
         dump_ir: a folder for the module's text before and after each pass.
@@ -33,6 +34,7 @@ class Options:
 
     target: str = DEFAULT
     dtype: str = "bf16"
+    quant: str | None = None
     bounds: Bounds = DEFAULT_BOUNDS
     debug_route: bool = False
     dump_ir: Path | None = None

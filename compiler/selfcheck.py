@@ -17,6 +17,7 @@ import numpy.typing as npt
 from deepzig.artifacts.selfcheck import CheckedCall, Choice, Noise, SelfCheck, Sketch
 from deepzig.ir import Graph, Module, Node, Value
 from deepzig.ir.interpret import round_to
+from deepzig.ir.quantize import QUANTIZED, QuantizedMatrix
 from deepzig.models.config import ModelConfig
 
 from .trace import Bounds
@@ -28,7 +29,7 @@ BUDGET = 300_000_000
 """Parameters of the layers that are recorded, together; the first layers of each kind and the last always are."""
 BLOCK_ROWS = 4096
 """Rows of a matrix that are widened to f32 at once."""
-DOUBT = {"f32": 1e-4, "f16": 4e-3, "bf16": 4e-3}
+DOUBT = {"f32": 1e-4, "f16": 4e-3, "bf16": 4e-3, **dict.fromkeys(QUANTIZED, 3e-2)}
 """By how much, relative to it, the input of a choice is disturbed to find the rows that hang on a rounding."""
 
 
@@ -49,7 +50,7 @@ class LazyStack:
             return np.stack([self[i] for i in index])
         if int(index) not in self._slices:
             piece = self._source.piece(self._value, int(index))
-            self._slices[int(index)] = as_f32(piece, self._value.type.dtype)
+            self._slices[int(index)] = _matrix(piece, self._value.type.dtype)
         return self._slices[int(index)]
 
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
@@ -73,7 +74,7 @@ class _Transposed:
     def __rmatmul__(self, x: Array) -> Array:
         stored = self.source.whole(self.value)
         blocks = (stored[i : i + BLOCK_ROWS] for i in range(0, len(stored), BLOCK_ROWS))
-        return np.concatenate([x @ as_f32(block, self.value.type.dtype).T for block in blocks], -1)
+        return np.concatenate([x @ _matrix(block, self.value.type.dtype).T for block in blocks], -1)
 
 
 @dataclass
@@ -115,14 +116,16 @@ def record(
         dtype: how matrices and the cache are stored.
         layers: which to record.
     """
+    kinds = {dtype, *(v.type.dtype for v in module.params)}
+    doubt = max(DOUBT[kind] for kind in kinds if kind in DOUBT)
     calls = [_Call(g, inputs, _forced(g, inputs)) for g, inputs in _scenario(module, config, bounds)]
     pages = 1 + max(int(np.max(c.inputs["block_table"])) for c in calls if "block_table" in c.inputs)
-    outside = [_run(call, None, call.arrays(), source, {}, DOUBT[dtype]) for call in calls]
+    outside = [_run(call, None, call.arrays(), source, {}, doubt) for call in calls]
     for layer in layers:
         params: dict[Value, Any] = {}
         states = {s: np.zeros([pages if d == "pages" else int(d) for d in s.shape], np.float32) for s in module.states}
         for call, env in zip(calls, outside, strict=True):
-            inner = _run(call, layer, {**env, **states}, source, params, DOUBT[dtype])
+            inner = _run(call, layer, {**env, **states}, source, params, doubt)
             written = module.states_of(call.graph)
             made = call.graph.outputs[len(call.graph.outputs) - len(written) :]
             states.update({s: inner[v] for s, v in zip(written, made, strict=True) if v in inner})
@@ -206,7 +209,7 @@ def _choice(
     unsure: set[int] = set()
     for seed in range(3):
         disturbed = [
-            x * (1 + np.float32(doubt) * np.sign(Noise(seed + 1, x.shape).make() + np.float32(1 / 32)))
+            x * (1 + np.float32(doubt) * np.sign(Noise(seed + 1, x.shape).make() + np.float32(2**-21)))
             if v in made and v is not None and x.dtype == np.float32 else x
             for v, x in zip(node.inputs, inputs, strict=True)
         ]  # fmt: skip
@@ -229,8 +232,13 @@ def _parameter(value: Value, source: WeightSource, params: dict[Value, Any]) -> 
     """A parameter as f32: stacks and tables lazily, as no more than a few of their slices are read."""
     if value not in params:
         big = len(value.shape) == 3 or int(value.shape[0]) > BLOCK_ROWS
-        params[value] = LazyStack(source, value) if big else as_f32(source.whole(value), value.type.dtype)
+        params[value] = LazyStack(source, value) if big else _matrix(source.whole(value), value.type.dtype)
     return params[value]
+
+
+def _matrix(stored: Array, dtype: str) -> Any:
+    values = as_f32(stored, dtype)
+    return QuantizedMatrix.of(values, dtype) if dtype in QUANTIZED else values
 
 
 def _scenario(module: Module, config: ModelConfig, bounds: Bounds) -> Iterator[tuple[Graph, dict[str, Any]]]:

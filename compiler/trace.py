@@ -8,6 +8,8 @@ from deepzig.ir import Builder, Graph, Module, ModuleBuilder
 from deepzig.models.config import ModelConfig
 from deepzig.models.definition import Rows, define, define_draft
 
+from .precision import Rule, parse_quant
+
 
 @dataclass(frozen=True)
 class Bounds:
@@ -29,7 +31,8 @@ class Bounds:
 
 
 def trace(
-    config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False
+    config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False,
+    quant: Rule = parse_quant(None),
 ) -> Module:  # fmt: skip
     """Trace the definition into the graphs `prefill`, `decode` and `sample`, and `draft` if asked for.
 
@@ -39,8 +42,9 @@ def trace(
         bounds: the sizes that the artifact fixes.
         debug_route: adds an input `route` [n, MoE layers, k] that forces the expert choice.
         draft: the model has a layer for multi-token prediction, which shall be a graph too.
+        quant: which matrices are quantised.
     """
-    m = ModuleBuilder(dtype)
+    m = ModuleBuilder(dtype, quant)
     graphs = []
     for name, rows_per_seq in (("prefill", bounds.chunk), ("decode", bounds.decode_rows)):
         b = Builder()

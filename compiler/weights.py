@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Node, TensorType, Value
+from deepzig.ir.quantize import QUANTIZED
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.targets.base import Layout
 
@@ -102,7 +103,7 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     Args:
         x: float32, float16, or the bits of bf16 as uint16.
         stored: its type: f32, f16 or bf16.
-        wanted: the type of the result; f16 comes as bits, too.
+        wanted: the type of the result; f16 comes as bits, too, and what will be quantised as f32.
         name: the tensor's name, for the error.
 
     Raises:
@@ -110,7 +111,7 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     """
     if stored == wanted:
         return x
-    result: npt.NDArray[Any] = np.empty(x.shape, np.float32 if wanted == "f32" else np.uint16)
+    result: npt.NDArray[Any] = np.empty(x.shape, np.uint16 if wanted in ("bf16", "f16") else np.float32)
     source, target = x.reshape(-1), result.reshape(-1)
     for at in range(0, len(source), BLOCK):
         target[at : at + BLOCK] = ROUND[wanted](WIDEN[stored](source[at : at + BLOCK]))
@@ -121,7 +122,7 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
 
 def as_f32(x: Array, dtype: str) -> Array:
     """The values of a parameter in its own element type; f16 may be given as bits, too."""
-    return WIDEN[dtype](x.view(np.float16) if dtype == "f16" else x)
+    return x if dtype in QUANTIZED else WIDEN[dtype](x.view(np.float16) if dtype == "f16" else x)
 
 
 def _to_bf16(x: Array) -> Array:
@@ -141,5 +142,10 @@ WIDEN: Mapping[str, Callable[[Array], Array]] = {
 }
 """From a stored type to f32."""
 
-ROUND: Mapping[str, Callable[[Array], Array]] = {"f32": lambda x: x, "f16": _to_f16, "bf16": _to_bf16}
+ROUND: Mapping[str, Callable[[Array], Array]] = {
+    "f32": lambda x: x,
+    "f16": _to_f16,
+    "bf16": _to_bf16,
+    **dict.fromkeys(QUANTIZED, lambda x: x),  # when it is packed
+}
 """From f32 to a stored type, half-precision floats as bits."""

@@ -89,11 +89,13 @@ class ModuleBuilder:
     """The parameters and states that the graphs of one module share.
 
     Args:
-        weight_dtype: how matrices are stored (`f32`, `bf16`, `f16`).
+        weight_dtype: how matrices and caches are stored (`f32`, `bf16`, `f16`).
+        quantized: name of a matrix -> how it is stored instead (`q8`, `q4`), if it is.
     """
 
-    def __init__(self, weight_dtype: str) -> None:
+    def __init__(self, weight_dtype: str, quantized: Callable[[str], str | None] = lambda name: None) -> None:
         self.weight_dtype = weight_dtype
+        self._quantized = quantized
         self._values: dict[str, Value] = {}
         self._constants: dict[str, np.ndarray] = {}
 
@@ -103,8 +105,8 @@ class ModuleBuilder:
         return value
 
     def matrix(self, name: str, *shape: int) -> Value:
-        """A parameter in the weight type."""
-        return self._declare(name, TensorType(self.weight_dtype, shape), "param")
+        """A parameter in the weight type, or quantised."""
+        return self._declare(name, TensorType(self._quantized(name) or self.weight_dtype, shape), "param")
 
     def vector(self, name: str, *shape: int) -> Value:
         """A parameter that is always kept in f32: norms, biases, the router."""

@@ -7,13 +7,17 @@ from collections.abc import Iterable, Mapping
 import numpy as np
 import numpy.typing as npt
 
+from .quantize import QUANTIZED, QuantizedMatrix
 from .records import Module, Node, Value
 
 Array = npt.NDArray[np.generic]
 
 
 def round_to(x: Array, dtype: str) -> Array:
-    """`x` rounded to the nearest value that `dtype` can hold; low-precision floats stay float32 arrays."""
+    """`x` rounded to the nearest value that `dtype` can hold; low-precision floats stay float32 arrays.
+
+    Parameters that will be quantised stay as they are.
+    """
     if dtype == "f32":
         return x.astype(np.float32)
     if dtype == "f16":
@@ -21,7 +25,7 @@ def round_to(x: Array, dtype: str) -> Array:
     if dtype == "bf16":
         bits = x.astype(np.float32).view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-    return x.astype(np.int32)
+    return x.astype(np.int32) if dtype == "i32" else x
 
 
 def interpret(
@@ -49,6 +53,8 @@ def interpret(
             env[value] = params[value.name] if value.name in params else module.constants[value.name]
     env.update({value: states[value.name] for value in module.states})
     run(module.weights, env)
+    # only now: what a weight is made of is not rounded before it is put together
+    env.update({v: QuantizedMatrix.of(x, v.type.dtype) for v, x in env.items() if v.type.dtype in QUANTIZED})
     env.update({value: inputs[value.name] for value in g.inputs})
     run(g.nodes, env)
     results = [env[v] for v in g.outputs]

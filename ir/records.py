@@ -22,8 +22,8 @@ Dim = int | str
 Attr = int | float | bool | str | tuple[int, ...] | tuple[str | int, ...]
 Kind = Literal["local", "input", "param", "state"]
 
-FLOATS = ("f32", "bf16", "f16")
-"""Storage types of weights and caches; arithmetic is always f32."""
+FLOATS = ("f32", "bf16", "f16", "q8", "q4")
+"""Storage types of weights and, but for the quantised ones, caches; see `quantize` for those. Sums are always f32."""
 
 NUMPY: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),

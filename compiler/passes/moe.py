@@ -69,7 +69,7 @@ def fold_shared_experts(graph: Graph) -> Graph:
     def build(b: Builder, m: Match) -> Value | None:
         _, width, hidden = m["gate"].shape
         shared, rest = divmod(m["shared_gate"].shape[0], width)
-        if rest or m["shared_gate"].type.dtype != m["gate"].type.dtype:
+        if rest or any(m[f"shared_{n}"].type.dtype != m[n].type.dtype for n in ("gate", "up", "down")):
             return None
         stack = {name: b.reshape(m[f"shared_{name}"], shape=(shared, width, hidden)) for name in ("gate", "up")}
         by_column = b.reshape(m["shared_down"], shape=(hidden, shared, width))

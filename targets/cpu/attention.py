@@ -94,7 +94,7 @@ def mla_absorb(
         (n,) = symbols("n")
         Q = f.tensor("q", "f32", n, heads * depth)
         ANGLES = f.tensor("angles", "f32", n, rope)
-        W = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), inner(nope, wdtype), LANES)
+        W = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), *inner(nope, wdtype), LANES)
         Y = f.tensor("absorbed", "f32", n, heads, cw)
 
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
@@ -204,7 +204,7 @@ def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors)
     with kernel("mla_lift", heads, kv_lora, v, wdtype) as f:
         (n,) = symbols("n")
         X = f.tensor("latent", "f32", n, heads, padded(kv_lora))
-        W = f.tensor("w_uv", stored(wdtype), heads, blocks(v), inner(kv_lora, wdtype), LANES)
+        W = f.tensor("w_uv", stored(wdtype), heads, blocks(v), *inner(kv_lora, wdtype), LANES)
         Y = f.tensor("out", "f32", n, heads * v)
 
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:

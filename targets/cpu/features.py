@@ -17,10 +17,12 @@ class Vectors:
     Attributes:
         registers: how many there are.
         lanes: f32 elements in each.
+        integers: instructions for products of bytes: `avx2`, or none.
     """
 
     registers: int
     lanes: int
+    integers: str = ""
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -36,8 +38,8 @@ class Vectors:
 
 BASELINE = Vectors(registers=16, lanes=4)
 VECTORS: dict[str, Vectors] = {
-    "avx512f": Vectors(registers=32, lanes=16),
-    "avx2": Vectors(registers=16, lanes=8),
+    "avx512f": Vectors(registers=32, lanes=16, integers="avx2"),
+    "avx2": Vectors(registers=16, lanes=8, integers="avx2"),
     "neon": Vectors(registers=32, lanes=4),
 }
 """Instruction set -> its registers; the first that a CPU has counts."""

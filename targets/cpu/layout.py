@@ -7,6 +7,12 @@ along the inner dimension: a u32 word has the even element in its low half and t
     f32         w[..., N, K] -> f32[..., N16, K, 16]           packed[j, k, l] = w[16 j + l, k]
     bf16, f16   w[..., N, K] -> u32[..., N16, ceil(K/2), 16]  half k % 2 of packed[j, k // 2, l] = w[16 j + l, k]
 
+    q8          w[..., N, K] -> u32[..., N16, ceil(K/64), 17, 16]   byte k % 4 of packed[j, g, k // 4, l] = code of
+                                                                   w[16 j + l, 64 g + k]
+    q4          w[..., N, K] -> u32[..., N16, ceil(K/64), 9, 16]    of such a byte the low half for k < 32, the high
+                                                                   half for the k after; 8 is added to codes
+
+A group of 64 quantised elements ends with its scales: packed[j, g, -1, l] is the bits of that of column 16 j + l.
 What lies beyond N or K is zero.
 """
 
@@ -18,6 +24,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.ir import TensorType
+from deepzig.ir.quantize import GROUP, QUANTIZED, quantize
 
 LANES = 16
 """Floats in a cache line, and columns in a block."""
@@ -35,9 +42,11 @@ def padded(size: int) -> int:
     return blocks(size) * LANES
 
 
-def inner(size: int, dtype: str) -> int:
-    """How many vectors along the inner dimension hold `size` elements."""
-    return size if dtype == "f32" else -(-size // 2)
+def inner(size: int, dtype: str) -> tuple[int, ...]:
+    """The dimensions of vectors along the inner dimension that hold `size` elements."""
+    if dtype in QUANTIZED:
+        return -(-size // GROUP), GROUP * QUANTIZED[dtype] // 32 + 1
+    return (size if dtype == "f32" else -(-size // 2),)
 
 
 def stored(dtype: str) -> str:
@@ -48,7 +57,26 @@ def stored(dtype: str) -> str:
 def packed_type(weight: TensorType) -> TensorType:
     """The type that `pack_columns` stores a weight [..., N, K] in."""
     *lead, n, k = (int(d) for d in weight.shape)
-    return TensorType(stored(weight.dtype), (*lead, blocks(n), inner(k, weight.dtype), LANES))
+    return TensorType(stored(weight.dtype), (*lead, blocks(n), *inner(k, weight.dtype), LANES))
+
+
+def pack_quantized(weight: Array, dtype: str) -> Array:
+    """Quantise and pack [..., N, K] of f32."""
+    codes, scales = quantize(weight, dtype)
+    *lead, n, groups, _ = codes.shape
+    words = np.empty((*lead, n, groups, inner(GROUP, dtype)[1]), np.uint32)
+    words[..., -1] = scales.view(np.uint32)
+    if dtype == "q8":
+        words[..., :-1] = codes.view(np.uint32)
+    else:
+        nibbles = (codes + 8).view(np.uint8)
+        words[..., :-1] = (nibbles[..., : GROUP // 2] | nibbles[..., GROUP // 2 :] << 4).view(np.uint32)
+    return pack_columns(words.reshape(*lead, n, -1)).reshape(*lead, blocks(n), groups, -1, LANES)
+
+
+def pack_quantized_gate_up(gate: Array, up: Array, dtype: str) -> Array:
+    """Quantise and pack two weights [..., I, K] into [..., I16, 2, groups, words, 16]."""
+    return np.stack([pack_quantized(gate, dtype), pack_quantized(up, dtype)], gate.ndim - 1)
 
 
 def pack_columns(weight: Array) -> Array:

@@ -9,11 +9,14 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from deepzig.ir.quantize import QUANTIZED
+
 from .emit import Buffer, each_row, kernel, store, symbols, vector_of, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .norm import inverse_rms, normalize
 from .product import Columns, Input, by_columns, product, rows_of
+from .quant import coded
 from .vector import Expr, at, silu, total
 
 
@@ -35,7 +38,7 @@ def proj(
     Args:
         k: inputs.
         n: outputs.
-        wdtype: `f32`, `bf16` or `f16`.
+        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
         x_width: columns of x.
         begin: first column of x that is multiplied.
         norm_eps: epsilon of the RMSNorm; None: x isn't normed.
@@ -53,7 +56,7 @@ def proj(
     with kernel("proj", f"k{k}", f"n{n}", wdtype, *part, *flags) as f:
         (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, x_width)
-        W = f.tensor("w", stored(wdtype), blocks(n), inner(k, wdtype), LANES)
+        W = f.tensor("w", stored(wdtype), blocks(n), *inner(k, wdtype), LANES)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
         BIAS: Any = f.tensor("bias", "f32", n) if bias else None
         RESIDUAL: Any = f.tensor("residual", "f32", rows, n) if residual else None
@@ -61,6 +64,8 @@ def proj(
         x = rows_of(X, begin)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
+        if wdtype in QUANTIZED:
+            x = coded(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             def write(column: Expr, value: Expr, lanes: int) -> None:
@@ -70,7 +75,10 @@ def proj(
 
             by_columns(sums[0], block, n, write)
 
-        product(rows, blocks(n), lambda js: Columns(W, [(j,) for j in js], k, wdtype), x, output, vectors)
+        def columns(js: Sequence[Expr]) -> Columns:
+            return Columns(W, [(j,) for j in js], k, wdtype, integers=vectors.integers)
+
+        product(rows, blocks(n), columns, x, output, vectors)
     return f.function
 
 
@@ -81,7 +89,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
     Args:
         k: inputs.
         i: outputs.
-        wdtype: `f32`, `bf16` or `f16`.
+        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
         norm_eps: epsilon of the RMSNorm; None: x isn't normed.
         vectors: registers of the CPU.
 
@@ -91,18 +99,21 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
     with kernel("gated_proj", f"k{k}", f"i{i}", wdtype, *([f"norm{norm_eps}"] if norm_eps is not None else [])) as f:
         (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
-        W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)
+        W = f.tensor("w", stored(wdtype), blocks(i), 2, *inner(k, wdtype), LANES)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("y", "f32", rows, i)
         x = rows_of(X)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
+        if wdtype in QUANTIZED:
+            x = coded(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             by_columns(gated(*sums), block, i, lambda column, value, _: store(Y, value, row, column))
 
         def columns(groups: Sequence[Expr]) -> Columns:
-            return Columns(W, [(j, T.int64(half)) for j in groups for half in range(2)], k, wdtype)
+            taken = [(j, T.int64(half)) for j in groups for half in range(2)]
+            return Columns(W, taken, k, wdtype, integers=vectors.integers)
 
         product(rows, blocks(i), columns, x, output, vectors, width=2)
     return f.function

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
+from deepzig.ir.quantize import QUANTIZED
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
-from .layout import pack_columns, pack_gate_up, packed_type, padded
+from .layout import pack_columns, pack_gate_up, pack_quantized, pack_quantized_gate_up, packed_type, padded
 from .plain import PLAIN, RAW
 
 Cpu = CpuTarget
@@ -24,11 +26,26 @@ TRANSPOSED = Layout(
 
 
 def _gate_up_type(gate: TensorType, up: TensorType) -> TensorType:
-    packed = packed_type(gate)
-    return TensorType(packed.dtype, (*packed.shape[:-2], 2, *packed.shape[-2:]))
+    packed, lead = packed_type(gate), len(gate.shape) - 1
+    return TensorType(packed.dtype, (*packed.shape[:lead], 2, *packed.shape[lead:]))
 
 
 GATE_UP = Layout("gate-up", _gate_up_type, pack_gate_up)
+
+QUANTIZED_COLUMNS = {
+    dtype: Layout(f"columns-{dtype}", packed_type, partial(pack_quantized, dtype=dtype)) for dtype in QUANTIZED
+}
+QUANTIZED_GATE_UP = {
+    dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype)) for dtype in QUANTIZED
+}
+
+
+def _columns(w: Value) -> Layout:
+    return QUANTIZED_COLUMNS.get(w.type.dtype, COLUMNS)
+
+
+def _gate_up(gate: Value) -> Layout:
+    return QUANTIZED_GATE_UP.get(gate.type.dtype, GATE_UP)
 
 
 def _optional(node: Node, index: int) -> Value | None:
@@ -69,7 +86,7 @@ def _proj(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         norm_eps=_float(node, "eps") if norm_w else None, bias=bias is not None, residual=residual is not None,
         vectors=cpu.vectors,
     )  # fmt: skip
-    args = [e.value(x), e.weight(COLUMNS, w), *_vectors(e, norm_w, bias, residual)]
+    args = [e.value(x), e.weight(_columns(w), w), *_vectors(e, norm_w, bias, residual)]
     return e.call(kernel, args, node.output.type)
 
 
@@ -85,7 +102,7 @@ def _gated_proj(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         _dim(gate, 1), _dim(gate, 0), gate.type.dtype, norm_eps=_float(node, "eps") if norm_w else None,
         vectors=cpu.vectors,
     )  # fmt: skip
-    return e.call(kernel, [e.value(x), e.weight(GATE_UP, gate, up), *_vectors(e, norm_w)], node.output.type)
+    return e.call(kernel, [e.value(x), e.weight(_gate_up(gate), gate, up), *_vectors(e, norm_w)], node.output.type)
 
 
 def _router(e: Emitter, node: Node, cpu: Cpu) -> Any:
@@ -118,11 +135,11 @@ def _moe(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     dtype = gate.type.dtype
     hidden_rows = e.call(
         moe.moe_gate_up(hidden, width, experts, slots, dtype, vectors=cpu.vectors),
-        [e.value(x), offsets, order, e.weight(GATE_UP, gate, up)],
+        [e.value(x), offsets, order, e.weight(_gate_up(gate), gate, up)],
         TensorType("f32", (rows, slots, width)),
     )
-    kernel = moe.moe_down(width, hidden, experts, slots, dtype, residual=residual is not None, vectors=cpu.vectors)
-    args = [hidden_rows, offsets, order, slot_weights, e.weight(COLUMNS, down), *_vectors(e, residual)]
+    kernel = moe.moe_down(width, hidden, experts, slots, down.type.dtype, residual=residual is not None, vectors=cpu.vectors)
+    args = [hidden_rows, offsets, order, slot_weights, e.weight(_columns(down), down), *_vectors(e, residual)]
     return e.call(kernel, args, node.output.type)
 
 

@@ -14,6 +14,8 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from deepzig.ir.quantize import QUANTIZED
+
 from .emit import Buffer, kernel, loop, parallel, store, symbols, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
@@ -21,13 +23,14 @@ from .linear import gated
 from .product import (
     ROW_BLOCKS,
     Columns,
-    Elements,
     Output,
     adjacent,
     by_columns,
     rows_by_tiles,
+    rows_of,
     tile,
 )
+from .quant import coded
 from .vector import Expr, fma, splat
 
 
@@ -89,7 +92,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         i: outputs of an expert.
         experts: all experts in the stack.
         slots: slots of a row.
-        wdtype: `f32`, `bf16` or `f16`.
+        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
         vectors: registers of the CPU.
 
     Returns:
@@ -101,12 +104,13 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         X = f.tensor("x", "f32", rows, k)
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
         ROWS = f.tensor("slot_rows", "i32", rows, slots)
-        W = f.tensor("w", stored(wdtype), experts, blocks(i), 2, inner(k, wdtype), LANES)
+        W = f.tensor("w", stored(wdtype), experts, blocks(i), 2, *inner(k, wdtype), LANES)
         A = f.tensor("a", "f32", rows, slots, i)
 
-        def x(slot: Expr) -> Elements:
-            row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
-            return lambda j: X[row, j]
+        read = coded(rows_of(X), rows, k) if wdtype in QUANTIZED else rows_of(X)
+
+        def x(slot: Expr) -> Any:
+            return read(T.bind(T.Cast("int64", ROWS[flat(slot, slots)])))
 
         with parallel(blocks(i)) as block:
 
@@ -117,7 +121,8 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
                 by_columns(gated(*sums), block, i, write)
 
             def columns(e: Expr) -> Columns:
-                return Columns(W, [(e, block, T.int64(half)) for half in range(2)], k, wdtype)
+                taken = [(e, block, T.int64(half)) for half in range(2)]
+                return Columns(W, taken, k, wdtype, integers=vectors.integers)
 
             each_expert(
                 OFFSETS,
@@ -137,7 +142,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         h: outputs.
         experts: all experts in the stack.
         slots: slots of a row.
-        wdtype: `f32`, `bf16` or `f16`.
+        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
         residual: whether a matrix of y's shape is added.
         vectors: registers of the CPU.
 
@@ -152,12 +157,15 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
         ROWS = f.tensor("slot_rows", "i32", rows, slots)
         SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
-        W = f.tensor("w", stored(wdtype), experts, blocks(h), inner(i, wdtype), LANES)
+        W = f.tensor("w", stored(wdtype), experts, blocks(h), *inner(i, wdtype), LANES)
         RESIDUAL: Any = f.tensor("residual", "f32", rows, h) if residual else None
         Y = f.tensor("y", "f32", rows, h)
 
-        def x(slot: Expr) -> Elements:
+        def x(slot: Expr) -> Any:
             return lambda j: A[(*flat(slot, slots), j)]
+
+        if wdtype in QUANTIZED:
+            x = coded(x, rows * slots, i)
 
         def output(slot: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
@@ -175,7 +183,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
 
             def part(e: Expr, begin: Expr, size: int) -> tuple[Columns, Output]:
                 def columns(taken: Sequence[Expr]) -> Columns:
-                    return Columns(W, [(e, block) for block in taken], i, wdtype)
+                    return Columns(W, [(e, block) for block in taken], i, wdtype, integers=vectors.integers)
 
                 return adjacent(begin, size, blocks(h), columns, output, 1)
 

@@ -9,12 +9,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 from tvm.script import tirx as T
+
+from deepzig.ir.quantize import QUANTIZED
 
 from .emit import Buffer, either, loop, parallel, store, vector_of, vector_sum, when
 from .features import Vectors
 from .layout import LANES
+from .quant import coded_tile
 from .vector import Expr, at, fma, prefetch, splat, widen
 
 
@@ -28,6 +32,7 @@ class Columns:
         size: elements along the inner dimension.
         wdtype: element type of the weight before it was packed.
         ahead: vectors to prefetch ahead in each block; 0 for what is in the cache already.
+        integers: instructions for products of bytes, for quantised weights.
     """
 
     weight: Buffer
@@ -35,12 +40,13 @@ class Columns:
     size: int
     wdtype: str
     ahead: int = 32
+    integers: str = ""
 
 
 Elements = Callable[[Expr], Expr]
 """Index -> element, or index vector -> elements."""
-Input = Callable[[Expr], Elements]
-"""Row of the left matrix -> its elements."""
+Input = Callable[[Expr], Any]
+"""Row of the left matrix -> its elements; for quantised weights, its codes."""
 Output = Callable[[Expr, Sequence[Buffer]], None]
 """(row, sums of the tile's blocks) -> emits the stores."""
 Start = Callable[[Expr, tuple[Expr, ...]], Expr]
@@ -77,6 +83,11 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
         Of each row, for each block, a local vector.
     """
     elements = [x(row) for row in rows]
+    if columns.wdtype in QUANTIZED:
+        return coded_tile(
+            columns.weight, columns.blocks, columns.size, columns.wdtype, elements, columns.integers,
+            min(columns.ahead, 2),
+        )  # fmt: skip
     sums = [[vector_of(start(line, block)) if start else vector_sum() for block in columns.blocks] for line in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:

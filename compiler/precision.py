@@ -1,0 +1,61 @@
+"""Which matrices are quantised: from the text of `--quant` to a rule on names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from deepzig.errors import DeepZigError
+from deepzig.ir.quantize import QUANTIZED
+
+FLOAT = "float"
+"""What a rule says of matrices that stay as `--dtype` has them."""
+
+KEPT = ("embed_tokens", "kv_b_proj", "eh_proj")
+"""Matrices that stay floats: rows of the embedding are looked up, and the others are cut to pieces before they are used."""
+
+HEADS = ("lm_head", "shared_head.head")
+"""The output head, where few bits cost the most; 8 unless a rule says otherwise."""
+
+Rule = Callable[[str], str | None]
+
+
+def parse_quant(text: str | None) -> Rule:
+    """The rule that `--quant` gives: name of a matrix -> q8 or q4; None if it isn't quantised.
+
+    Args:
+        text: `q8` or `q4` for all matrices but KEPT, then `part.of.name=q8` (or q4, float) for some of them, separated by
+            commas; the last that matches counts. None quantises nothing.
+
+    Raises:
+        DeepZigError: not such a text.
+    """
+    if text is None:
+        return lambda name: None
+    first, *more = text.split(",")
+    rules = [("", first), *((head, "q8") for head in HEADS)]
+    for part in more:
+        name, equals, kind = part.strip().partition("=")
+        if not equals or not name:
+            raise _error(f"{part!r} is not a rule")
+        rules.append((_paired(name), kind))
+    for _, kind in rules:
+        if kind not in (*QUANTIZED, FLOAT):
+            raise _error(f"no quantisation is called {kind!r}")
+
+    def rule(name: str) -> str | None:
+        if any(f".{part}." in f".{name}." for part in KEPT):
+            return None
+        kind = [kind for part, kind in rules if f".{part}." in f".{_paired(name)}." or not part][-1]
+        return None if kind == FLOAT else kind
+
+    return rule
+
+
+def _paired(name: str) -> str:
+    """gate_proj and up_proj are multiplied in one product: what is said of one holds for both."""
+    return name.replace("up_proj", "gate_proj")
+
+
+def _error(what: str) -> DeepZigError:
+    kinds = ", ".join(QUANTIZED)
+    return DeepZigError(what, "--quant", f"give one of {kinds}, then rules such as experts.down_proj=q8 or o_proj={FLOAT}")
