@@ -145,6 +145,28 @@ def _sha256(path: Path) -> str:
     return digest.hexdigest()
 
 
+def read_part(path: Path, manifest: Manifest, name: str, most: int) -> bytes:
+    """The content of a part of the artifact in the folder `path`, of `most` bytes at most.
+
+    Raises:
+        DeepZigError: it is missing, too large, outside the folder, or not what the manifest says.
+    """
+    part, entry = _inside(path, name), manifest.files[name]
+    if entry.size > most:
+        raise DeepZigError("the file is too large", str(part), COPY_AGAIN)
+    try:
+        with part.open("rb") as file:
+            content = file.read(entry.size + 1)
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise DeepZigError(what, str(part), "check its permissions") from None
+    if len(content) != entry.size:
+        raise DeepZigError(f"the file has {part.stat().st_size} bytes, not {entry.size}", str(part), COPY_AGAIN)
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", str(part), COPY_AGAIN)
+    return content
+
+
 def _entries(artifact: Artifact) -> Iterator[tuple[Path, TensorEntry]]:
     for name in artifact.weight_files:
         path = artifact.path / name
