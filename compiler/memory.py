@@ -70,7 +70,7 @@ def weights_by_kind(plans: Sequence[Plan], module: Module) -> dict[str, int]:
     """
     made = {out: node for node in module.weights for out in node.outputs}
     main = {w for plan in plans if plan.name != "draft" for w in plan.weights}
-    total = dict.fromkeys(KINDS, 0)
+    total: dict[str, int] = dict.fromkeys(KINDS, 0)
     for weight in dict.fromkeys(w for plan in plans for w in plan.weights):
         size = stored_bytes(weight)
         shares = sum((_kinds(value, made) for value in weight.sources), Counter[str]())
@@ -169,7 +169,7 @@ def workspace(lowered: tvm.IRModule, plans: Sequence[Plan], sizes: Sizes) -> Wor
     return Workspace(sum(size * number for size, number in pool.items()) + shared, own)
 
 
-def _storages(function: relax.Function, sizes: Sizes) -> Iterator[int]:
+def _storages(function: Any, sizes: Sizes) -> Iterator[int]:
     """Bytes of each block that a planned function allocates."""
     for block in function.body.blocks:
         for binding in block.bindings:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import re
 
-KINDS = ("embeddings", "attention", "router", "experts", "shared_experts", "dense", "head", "draft", "other")
+KINDS: tuple[str, ...] = (
+    "embeddings", "attention", "router", "experts", "shared_experts", "dense", "head", "draft", "other",
+)  # fmt: skip
 """Every kind: `dense` is a feed-forward network without experts, `draft` the layer for multi-token prediction, `other`
 norms outside of attention, and what follows from the config."""
 
