@@ -33,9 +33,7 @@ Examples:
 @click.option("--ram", help="Memory to plan for, such as 16GiB; by default this machine's.")
 @click.option("--measure/--no-measure", default=True, help="Measure the memory bandwidth, to predict speeds.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def inspect(
-    artifact: str, as_json: bool, html: str | None, ram: str | None, measure: bool, traceback: bool
-) -> None:
+def inspect(artifact: str, as_json: bool, html: str | None, ram: str | None, measure: bool, traceback: bool) -> None:
     """Tell what ARTIFACT is, what memory it takes and how fast it can be; it need not be for this machine."""
     memory = None if ram is None else _ram(ram)
     facts, drawing = inspect_artifact(Path(artifact), memory, bandwidth if measure else None)

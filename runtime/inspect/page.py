@@ -19,7 +19,7 @@ def page(facts: Facts, drawing: Drawing | None) -> str:
     """The page of an artifact."""
     data = {"facts": facts.to_json(), "drawing": None if drawing is None else asdict(drawing)}
     title = html.escape(str(facts.model.get("name", "")).encode("ascii", "xmlcharrefreplace").decode())
-    template = files(__package__).joinpath(TEMPLATE).read_text(encoding="utf-8")
+    template = files("deepzig.runtime.inspect").joinpath(TEMPLATE).read_text(encoding="utf-8")
     return template.replace("{{title}}", title, 1).replace("{{data}}", script_json(data), 1)
 
 

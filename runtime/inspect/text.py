@@ -38,7 +38,7 @@ def _one_line(value: Any) -> str:
 def _head(facts: Facts) -> Iterator[str]:
     m = facts.model
     yield _one_line(m.get("name", "a model without a name"))
-    told = [_one_line(m[key]) for key in ("model_type", "dtype") if key in m]
+    told = [_one_line(value) for key, value in m.items() if key != "name" and isinstance(value, str)]
     told += [f"{m['num_hidden_layers']} layers", f"vocabulary {m['vocab_size']:,}"]
     if isinstance(m.get("hidden_size"), int):
         told.append(f"hidden size {m['hidden_size']:,}")
@@ -53,11 +53,12 @@ def _head(facts: Facts) -> Iterator[str]:
 def _builds(facts: Facts) -> Iterator[str]:
     kind = f", of the kind {facts.here.kind}" if facts.here.kind else ""
     yield f"Builds (this machine: {facts.here.platform}{kind})"
-    rows = [("build", "platform", "code", "here", "needs")]
+    rows = []
     for b in facts.builds:
-        here = "chosen" if b.chosen else f"{'can run' if b.runs else 'no'}: {b.why}"
+        needs = f"needs {', '.join(b.features) or 'nothing special'}"
+        here = f"chosen; {needs}" if b.chosen else f"{'can run' if b.runs else 'no'}: {b.why}"
         code = "not listed" if b.code_bytes is None else size(b.code_bytes)
-        rows.append((b.name, b.platform, code, here, ", ".join(b.features) or "nothing special"))
+        rows.append((b.name, b.platform, code, here))
     yield from table(rows, right={2})
 
 
@@ -65,7 +66,9 @@ def _memory(m: Memory) -> Iterator[str]:
     yield "Memory"
     rows: list[tuple[str, ...]] = []
     for kind, amount in sorted(m.weights_by_kind.items(), key=lambda item: -item[1]):
-        rows.append((f"  {KIND_WORDS.get(kind, kind)}", size(amount), f"{amount / max(m.weights, 1):6.1%} of the weights"))
+        rows.append(
+            (f"  {KIND_WORDS.get(kind, kind)}", size(amount), f"{amount / max(m.weights, 1):6.1%} of the weights")
+        )
     rows.insert(0, ("weights", size(m.weights), "mapped from the artifact, not copied"))
     rows.append(("cache", size(m.cache_per_token), f"a token; {size(m.cache_full_context)} for {m.full_context:,}"))
     rows.append(("workspace", size(m.workspace), f"a call at its bounds, with {m.threads} threads"))
@@ -74,7 +77,8 @@ def _memory(m: Memory) -> Iterator[str]:
     if m.ram is None:
         yield "  the memory of this machine is not known: give --ram"
     elif m.largest_context == m.full_context:
-        yield f"  fits in {size(m.ram)}: the whole context of {m.full_context:,} tokens, {m.cache_tokens:,} in all sequences"
+        tokens = f"{m.full_context:,} tokens, {m.cache_tokens:,} of all sequences together"
+        yield f"  fits in {size(m.ram)}: the whole context of {tokens}"
     elif m.largest_context:
         yield f"  fits in {size(m.ram)}: {m.largest_context:,} tokens of context, of {m.full_context:,}"
     else:
@@ -92,7 +96,8 @@ def _speeds(r: Reading) -> Iterator[str]:
         yield "  not measured"
         return
     assert r.bandwidth is not None
-    yield f"  this machine reads {r.bandwidth / 1e9:.1f} GB/s, so at most (more only where weights stay in the CPU's caches):"
+    caches = "more only where weights stay in the CPU's caches"
+    yield f"  this machine reads {r.bandwidth / 1e9:.1f} GB/s, so at most ({caches}):"
     yield from table(
         [
             ("after tokens", *(f"{speed.depth:,}" for speed in r.speeds)),
