@@ -59,7 +59,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert {n for n in names if n.endswith(".py")} == sources()
-    assert {n for n in names if not n.endswith(".py")} == {"deepzig/py.typed", "deepzig/artifacts/FORMAT.md"}
+    data = {"deepzig/py.typed", "deepzig/artifacts/FORMAT.md", "deepzig/runtime/inspect/page.html"}
+    assert {n for n in names if not n.endswith(".py")} == data
 
 
 def test_the_wheel_carries_the_license(dist: Path) -> None:
@@ -92,7 +93,9 @@ def test_the_runtime_can_be_imported(base: tuple[Path, int], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"], ["inspect", "--help"]]
+)
 def test_the_console_script_runs(command: list[str], base: tuple[Path, int], tmp_path: Path) -> None:
     done = run(base[0] / "bin/deepzig", *command, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import html
 import json
+import re
 from dataclasses import asdict
 from importlib.resources import files
 
@@ -20,7 +21,8 @@ def page(facts: Facts, drawing: Drawing | None) -> str:
     data = {"facts": facts.to_json(), "drawing": None if drawing is None else asdict(drawing)}
     title = html.escape(str(facts.model.get("name", "")).encode("ascii", "xmlcharrefreplace").decode())
     template = files("deepzig.runtime.inspect").joinpath(TEMPLATE).read_text(encoding="utf-8")
-    return template.replace("{{title}}", title, 1).replace("{{data}}", script_json(data), 1)
+    places = {"title": title, "data": script_json(data)}
+    return re.sub(r"\{\{(\w+)\}\}", lambda place: places[place[1]], template)
 
 
 def script_json(data: object) -> str:
