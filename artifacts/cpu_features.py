@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import platform
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 from .machines import Machine
@@ -23,9 +25,13 @@ LINUX = {
     "avx512f": "avx512f", "avx512bw": "avx512bw", "avx512dq": "avx512dq", "avx512vl": "avx512vl",
     "avx512_vnni": "avx512vnni", "avx_vnni": "avxvnni", "avx512_bf16": "avx512bf16", "avx512_fp16": "avx512fp16",
     "amx_tile": "amx-tile", "amx_bf16": "amx-bf16", "amx_int8": "amx-int8",
-    "asimd": "neon", "asimddp": "dotprod", "fphp": "fullfp16", "bf16": "bf16", "i8mm": "i8mm",
 }  # fmt: skip
-"""Flag in /proc/cpuinfo -> LLVM's name."""
+"""Flag in /proc/cpuinfo of x86 -> LLVM's name."""
+
+AUXILIARY = (
+    (16, 1, "neon"), (16, 10, "fullfp16"), (16, 20, "dotprod"), (26, 13, "i8mm"), (26, 14, "bf16"),
+)  # fmt: skip
+"""Linux on Arm: entry of the auxiliary vector (AT_HWCAP, AT_HWCAP2), bit, LLVM's name (asm/hwcap.h)."""
 
 MACOS = {
     "hw.optional.arm.FEAT_DotProd": "dotprod",
@@ -33,6 +39,15 @@ MACOS = {
     "hw.optional.arm.FEAT_I8MM": "i8mm",
 }
 """sysctl of macOS -> LLVM's name."""
+
+
+WINDOWS = {
+    38: frozenset({"sse4.2"}),
+    40: frozenset({"avx", "avx2", "bmi2", "f16c", "fma"}),
+    41: frozenset({"avx512f"}),
+}
+"""Argument of IsProcessorFeaturePresent -> LLVM's names. It has no number for FMA, F16C and BMI2, but every CPU with
+AVX2 that runs Windows has them; nor for AVX-512 beyond its first part, so nothing that needs more runs there."""
 
 
 def this_machine() -> Machine:
@@ -45,15 +60,36 @@ def this_machine() -> Machine:
     return Machine(name, features)
 
 
-def detect(cpuinfo: Path = Path("/proc/cpuinfo")) -> frozenset[str]:
+def detect() -> frozenset[str]:
     """The features of this machine that kernels may ask for."""
-    if platform.system() == "Darwin":
-        asked = subprocess.run(["sysctl", *MACOS], capture_output=True, text=True, check=False).stdout
-        found = {MACOS[key] for key, _, value in (line.partition(": ") for line in asked.splitlines()) if value == "1"}
-        return frozenset(found | ({"neon"} if platform.machine() == "arm64" else set()))
+    system = platform.system()
+    if system == "Darwin":
+        return _macos()
+    if system == "Windows":
+        present = ctypes.windll.kernel32.IsProcessorFeaturePresent  # type: ignore[attr-defined,unused-ignore]
+        return frozenset().union(*(names for number, names in WINDOWS.items() if present(number)))
+    if platform.machine() == "aarch64":
+        value = ctypes.CDLL(None).getauxval
+        value.restype = ctypes.c_ulong
+        return _auxiliary(value)
+    return cpuinfo_features(Path("/proc/cpuinfo"))
+
+
+def cpuinfo_features(cpuinfo: Path) -> frozenset[str]:
+    """The features that Linux on x86 lists, which are those that it lets programs use."""
     try:
         lines = cpuinfo.read_text().splitlines()
     except OSError:
         return frozenset()
-    flags = next((line.partition(":")[2].split() for line in lines if line.startswith(("flags", "Features"))), [])
+    flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return frozenset(LINUX[flag] for flag in flags if flag in LINUX)
+
+
+def _macos() -> frozenset[str]:
+    asked = subprocess.run(["sysctl", *MACOS], capture_output=True, text=True, check=False).stdout
+    found = {MACOS[key] for key, _, value in (line.partition(": ") for line in asked.splitlines()) if value == "1"}
+    return frozenset(found | ({"neon"} if platform.machine() == "arm64" else set()))
+
+
+def _auxiliary(value: Callable[[int], int]) -> frozenset[str]:
+    return frozenset(name for entry, bit, name in AUXILIARY if value(entry) >> bit & 1)

@@ -71,7 +71,8 @@ def score(path: Path, questions: Sequence[Question], progress: str) -> Score:
 
 def compiled(folder: Path) -> list[Path]:
     """The reference model in every dtype."""
-    from deepzig.compiler.driver import Options, compile_model
+    from deepzig.compiler.driver import compile_model
+    from deepzig.compiler.options import Options
 
     made = []
     for dtype in DTYPES:

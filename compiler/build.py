@@ -1,18 +1,20 @@
-"""From a TVM module to a shared library."""
+"""From a TVM module to a shared library, and TVM's runtime library beside it."""
 
 from __future__ import annotations
 
-import shutil
 from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import tvm
 
+from deepzig.artifacts.cpu_features import this_machine
 from deepzig.errors import DeepZigError
 from deepzig.targets.base import Target
 
-CODE_SUFFIX = "so"
-RUNTIME_LIBRARY = "libtvm_runtime.so"
+from .link import link, linker
+from .platforms import PLATFORMS
+from .wheels import wheel_file
 
 
 def build(module: tvm.IRModule, target: Target, out: Path) -> None:
@@ -21,18 +23,42 @@ def build(module: tvm.IRModule, target: Target, out: Path) -> None:
     Raises:
         DeepZigError: no linker; TVM refused the module.
     """
-    if not any(map(shutil.which, ("g++", "clang++", "c++"))):
-        raise DeepZigError("there is no linker", "PATH", "install a C++ compiler, such as g++")
+    native = target.platform == this_machine().platform
+    linker(target.platform, native)
+
+    def link_objects(output: str, objects: Any, options: Any = None, **_: Any) -> None:
+        link([objects] if isinstance(objects, str) else list(objects), output, target.platform, native)
+
+    link_objects.object_format = "o"  # type: ignore[attr-defined]
     try:
-        target.compile(module).export_library(str(out))
+        target.compile(module).export_library(str(out), fcompile=link_objects)
+    except DeepZigError:
+        raise
     except (RuntimeError, ValueError, TypeError) as error:
         line = (str(error).strip().splitlines() or ["no message"])[-1]
         raise DeepZigError(f"TVM could not build the model: {line}", "lowering", "rerun with --traceback") from error
 
 
-def runtime_library() -> Path:
-    """TVM's runtime library, to be shipped with the artifact."""
-    return Path(tvm.__file__).parent / "lib" / RUNTIME_LIBRARY
+def code_part(target: Target) -> str:
+    """The name of the part that is a target's code."""
+    return f"code/{target.name}.{PLATFORMS[target.platform].suffix}"
+
+
+def runtime_part(target: Target) -> str:
+    """The name of the part that is TVM's runtime library for a target."""
+    return f"lib/{target.platform}/{Path(PLATFORMS[target.platform].runtime.member).name}"
+
+
+def runtime_library(target: Target) -> Path:
+    """TVM's runtime library for a target: of the installed package, or of the wheel for another platform.
+
+    Raises:
+        DeepZigError: the wheel can't be fetched.
+    """
+    wanted = PLATFORMS[target.platform].runtime
+    if target.platform == this_machine().platform:
+        return Path(tvm.__file__).parent / "lib" / Path(wanted.member).name
+    return wheel_file(wanted)
 
 
 def versions() -> dict[str, str]:

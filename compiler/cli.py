@@ -16,6 +16,7 @@ from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
 from deepzig.targets.registry import DEFAULT, NATIVE
 
+from .options import SELF_CHECKS
 from .trace import Bounds
 
 EXAMPLES = """
@@ -41,6 +42,12 @@ Examples:
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
 )
+@click.option(
+    "--self-check",
+    default="sampled",
+    type=click.Choice(SELF_CHECKS),
+    help="Layers that `deepzig verify` can check: a sample of a large model's, all, or none.",
+)
 @click.option("--force", is_flag=True, help="Replace the output if it is an artifact.")
 @click.option(
     "--dump-ir", type=click.Path(path_type=Path), help="Write the IR before and after each pass to this folder."
@@ -52,20 +59,23 @@ Examples:
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, target: str, dtype: str, chunk: int, force: bool, dump_ir: Path | None,
-    stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
+    model: Path, output: Path | None, target: str, dtype: str, chunk: int, self_check: str, force: bool,
+    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
+    traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact.
 
-    MODEL is a Hugging Face checkpoint folder, a GGUF file, or the name of a model that `hf download` has fetched.
+    MODEL is a Hugging Face checkpoint folder, a GGUF file, the name of a model that `hf download` has fetched, or
+    `reference`, a small model that comes with DeepZig.
     """
     try:
-        from .driver import Options, compile_model, ir_text
+        from .driver import compile_model, ir_text
+        from .options import Options
 
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
             target=target, dtype=dtype, bounds=bounds, debug_route=debug_route,
-            dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
+            dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force, self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:
             click.echo(ir_text(model, options), nl=False)

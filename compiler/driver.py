@@ -13,6 +13,7 @@ from deepzig import __version__
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import GRAPHS
 from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Build, Call, Manifest
+from deepzig.artifacts.selfcheck import PART as SELF_CHECK
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
@@ -21,47 +22,19 @@ from deepzig.models.mtp import draft_parameters, shared_with_model
 from deepzig.models.source import Source, open_source
 from deepzig.models.tensors import mtp_tensors
 from deepzig.targets.base import Target
-from deepzig.targets.registry import DEFAULT, find_targets
+from deepzig.targets.registry import find_targets
 
 from .graphs import graphs_json
+from .options import DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
+from .selfcheck import BUDGET, record, sampled_layers
 from .trace import Bounds, trace
 from .weights import Packed, WeightSource
 
-DTYPES = ("f32", "bf16", "f16")
-
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
-
-
-DEFAULT_BOUNDS = Bounds()
-
-
-@dataclass(frozen=True)
-class Options:
-    """What `deepzig-compile` can be asked for.
-
-    Attributes:
-        target: the text of `--target`.
-        dtype: how matrices and the cache are stored: f32, bf16 or f16.
-        bounds: the sizes that the artifact fixes.
-        debug_route: adds an input that forces the expert choice.
-        dump_ir: a folder for the module's text before and after each pass.
-        stop_after: a pass after which to stop; nothing is written.
-        fuse_limit: the most rewrites to make, to bisect a wrong one.
-        force: replace `out` if it is an artifact.
-    """
-
-    target: str = DEFAULT
-    dtype: str = "bf16"
-    bounds: Bounds = DEFAULT_BOUNDS
-    debug_route: bool = False
-    dump_ir: Path | None = None
-    stop_after: str | None = None
-    fuse_limit: int | None = None
-    force: bool = False
 
 
 @dataclass(frozen=True)
@@ -123,7 +96,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .build import CODE_SUFFIX, RUNTIME_LIBRARY, build, runtime_library, versions
+    from .build import build, code_part, runtime_library, runtime_part, versions
     from .lower import lower
     from .memory import memory_plan
 
@@ -139,18 +112,25 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         builds, modules = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
-            code, runtime = f"code/{target.name}.{CODE_SUFFIX}", f"lib/{target.platform}/{RUNTIME_LIBRARY}"
-            file = Path(scratch) / f"{number}.{CODE_SUFFIX}"
+            code, runtime = code_part(target), runtime_part(target)
+            file = Path(scratch) / Path(code).name
             modules[target] = lower(plans_of[target])
             build(modules[target], target, file)
             writer.add_file(code, file)
-            writer.add_file(runtime, runtime_library())
+            writer.add_file(runtime, runtime_library(target))
             builds.append(_build(target, code, runtime, plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
         writer.add_file(GRAPHS, graphs_json(traced, module))
-        size = _write_weights(writer, plans, WeightSource(module, source.checkpoint), progress)
+        weights = WeightSource(module, source.checkpoint)
+        if options.self_check != "none":
+            progress("check", 0, 1)
+            layers = sampled_layers(module, None if options.self_check == "full" else BUDGET)
+            vectors = record(module, weights, source.config, options.bounds, options.dtype, layers)
+            writer.add_file(SELF_CHECK, vectors.to_json().encode())
+            progress("check", 1, 1)
+        size = _write_weights(writer, plans, weights, progress)
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import tvm
+import tvm_ffi
 from tvm import relax, tirx
 
 from deepzig.ir import Dim, TensorType
@@ -20,7 +21,11 @@ STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "
 def lower(plans: Sequence[Plan]) -> tvm.IRModule:
     """The TVM module of all plans."""
     builder = relax.BlockBuilder()
-    kernels = {launch.kernel_name: launch.kernel for plan in plans for launch in plan.launches}
+    kernels: dict[str, Any] = {}
+    for launch in (launch for plan in plans for launch in plan.launches):
+        first = kernels.setdefault(launch.kernel_name, launch.kernel)
+        if not first.same_as(launch.kernel) and not tvm_ffi.structural_equal(first, launch.kernel):
+            raise ValueError(f"two kernels are called {launch.kernel_name}")  # a bug of the target's
     symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
     for plan in plans:
         _Function(builder, symbols).build(plan)

@@ -55,7 +55,7 @@ class WeightSource:
         """The parameter in its own element type (bf16 as bits), piece by piece."""
         node = self._nodes.get(value)
         if len(value.shape) < 3:
-            yield self._whole(value)
+            yield self.whole(value)
         elif node is None:
             stored = self._checkpoint.dtype(value.name)
             for piece in self._checkpoint.pieces(value.name):
@@ -65,9 +65,24 @@ class WeightSource:
                 assert part is not None
                 yield from self.pieces(part)
         else:
-            yield from self._whole(value)
+            yield from self.whole(value)
 
-    def _whole(self, value: Value) -> Array:
+    def piece(self, value: Value, index: int) -> Array:
+        """One slice of the parameter along its first dimension, in its own element type."""
+        node = self._nodes.get(value)
+        if node is None and value.name not in self._constants:
+            stored = self._checkpoint.dtype(value.name)
+            return convert(self._checkpoint.piece(value.name, index), stored, value.type.dtype, value.name)
+        if node is not None and node.op.name == "concat" and node.attrs["axis"] == 0:
+            for part in node.inputs:
+                assert part is not None
+                if index < int(part.shape[0]):
+                    return self.piece(part, index)
+                index -= int(part.shape[0])
+        return self.whole(value)[index]
+
+    def whole(self, value: Value) -> Array:
+        """The parameter in its own element type (bf16 as bits)."""
         if value.name in self._constants:
             return self._constants[value.name]
         node = self._nodes.get(value)
@@ -75,7 +90,7 @@ class WeightSource:
             return convert(
                 self._checkpoint.read(value.name), self._checkpoint.dtype(value.name), value.type.dtype, value.name
             )
-        result: Array = node.op.meaning(*(v and self._whole(v) for v in node.inputs), **node.attrs)
+        result: Array = node.op.meaning(*(v and self.whole(v) for v in node.inputs), **node.attrs)
         return result
 
 
@@ -102,6 +117,11 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
         if wanted == "f16" and (target[at : at + BLOCK] & 0x7FFF == 0x7C00).any():
             raise DeepZigError("a weight is too large for f16", name, "compile with --dtype bf16")
     return result
+
+
+def as_f32(x: Array, dtype: str) -> Array:
+    """The values of a parameter in its own element type; f16 may be given as bits, too."""
+    return WIDEN[dtype](x.view(np.float16) if dtype == "f16" else x)
 
 
 def _to_bf16(x: Array) -> Array:

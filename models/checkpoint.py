@@ -91,18 +91,22 @@ class Checkpoint:
 
     def pieces(self, name: str) -> Iterator[Array]:
         """The slices of a rank-3 tensor along its first dimension, one at a time."""
+        count = len(self._experts[name]) if name in self._experts else self._weights[self._stored(name)].shape[0]
+        yield from (self.piece(name, i) for i in range(count))
+
+    def piece(self, name: str, index: int) -> Array:
+        """One slice of a tensor along its first dimension."""
         if name in self._experts:
-            experts = self._experts[name]
-            yield from (self.read(experts[e]) for e in range(len(experts)))
-            return
-        fused, halved = self._fused(name)
-        stored = name if name in self._weights else fused
-        halved = halved and stored == fused
-        shape = self._weights[stored].shape
-        half = shape[1] // 2
-        for i in range(shape[0]):
-            piece = self._read(stored, (i,))
-            yield (piece[:half] if ".gate_proj" in name else piece[half:]) if halved else piece
+            return self.read(self._experts[name][index])
+        stored = self._stored(name)
+        piece = self._read(stored, (index,))
+        if stored == name or not self._fused(name)[1]:
+            return piece
+        half = len(piece) // 2
+        return piece[:half] if ".gate_proj" in name else piece[half:]
+
+    def _stored(self, name: str) -> str:
+        return name if name in self._weights else self._fused(name)[0]
 
     def check(
         self,

@@ -9,13 +9,15 @@ from __future__ import annotations
 import ctypes
 import hashlib
 import os
-import sys
+import platform
+from collections.abc import Iterator
 from pathlib import Path
 
 from deepzig.artifacts.reader import Artifact
 from deepzig.errors import DeepZigError
 
-NAME = "libtvm_runtime"
+NAME = "tvm_runtime"
+"""Without what a platform puts before and after."""
 
 
 def load_runtime(artifact: Artifact, threads: int | None) -> None:
@@ -35,10 +37,12 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
     if present is None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
-        ctypes.CDLL(str(artifact.path / runtime), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(artifact.folder / runtime), ctypes.RTLD_GLOBAL)
     elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
         raise DeepZigError(
-            f"another {NAME} is loaded in this process", str(present), "load the artifact in a process of its own"
+            f"another {present.name} is loaded in this process",
+            str(present),
+            "load the artifact in a process of its own",
         )
 
 
@@ -51,11 +55,27 @@ def default_threads() -> int:
 
 
 def _loaded() -> Path | None:
-    """The runtime library that the process has mapped."""
-    try:
-        lines = Path("/proc/self/maps").read_text().splitlines()
-    except OSError:
-        tvm = sys.modules.get("tvm")
-        return next(Path(str(tvm.__file__)).parent.glob(f"lib/{NAME}.*"), None) if tvm else None
-    names = (line.split(maxsplit=5)[-1] for line in lines if NAME in line)
-    return next((Path(name) for name in names if Path(name).name.startswith(f"{NAME}.")), None)
+    """The runtime library that the process has loaded."""
+    images = {"Darwin": _macos_images, "Windows": _windows_images}.get(platform.system(), _linux_images)
+    return next((path for path in map(Path, images()) if path.name.partition(".")[0].removeprefix("lib") == NAME), None)
+
+
+def _linux_images() -> Iterator[str]:
+    for line in Path("/proc/self/maps").read_text().splitlines():
+        yield line.split(maxsplit=5)[-1]
+
+
+def _macos_images() -> Iterator[str]:
+    process = ctypes.CDLL(None)
+    process._dyld_get_image_name.restype = ctypes.c_char_p
+    for i in range(process._dyld_image_count()):
+        yield (process._dyld_get_image_name(i) or b"").decode()
+
+
+def _windows_images() -> Iterator[str]:
+    kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
+    kernel.GetModuleHandleW.restype = ctypes.c_void_p
+    if handle := kernel.GetModuleHandleW(f"{NAME}.dll"):
+        path = ctypes.create_unicode_buffer(32768)
+        kernel.GetModuleFileNameW(ctypes.c_void_p(handle), path, len(path))
+        yield path.value

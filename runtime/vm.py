@@ -7,9 +7,9 @@ one dispatcher thread, whoever makes them.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import numpy as np
@@ -25,6 +25,9 @@ Array = npt.NDArray[Any]
 
 NUMPY = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bf16": np.uint16, "f16": np.uint16}
 """How tensors travel; half-precision floats as bits."""
+
+Observer = Callable[[str, list[Array], bool], None]
+"""Called with a kernel's symbol, its tensors (inputs, then outputs), and whether it is yet to run."""
 
 CPU, POOLED = 1, 2
 ALIGNMENT = 64
@@ -47,7 +50,7 @@ class VirtualMachine:
     """
 
     def __init__(self, artifact: Artifact, pages: int, threads: int | None = None) -> None:
-        self._artifact = artifact
+        self.artifact = artifact
         self._executor = ThreadPoolExecutor(1, "deepzig")
         self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
         try:
@@ -57,30 +60,30 @@ class VirtualMachine:
             raise
 
     def _load(self, pages: int, threads: int | None) -> None:
-        load_runtime(self._artifact, threads)
+        load_runtime(self.artifact, threads)
         import tvm_ffi
 
         self._from_dlpack = tvm_ffi.from_dlpack
         config = tvm_ffi.get_global_func("runtime.config_threadpool")
         config(1, threads or default_threads())
-        module = tvm_ffi.load_module(str(self._artifact.path / self._artifact.build.code))
+        module = tvm_ffi.load_module(str(self.artifact.folder / self.artifact.build.code))
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
         words = {"F32": "float32", "U32": "uint32", "BF16": "uint16", "F16": "uint16", "I32": "int32"}
         weights = {
             name: view(self._from_dlpack(data), tvm_ffi.Shape(entry.shape), tvm_ffi.dtype(words[entry.dtype]), 0)
-            for name, (entry, data) in map_weights(self._artifact).items()
+            for name, (entry, data) in map_weights(self.artifact).items()
         }
         caches = {name: self._from_dlpack(cache) for name, cache in self._allocate(pages).items()}
         self._functions = {
             name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
-            for name, e in self._artifact.manifest.entry_points.items()
+            for name, e in self.artifact.manifest.entry_points.items()
         }
 
     def _allocate(self, pages: int) -> dict[str, Array]:
         """The caches, zero."""
-        manifest = self._artifact.manifest
+        manifest = self.artifact.manifest
         try:
             return {
                 spec.name: aligned(
@@ -99,12 +102,12 @@ class VirtualMachine:
         try:
             future = self._executor.submit(work)
         except RuntimeError:
-            raise DeepZigError("the model is closed", str(self._artifact.path), "load it again") from None
+            raise DeepZigError("the model is closed", str(self.artifact.path), "load it again") from None
         try:
             return future.result()
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
             lines = str(error).strip().splitlines() or [type(error).__name__]
-            where = f"{self._artifact.path}, {self._artifact.build.code}"
+            where = f"{self.artifact.path}, {self.artifact.build.code}"
             raise DeepZigError(f"the artifact's code failed: {lines[-1]}", where, "compile the model again") from error
 
     def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
@@ -129,6 +132,27 @@ class VirtualMachine:
 
         result: tuple[Array, ...] = self._run(work)
         return result
+
+    @contextmanager
+    def watch(self, observer: Observer) -> Iterator[None]:
+        """Tell `observer` of every kernel call within, right before and right after it.
+
+        It runs on the dispatcher thread and may write to the tensors it is shown.
+        """
+        import tvm_ffi
+
+        kernels = {call.kernel for calls in self.artifact.build.calls.values() for call in calls}
+
+        def instrument(_: Any, name: str, before: Any, result: Any, *args: Any) -> int:
+            if name in kernels:
+                observer(name, [np.from_dlpack(a) for a in args if isinstance(a, tvm_ffi.Tensor)], bool(before))
+            return 0  # go on
+
+        self._run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))
+        try:
+            yield
+        finally:
+            self._run(lambda: self._vm["set_instrument"](None))
 
     def close(self) -> None:
         """Stop the dispatcher thread and free caches and weights; the instance can't be used any more."""

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-FRONT = {"deepzig", "deepzig.errors", "deepzig.tensorfile"}
+FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.tensorfile"}
 """The front door's modules that every room may use."""
 
 MAY_IMPORT = {
@@ -28,7 +28,7 @@ MAY_IMPORT = {
     "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
     "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
-    | {"click", "numpy", "rich", "tvm"},
+    | {"click", "numpy", "rich", "tvm", "tvm_ffi"},
     "artifacts": {"numpy"},
     "runtime": {"deepzig.artifacts", "click", "jinja2", "numpy", "tokenizers", "tvm_ffi"},
 }
@@ -220,7 +220,7 @@ def test_package_data_matches_the_disk() -> None:
         for p in (ROOT / folder).iterdir()
         if p.is_file() and p.suffix not in {".py", ".pyc"} and not p.name.startswith(".")
     }
-    assert data == listed
+    assert data == {p for p in listed if p.parent.as_posix() not in WORKSHOP}
 
 
 def test_files_are_short() -> None:

@@ -12,8 +12,8 @@ from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import Graphs, read_graphs
 from deepzig.artifacts.machines import fitting
 from deepzig.artifacts.manifest import FORMAT, MEND, EntryPoint, FileEntry, Manifest, TensorSpec
+from deepzig.artifacts.parts import MANIFEST
 from deepzig.artifacts.reader import read_manifest
-from deepzig.artifacts.writer import MANIFEST
 from deepzig.errors import DeepZigError
 from deepzig.runtime.library import default_threads
 

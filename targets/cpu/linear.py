@@ -47,7 +47,8 @@ def proj(
         (X[rows, x_width], W packed by `pack_columns`, norm[k]?, bias[n]?, residual[rows, n]?, Y[rows, n]), all
         f32 but W. Y is written.
     """
-    flags = [name for name, on in (("norm", norm_eps is not None), ("bias", bias), ("res", residual)) if on]
+    extras = ((f"norm{norm_eps}", norm_eps is not None), ("bias", bias), ("res", residual))
+    flags = [name for name, on in extras if on]
     part = [] if (x_width, begin) == (k, 0) else [f"from{begin}of{x_width}"]
     with kernel("proj", f"k{k}", f"n{n}", wdtype, *part, *flags) as f:
         (rows,) = symbols("rows")
@@ -87,7 +88,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
     Returns:
         (X[rows, k], W packed by `pack_gate_up`, norm[k]?, Y[rows, i]), all f32 but W. Y is written.
     """
-    with kernel("gated_proj", f"k{k}", f"i{i}", wdtype, *(["norm"] if norm_eps is not None else [])) as f:
+    with kernel("gated_proj", f"k{k}", f"i{i}", wdtype, *([f"norm{norm_eps}"] if norm_eps is not None else [])) as f:
         (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
         W = f.tensor("w", stored(wdtype), blocks(i), 2, inner(k, wdtype), LANES)

@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 
+from deepzig.artifacts import graphs
 from deepzig.artifacts.graphs import GRAPHS, Graphs, Node, Params, Section, read_graphs
 from deepzig.artifacts.reader import read_manifest
 from deepzig.errors import DeepZigError
@@ -66,11 +67,11 @@ def refusal(artifact: Path) -> str:
 
 def test_what_is_read(artifact: Path) -> None:
     store(artifact, json.dumps(DATA).encode())
-    graphs = read(artifact)
-    assert graphs is not None
-    assert graphs.blocks[0] == (Node("embed", ("%0", Params(("w",), "bf16[7, 3]")), ("f32[n, 3]",), {}, "d:1", ()),)
-    assert graphs.blocks[1][1].replaces == (0,) and graphs.blocks[1][1].attrs == {"shape": ["n", 2]}
-    decode = graphs.graphs["decode"]
+    known = read(artifact)
+    assert known is not None
+    assert known.blocks[0] == (Node("embed", ("%0", Params(("w",), "bf16[7, 3]")), ("f32[n, 3]",), {}, "d:1", ()),)
+    assert known.blocks[1][1].replaces == (0,) and known.blocks[1][1].attrs == {"shape": ["n", 2]}
+    decode = known.graphs["decode"]
     assert decode.inputs == (("tokens", "i32[n]"),) and decode.before.outputs == ("4.0",)
     assert decode.before.sections[2] == Section(1, 1, ("2.0",), ("3", "4.0", "4.1"))
 
@@ -79,7 +80,7 @@ def test_an_artifact_without_graphs(artifact: Path) -> None:
     assert read(artifact) is None
 
 
-def test_a_part_as_any_other(artifact: Path, tmp_path: Path) -> None:
+def test_a_part_as_any_other(artifact: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy_again = "copy or compile the artifact again"
     store(artifact, json.dumps(DATA).encode())
     part = artifact / GRAPHS
@@ -93,9 +94,9 @@ def test_a_part_as_any_other(artifact: Path, tmp_path: Path) -> None:
     assert refusal(artifact) == f"a part is missing\n  at: {part}\n  fix: {copy_again}"
     part.symlink_to(tmp_path)
     assert refusal(artifact) == f"a part is a symbolic link\n  at: {part}\n  fix: copy the file itself"
-    made.edit(artifact, lambda manifest: manifest["files"][GRAPHS].update(size=1 << 40))
     part.unlink()
-    part.write_bytes(b"{}")
+    store(artifact, b"{}")
+    monkeypatch.setattr(graphs, "MAX_BYTES", 1)
     assert refusal(artifact) == f"the file is too large\n  at: {part}\n  fix: {copy_again}"
 
 

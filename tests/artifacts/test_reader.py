@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -24,6 +25,18 @@ COPY_AGAIN = "copy or compile the artifact again"
 @pytest.fixture
 def artifact(tmp_path: Path) -> Path:
     return made.write(tmp_path / "out", shard_bytes=600)
+
+
+class Auxiliary:
+    """getauxval as ctypes has it."""
+
+    restype: Any = None
+
+    def __init__(self, values: dict[int, int]) -> None:
+        self.values = values
+
+    def __call__(self, entry: int) -> int:
+        return self.values[entry]
 
 
 def refusal(path: Path, full: bool = False, machine: Machine = MACHINE) -> str:
@@ -53,7 +66,7 @@ def test_mapped_weights_are_private(artifact: Path) -> None:
 
 def test_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "nothing", tmp_path, tmp_path / "file"):
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "nothing" / "inner"):
         assert refusal(path) == lines("there is no artifact", path, "make one with deepzig-compile")
 
 
@@ -63,7 +76,7 @@ def test_a_manifest_that_cannot_be_read(artifact: Path) -> None:
     assert refusal(artifact) == lines("the manifest is not UTF-8", path)
     path.unlink()
     path.mkdir()
-    assert refusal(artifact) == lines("the manifest can't be read: Is a directory", path, "check its permissions")
+    assert refusal(artifact) == lines("a part is missing", path)
 
 
 def test_a_huge_manifest(artifact: Path) -> None:
@@ -155,7 +168,8 @@ def test_code_that_is_not_listed(artifact: Path, name: str) -> None:
 def test_a_part_outside(artifact: Path, name: str) -> None:
     (artifact.parent / "secret").write_text("x")
     made.edit(artifact, lambda m: m["files"].update({name: {"size": 1, "sha256": "0" * 64}}))
-    assert refusal(artifact) == lines("a part lies outside the artifact", f"{artifact / 'manifest.json'}, file {name}")
+    where = f"{artifact / 'manifest.json'}, file {name!r}"
+    assert refusal(artifact) == lines("a part lies outside the artifact", where)
 
 
 @pytest.mark.parametrize("name", ["code/x86-64-v3.so", "lib"])
@@ -235,20 +249,47 @@ def test_features_of_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
     (tmp_path / "cpuinfo").write_text(CPUINFO)
     want = {"avx", "avx2", "fma", "f16c", "avx512vnni", "amx-bf16"}
-    assert cpu_features.detect(tmp_path / "cpuinfo") == want
+    assert cpu_features.cpuinfo_features(tmp_path / "cpuinfo") == want
 
 
 def test_features_of_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
-    (tmp_path / "cpuinfo").write_text("processor : 0\nFeatures : fp asimd evtstrm asimddp i8mm\n")
-    assert cpu_features.detect(tmp_path / "cpuinfo") == {"neon", "dotprod", "i8mm"}
+    bits = {16: 1 << 1 | 1 << 20 | 1 << 5, 26: 1 << 13}
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: "aarch64")
+    process = SimpleNamespace(getauxval=Auxiliary(bits))
+    monkeypatch.setattr(cpu_features.ctypes, "CDLL", lambda name: process)
+    assert cpu_features.detect() == {"neon", "dotprod", "i8mm"}
+
+
+@pytest.mark.parametrize(
+    ("present", "want"),
+    [({38, 40}, {"sse4.2", "avx", "avx2", "bmi2", "f16c", "fma"}), ({38}, {"sse4.2"}), (set(), set())],
+)
+def test_features_of_windows(present: set[int], want: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: "Windows")
+    kernel = SimpleNamespace(kernel32=SimpleNamespace(IsProcessorFeaturePresent=lambda number: number in present))
+    monkeypatch.setattr(cpu_features.ctypes, "windll", kernel, raising=False)
+    assert cpu_features.detect() == want
+
+
+@pytest.mark.parametrize(
+    ("system", "machine", "name"),
+    [("Linux", "x86_64", "x86_64-linux"), ("Windows", "AMD64", "x86_64-windows"), ("Darwin", "arm64", "aarch64-macos")],
+)
+def test_names_of_platforms(system: str, machine: str, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cpu_features, "detect", lambda: frozenset({"avx2", "fma"}))
+    monkeypatch.setattr(cpu_features.platform, "system", lambda: system)
+    monkeypatch.setattr(cpu_features.platform, "machine", lambda: machine)
+    assert cpu_features.this_machine() == Machine(name, frozenset({"avx2", "fma"}))
+    monkeypatch.setenv("DEEPZIG_CPU_FEATURES", "fma, neon")
+    assert cpu_features.this_machine().features == {"fma"}
 
 
 def test_features_of_the_unknown(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
     (tmp_path / "cpuinfo").write_text("cpu : POWER9\n")
-    assert cpu_features.detect(tmp_path / "cpuinfo") == frozenset()
-    assert cpu_features.detect(tmp_path / "nothing") == frozenset()
+    assert cpu_features.cpuinfo_features(tmp_path / "cpuinfo") == frozenset()
+    assert cpu_features.cpuinfo_features(tmp_path / "nothing") == frozenset()
 
 
 def test_features_of_a_mac(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,8 @@ import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.reader import map_weights, open_artifact
-from deepzig.compiler.driver import Options, compile_model, fuse
+from deepzig.compiler.driver import compile_model, fuse
+from deepzig.compiler.options import Options
 from deepzig.compiler.plan import plan_graph
 from deepzig.compiler.weights import BLOCK, WeightSource, convert
 from deepzig.errors import DeepZigError
@@ -37,7 +38,7 @@ def test_progress_and_what_is_copied(model: Path, tmp_path: Path) -> None:
     calls: list[tuple[str, int, int]] = []
     report = compile_model(model, tmp_path / "out", Options(), lambda *call: calls.append(call))
     stages = list(dict.fromkeys(stage for stage, _, _ in calls))
-    assert stages == ["fuse", "kernels", "weights"]
+    assert stages == ["fuse", "kernels", "check", "weights"]
     for stage in stages:
         done = [d for s, d, _ in calls if s == stage]
         assert len({t for s, _, t in calls if s == stage}) == 1
@@ -49,7 +50,7 @@ def test_progress_and_what_is_copied(model: Path, tmp_path: Path) -> None:
     assert manifest["model"]["name"] == "model"
 
 
-@pytest.mark.parametrize("moment", [("fuse", 1), ("kernels", 0), ("weights", None)])
+@pytest.mark.parametrize("moment", [("fuse", 1), ("kernels", 0), ("check", 0), ("weights", None)])
 def test_interrupted_at_any_stage(moment: tuple[str, int | None], model: Path, tmp_path: Path) -> None:
     """Nothing stays, whatever was there before does."""
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -158,3 +159,14 @@ def test_conversions_round_to_nearest_even(dtype: str) -> None:
     assert np.array_equal(bits, want.view(np.uint16))
     stored = bits if dtype == "bf16" else bits.view(np.float16)
     assert np.array_equal(convert(stored, dtype, "f32", "w"), want.astype(np.float32))
+
+
+def test_two_kernels_of_one_name_are_refused() -> None:
+    """The second would be dropped in silence, and the first run in its place."""
+    plans = plans_of(run_pipeline(traced(config(), "f32")))
+    launches = plans[0].launches
+    first, second, *_ = {launch.kernel_name: launch.kernel for launch in launches if launch.op == "proj"}.values()
+    clash = second.with_attr("global_symbol", first.attrs["global_symbol"])
+    launches.append(replace(launches[0], kernel=clash))
+    with pytest.raises(ValueError, match=f"two kernels are called {first.attrs['global_symbol']}"):
+        lower(plans)

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.compiler.trace import Bounds
 from deepzig.runtime import load
 

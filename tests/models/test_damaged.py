@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from deepzig.compiler.driver import Options, fuse
+from deepzig.compiler.driver import fuse
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import MAX_HEADER
 

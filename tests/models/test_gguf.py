@@ -13,7 +13,8 @@ import numpy as np
 import pytest
 import tokenizers
 
-from deepzig.compiler.driver import Options, compile_model, fuse
+from deepzig.compiler.driver import compile_model, fuse
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.models.gguf_files import read_gguf
 from deepzig.models.gguf_tokenizer import SPLITS

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import constants
 
-from deepzig.compiler.driver import Options, fuse
+from deepzig.compiler.driver import fuse
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.models.hub import cache_folder, find_cached
 from deepzig.models.source import open_source

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.compiler.driver import Options, fuse
+from deepzig.compiler.driver import fuse
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.models.tensors import mtp_tensors, one_by_one, tensors
 

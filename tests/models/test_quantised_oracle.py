@@ -10,7 +10,8 @@ import pytest
 import torch
 import transformers
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.compiler.trace import Bounds
 from deepzig.runtime import load
 

@@ -14,7 +14,8 @@ import torch
 import transformers
 from safetensors.torch import load_file
 
-from deepzig.compiler.driver import Options, fuse
+from deepzig.compiler.driver import fuse
+from deepzig.compiler.options import Options
 from deepzig.models import read_config
 from deepzig.models.presets import PRESETS
 from deepzig.models.random_checkpoint import BOS, EOS, write

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.models.reference.batches import Encoder
 from deepzig.models.reference.corpus import heldout
 from deepzig.models.reference.network import Config, Model

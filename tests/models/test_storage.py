@@ -10,7 +10,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from deepzig.compiler.driver import Options, compile_model, fuse
+from deepzig.compiler.driver import compile_model, fuse
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.models.files import find_tensors
 from deepzig.models.storage import E4M3 as E4M3_VALUES

@@ -14,7 +14,8 @@ import regex
 import tokenizers
 from tokenizers import models, pre_tokenizers, trainers
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
 from deepzig.models import random_checkpoint
 from deepzig.models.presets import PRESETS

@@ -12,7 +12,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers.models.deepseek_v3.modeling_deepseek_v3 import DeepseekV3RMSNorm
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.compiler.trace import Bounds
 from deepzig.runtime import Model, load
 

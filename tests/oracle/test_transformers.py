@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.compiler.trace import Bounds
 from deepzig.runtime import Model, load
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from deepzig.compiler.driver import Options, compile_model
+from deepzig.cli import main
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
 from deepzig.compiler.trace import Bounds
 from deepzig.models import random_checkpoint
 from deepzig.models.presets import PRESETS
@@ -34,3 +39,26 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def model(artifact: Path) -> Iterator[Model]:
     with load(artifact, threads=2, cache_tokens=1500) as loaded:
         yield loaded
+
+
+@pytest.fixture
+def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
+    """Run the command line in this process: (words, standard input) -> (exit code, output, errors)."""
+
+    def run(*words: object, stdin: str = "", **env: str) -> tuple[int, str, str]:
+        import io
+
+        for name in [n for n in os.environ if n.startswith("DEEPZIG_")]:
+            monkeypatch.delenv(name)
+        for name, value in env.items():
+            monkeypatch.setenv(name, value)
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        code = 0
+        try:
+            main([str(word) for word in words])
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        told = capsys.readouterr()
+        return code, told.out, told.err
+
+    return run

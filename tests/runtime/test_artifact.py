@@ -17,6 +17,7 @@ import pytest
 
 from deepzig.errors import DeepZigError
 from deepzig.runtime import Model, load
+from deepzig.runtime.vm import VirtualMachine
 
 VOCAB, PAGE = 611, 16
 Array = np.ndarray
@@ -248,3 +249,37 @@ def test_an_interrupt_in_the_middle_of_a_call(artifact: Path) -> None:
     """The call ends in its own thread; pages are back, and the next answer is what it was."""
     done = python(INTERRUPTED, artifact)
     assert (done.stdout, done.returncode) == ("lives\n", 0), done.stderr
+
+
+def test_kernel_calls_can_be_watched(model: Model) -> None:
+    """Each call before and after it, in the manifest's order, with tensors that are the kernel's own."""
+    told: list[tuple[str, bool, list[tuple[int, ...]]]] = []
+    vm = model.backend
+    assert isinstance(vm, VirtualMachine)
+    before = model.generate([3, 4, 5], max_tokens=1, ignore_eos=True).token_ids
+
+    def observe(kernel: str, tensors: list[Any], early: bool) -> None:
+        told.append((kernel, early, [t.shape for t in tensors]))
+        if not early and kernel.startswith("embed"):
+            tensors[-1][...] = 0
+
+    with vm.watch(observe):
+        model.logits([3, 4, 5])
+    build = vm.artifact.build
+    assert [k for k, early, _ in told if early] == [c.kernel for c in build.calls["decode"]]
+    assert [k for k, early, _ in told if not early] == [c.kernel for c in build.calls["decode"]]
+    assert all(shapes for _, _, shapes in told)
+    told.clear()
+    assert model.generate([3, 4, 5], max_tokens=1, ignore_eos=True).token_ids == before and not told
+
+
+def test_a_watcher_that_fails(model: Model) -> None:
+    vm = model.backend
+    assert isinstance(vm, VirtualMachine)
+
+    def fail(*_: Any) -> None:
+        raise ValueError("no such thing")
+
+    with pytest.raises(DeepZigError, match="no such thing"), vm.watch(fail):
+        model.logits([3, 4])
+    assert len(model.logits([3, 4])) == 2

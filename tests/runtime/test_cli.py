@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,29 +15,6 @@ from deepzig.cli import main
 from deepzig.runtime import Model
 
 SHORT = ("--max-tokens", "6", "--ignore-eos")
-
-
-@pytest.fixture
-def cli(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Any:
-    """Run the command line in this process: (words, standard input) -> (exit code, output, errors)."""
-
-    def run(*words: object, stdin: str = "", **env: str) -> tuple[int, str, str]:
-        import io
-
-        for name in [n for n in os.environ if n.startswith("DEEPZIG_")]:
-            monkeypatch.delenv(name)
-        for name, value in env.items():
-            monkeypatch.setenv(name, value)
-        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
-        code = 0
-        try:
-            main([str(word) for word in words])
-        except SystemExit as stop:
-            code = int(stop.code or 0)
-        told = capsys.readouterr()
-        return code, told.out, told.err
-
-    return run
 
 
 def test_run_prints_the_text_as_it_comes(cli: Any, artifact: Path, model: Model) -> None:

@@ -8,10 +8,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
+from deepzig.runtime import library
 from deepzig.runtime.library import default_threads
 
 RUNTIME = "lib/x86_64-linux/libtvm_runtime.so"
@@ -64,7 +68,7 @@ def test_another_build_is_refused(artifact: Path, tmp_path: Path) -> None:
     for first, second in ((artifact, other), (other, artifact)):
         told = python(LOADS + COUNT, first, second)
         assert told == (
-            "another libtvm_runtime is loaded in this process\n"
+            "another libtvm_runtime.so is loaded in this process\n"
             f"  at: {first}/{RUNTIME}\n"
             "  fix: load the artifact in a process of its own\n1\n"
         )
@@ -74,3 +78,37 @@ def test_another_build_is_refused(artifact: Path, tmp_path: Path) -> None:
 def test_default_threads(given: str, want: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPZIG_THREADS", given)
     assert default_threads() == (want or len(os.sched_getaffinity(0)))
+
+
+def test_what_a_mac_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
+    images = [b"/usr/lib/libSystem.B.dylib", b"/site/tvm/lib/libtvm_runtime_metal.dylib", b"/a/libtvm_runtime.dylib"]
+    process = SimpleNamespace(_dyld_image_count=lambda: len(images), _dyld_get_image_name=Function(images.__getitem__))
+    monkeypatch.setattr(library.platform, "system", lambda: "Darwin")
+    monkeypatch.setattr(library.ctypes, "CDLL", lambda name: process)
+    assert library._loaded() == Path("/a/libtvm_runtime.dylib")
+    images.pop()
+    assert library._loaded() is None
+
+
+@pytest.mark.parametrize("handle", [0, 1 << 40])
+def test_what_windows_has_loaded(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def write(module: Any, buffer: Any, size: int) -> None:
+        assert module.value == handle and size == len(buffer)
+        buffer.value = "/site/tvm_runtime.dll"
+
+    kernel = SimpleNamespace(GetModuleHandleW=Function(lambda name: handle), GetModuleFileNameW=write)
+    monkeypatch.setattr(library.platform, "system", lambda: "Windows")
+    monkeypatch.setattr(library.ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
+    assert library._loaded() == (Path("/site/tvm_runtime.dll") if handle else None)
+
+
+class Function:
+    """A foreign function as ctypes has it."""
+
+    restype: Any = None
+
+    def __init__(self, function: Callable[..., Any]) -> None:
+        self.function = function
+
+    def __call__(self, *args: Any) -> Any:
+        return self.function(*args)

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from deepzig.artifacts.pack import pack
 from deepzig.cli import main
 from deepzig.runtime.inspect import inspect_artifact
 from deepzig.runtime.inspect.text import WIDTH, printable
@@ -117,6 +118,15 @@ def test_the_code_is_not_loaded(cli: Any, artifact: Path, tmp_path: Path) -> Non
     for name in ("manifest.json", "graphs.json"):
         shutil.copy(artifact / name, tmp_path / "bare" / name)
     assert cli(tmp_path / "bare", "--no-measure")[0] == 0
+
+
+def test_a_packed_artifact(cli: Any, artifact: Path, tmp_path: Path) -> None:
+    packed = tmp_path / "one.deepzig"
+    pack(artifact, packed)
+    folder, file = (json.loads(cli(path, "--json", "--no-measure")[1]) for path in (artifact, packed))
+    assert file.pop("path") == str(packed) and folder.pop("path") == str(artifact) and file == folder
+    page = tmp_path / "page.html"
+    assert cli(packed, "--no-measure", "--html", page)[0] == 0 and "mla_decode" in page.read_text()
 
 
 HOSTILE = "\x1b[2J\x9b1m\ud800\u202e<b>\n\r\tname"

@@ -1,0 +1,42 @@
+"""What a compilation can be asked for."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from deepzig.targets.registry import DEFAULT
+
+from .trace import Bounds
+
+DTYPES = ("f32", "bf16", "f16")
+SELF_CHECKS = ("sampled", "full", "none")
+
+DEFAULT_BOUNDS = Bounds()
+
+
+@dataclass(frozen=True)
+class Options:
+    """What `deepzig-compile` can be asked for.
+
+    Attributes:
+        target: the text of `--target`.
+        dtype: how matrices and the cache are stored: f32, bf16 or f16.
+        bounds: the sizes that the artifact fixes.
+        debug_route: adds an input that forces the expert choice.
+        dump_ir: a folder for the module's text before and after each pass.
+        stop_after: a pass after which to stop; nothing is written.
+        fuse_limit: the most rewrites to make, to bisect a wrong one.
+        force: replace `out` if it is an artifact.
+        self_check: one of SELF_CHECKS: how many layers `deepzig verify` can check.
+    """
+
+    target: str = DEFAULT
+    dtype: str = "bf16"
+    bounds: Bounds = DEFAULT_BOUNDS
+    debug_route: bool = False
+    dump_ir: Path | None = None
+    stop_after: str | None = None
+    fuse_limit: int | None = None
+    force: bool = False
+    self_check: str = "sampled"

@@ -1,0 +1,98 @@
+"""What there is to know of each platform to link code for it, as data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+TVM = "0.27.0.post1"
+
+
+@dataclass(frozen=True)
+class WheelFile:
+    """A file of a wheel on the package index.
+
+    Attributes:
+        requirement: package and version.
+        tags: platform tags of the wheel, for pip.
+        wheel_sha256: of the wheel.
+        member: the file's name in it.
+        sha256: of the file.
+    """
+
+    requirement: str
+    tags: tuple[str, ...]
+    wheel_sha256: str
+    member: str
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Platform:
+    """How code is linked.
+
+    Attributes:
+        zig: what zig calls it; with the oldest C library, or system, that code shall run on.
+        suffix: of shared libraries.
+        runtime: TVM's runtime library.
+        flags: more arguments of the linker.
+        sources: C sources to link in: file name -> text.
+    """
+
+    zig: str
+    suffix: str
+    runtime: WheelFile
+    flags: tuple[str, ...] = ()
+    sources: tuple[tuple[str, str], ...] = ()
+
+
+_FLTUSED = "int _fltused = 0x9875; /* code for MSVC wants it, zig links MinGW's C library, which lacks it */\n"
+
+PLATFORMS = {
+    "x86_64-linux": Platform(
+        zig="x86_64-linux-gnu.2.17",
+        suffix="so",
+        runtime=WheelFile(
+            f"apache-tvm=={TVM}",
+            ("manylinux_2_28_x86_64",),
+            "f503fc903b6e16fda5daacac6698ecb8bc38937f57da7aa29f6c7ab169d08657",
+            "tvm/lib/libtvm_runtime.so",
+            "43544bbeaea3cd3ffa919f7eac77244753aff28d1440c42f1ba8df03fa6e3948",
+        ),
+    ),
+    "aarch64-linux": Platform(
+        zig="aarch64-linux-gnu.2.17",
+        suffix="so",
+        runtime=WheelFile(
+            f"apache-tvm=={TVM}",
+            ("manylinux_2_28_aarch64",),
+            "4acfdb7653e4e1ba7a707bdf2833db72eb8fda7d04d99141f2a4e1da43171fb7",
+            "tvm/lib/libtvm_runtime.so",
+            "ba06950fac134b8d71549111fad2c6605cd6f738061fe0482f217c37ccbdff05",
+        ),
+    ),
+    "aarch64-macos": Platform(
+        zig="aarch64-macos.11.0",
+        suffix="dylib",
+        flags=("-Wl,-undefined,dynamic_lookup",),
+        runtime=WheelFile(
+            f"apache-tvm=={TVM}",
+            ("macosx_11_0_arm64",),
+            "d61102c6b039b889dd66a2cbd4058d0308e43b02a04d86981478674a0a5de2e9",
+            "tvm/lib/libtvm_runtime.dylib",
+            "e99d2e4d2ab1861794b3e1fd1e4423d1ee5c97b308274bce227a65114dd5221d",
+        ),
+    ),
+    "x86_64-windows": Platform(
+        zig="x86_64-windows-gnu",
+        suffix="dll",
+        sources=(("fltused.c", _FLTUSED),),
+        runtime=WheelFile(
+            f"apache-tvm=={TVM}",
+            ("win_amd64",),
+            "de47a1dc36d2c5f634b8c63c7c03d3fc85fded4fa4891eac4b213c5354215d26",
+            "tvm/lib/tvm_runtime.dll",
+            "6eb136b908d5e7a279c21ea2735ea5ca23f30852fdc2b8db4a31a7bf5826b711",
+        ),
+    ),
+}
+"""Platform -> how to link for it. The hashes are those of the wheels on PyPI."""

@@ -1,0 +1,232 @@
+"""`deepzig verify`: a healthy artifact passes, a wrong kernel is named by its op and its layer."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepzig.artifacts.reader import open_artifact
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
+from deepzig.ir import Node
+from deepzig.models import random_checkpoint
+from deepzig.runtime.verify import check, read_vectors, replay
+from deepzig.targets.base import Variant
+from deepzig.targets.cpu import lowering
+
+from . import conftest
+from .conftest import CONFIG
+
+BOUNDS = replace(conftest.BOUNDS, chunk=256, rows=288)
+"""A chunk that is long enough for un-absorbed attention."""
+
+LAYERS = {**CONFIG, "num_hidden_layers": 4, "first_k_dense_replace": 2, "num_nextn_predict_layers": 1}
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("verify") / "checkpoint"
+    random_checkpoint.write(folder, LAYERS)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def healthy(checkpoint: Path) -> Path:
+    compile_model(checkpoint, checkpoint.parent / "healthy", Options(bounds=BOUNDS, dtype="f32"))
+    return checkpoint.parent / "healthy"
+
+
+def test_a_healthy_artifact(cli: Any, healthy: Path) -> None:
+    code, out, err = cli("verify", healthy)
+    assert (code, err) == (0, "")
+    match = re.fullmatch(
+        r"ok: build native, all files, 4 of 4 layers, \d+ values of prefill, decode, draft, sample; "
+        r"the worst is \S+ off \(\w+\), allowed is 2e-05\n",
+        out,
+    )
+    assert match, out
+    code, out, _ = cli("verify", healthy, "--json", "--threads", 1)
+    report = json.loads(out)
+    assert code == 0 and report["ok"] and report["layers"] == [0, 1, 2, 3, 4]
+    assert report["worst"]["distance"] < report["tolerance"] / 4
+    assert {"entry", "kernel", "op", "layer", "where", "value"} <= report["worst"].keys()
+
+
+def test_every_kernel_with_a_value_is_compared(healthy: Path) -> None:
+    artifact = open_artifact(healthy)
+    verdict = replay(artifact, read_vectors(artifact))
+    named = {
+        (entry, name) for entry, calls in artifact.build.calls.items() for call in calls for name in call.values if name
+    }
+    assert {(f.entry, f.value) for f in verdict.findings} == named
+    assert {f.call.layer for f in verdict.findings} == {None, 0, 1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("seed", [3, pytest.param(4, marks=pytest.mark.slow), pytest.param(5, marks=pytest.mark.slow)])
+def test_no_false_alarm(seed: int, dtype: str, tmp_path: Path) -> None:
+    """Random sizes, routers and page sizes: errors stay far below what is allowed."""
+    rng = np.random.default_rng([seed, len(dtype), ord(dtype[0])])
+    heads = int(rng.integers(1, 5))
+    config = {
+        **CONFIG, "hidden_size": int(rng.integers(20, 90)), "num_attention_heads": heads, "num_key_value_heads": heads,
+        "q_lora_rank": [None, 24][seed % 2], "kv_lora_rank": int(rng.integers(9, 60)),
+        "v_head_dim": int(rng.integers(5, 40)), "moe_intermediate_size": int(rng.integers(7, 50)),
+        "vocab_size": int(rng.integers(300, 5000)),
+        "num_hidden_layers": 3, "first_k_dense_replace": int(rng.integers(0, 3)),
+    }  # fmt: skip
+    random_checkpoint.write(tmp_path / "checkpoint", config)
+    bounds = replace(BOUNDS, page_size=int(rng.choice([16, 48, 64])))
+    compile_model(tmp_path / "checkpoint", tmp_path / "out", Options(bounds=bounds, dtype=dtype))
+    artifact = open_artifact(tmp_path / "out")
+    verdict = replay(artifact, read_vectors(artifact))
+    check(artifact, verdict)
+    assert verdict.worst.distance < verdict.tolerance / 3
+
+
+def changed(**attrs: float) -> Callable[[Node], Node]:
+    return lambda node: replace(node, attrs={**node.attrs, **attrs})
+
+
+def swapped(a: int, b: int) -> Callable[[Node], Node]:
+    def swap(node: Node) -> Node:
+        inputs = list(node.inputs)
+        inputs[a], inputs[b] = inputs[b], inputs[a]
+        return replace(node, inputs=tuple(inputs))
+
+    return swap
+
+
+WRONG: list[tuple[str, int | None, Callable[[Node], Node], str]] = [
+    ("mla_decode", 2, changed(scale=2.5), "decode"),
+    ("mla_prefill", 3, changed(scale=2.5), "prefill"),
+    ("moe", 3, swapped(3, 4), "prefill"),
+    ("router", 2, changed(scaling=1.003), "prefill"),
+    ("latent_write", 1, changed(eps=0.02), "prefill"),
+    ("gated_proj", 0, changed(eps=0.01), "prefill"),
+    ("rms_norm", None, changed(eps=0.03), "prefill"),
+    ("mla_decode", 4, changed(scale=2.5), "draft"),
+]
+
+
+@pytest.mark.parametrize(
+    ("op", "layer", "spoil", "entry"), WRONG, ids=[f"{op}-{layer}" for op, layer, _, _ in WRONG]
+)  # fmt: skip
+def test_a_wrong_kernel_is_named(
+    op: str, layer: int | None, spoil: Callable[[Node], Node], entry: str, checkpoint: Path, tmp_path: Path, cli: Any,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    """One kernel of one layer is built with a mistake; the recorded vectors know nothing of kernels."""
+    (right,) = lowering.LOWERINGS[op]
+
+    def wrong(emitter: Any, node: Node, cpu: Any) -> Any:
+        return right.lower(emitter, spoil(node) if node.layer == layer else node, cpu)
+
+    monkeypatch.setitem(lowering.LOWERINGS, op, (Variant(wrong),))  # type: ignore[arg-type]
+    compile_model(checkpoint, tmp_path / "out", Options(bounds=BOUNDS, dtype="f32"))
+    code, out, err = cli("verify", tmp_path / "out")
+    place = "" if layer is None else f"layer {layer}, "
+    lines = err.splitlines()
+    assert (code, out) == (2, "")
+    assert re.fullmatch(rf"error: {place}{op} differs by \S+ in {entry}, allowed is 2e-05", lines[0]), err
+    where = rf"  at: {tmp_path / 'out'}, code/native.so, kernel \S+ \(deepzig\.models\.definition:\d+\)"
+    assert re.fullmatch(where, lines[1]), err
+    assert lines[2:] == ["  fix: the kernel is wrong on this machine; compile with another --target and report it"]
+
+
+def copied(artifact: Path, to: Path, part: str, change: Callable[[bytearray], None]) -> Path:
+    """A copy with one part changed and its hash made to match."""
+    shutil.copytree(artifact, to)
+    data = bytearray((to / part).read_bytes())
+    change(data)
+    (to / part).write_bytes(data)
+    manifest = json.loads((to / "manifest.json").read_text())
+    manifest["files"][part] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    (to / "manifest.json").write_text(json.dumps(manifest))
+    return to
+
+
+def test_a_changed_weight_is_found_by_its_hash_and_by_its_op(cli: Any, healthy: Path, tmp_path: Path) -> None:
+    def spoil(data: bytearray) -> None:
+        """The matrix of layer 1's first projection loses its first 64 words."""
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        base = 8 + int.from_bytes(data[:8], "little")
+        name = next(n for n in header if ".1.self_attn.o_proj" in n)
+        begin = base + header[name]["data_offsets"][0]
+        data[begin : begin + 256] = bytes(256)
+
+    part = "weights-00001.safetensors"
+    changed = copied(healthy, tmp_path / "changed", part, spoil)
+    code, _, err = cli("verify", changed)
+    assert code == 2 and err.startswith("error: layer 1, proj differs by ")
+    shutil.copyfile(healthy / "manifest.json", changed / "manifest.json")
+    assert cli("verify", changed)[1:] == (
+        "",
+        "error: the file was changed: its SHA-256 differs from the manifest's\n"
+        f"  at: {changed / part}\n  fix: copy or compile the artifact again\n",
+    )
+
+
+HOSTILE: list[tuple[str, Callable[[Any], Any], str]] = [
+    ("not an object", lambda v: [], "the self-check vectors can't be understood"),
+    ("no calls", lambda v: {**v, "calls": None}, "the self-check vectors can't be understood"),
+    ("deep", lambda v: {**v, "layers": [[[[]]]]}, "the self-check vectors can't be understood"),
+    ("huge noise", lambda v: edit(v, "forced", {"4": {"seed": 1, "shape": [1 << 40]}}), "the self-check vectors can't"),
+    ("a page too far", lambda v: {**v, "pages": 1}, "block_table has "),
+    ("another entry", lambda v: edit(v, "entry", "nothing"), "the self-check vectors are of another model"),
+    ("an input too many", lambda v: given(v, x=[1]), "the self-check vectors are of another model"),
+    ("a token too large", lambda v: given(v, tokens=[999] * len(v["calls"][0]["inputs"]["pos"])), "tokens has 999"),
+    ("text", lambda v: given(v, tokens=["x"]), "the self-check vectors can't be understood"),
+]  # fmt: skip
+
+
+def given(vectors: Any, **inputs: Any) -> Any:
+    return edit(vectors, "inputs", {**vectors["calls"][0]["inputs"], **inputs})
+
+
+def edit(vectors: Any, field: str, value: Any) -> Any:
+    vectors["calls"][0][field] = value
+    return vectors
+
+
+@pytest.mark.parametrize(("change", "what"), [h[1:] for h in HOSTILE], ids=[h[0] for h in HOSTILE])
+def test_vectors_that_do_not_fit(
+    change: Callable[[Any], Any], what: str, healthy: Path, cli: Any, tmp_path: Path
+) -> None:  # fmt: skip
+    def rewrite(data: bytearray) -> None:
+        data[:] = json.dumps(change(json.loads(data))).encode()
+
+    code, _, err = cli("verify", copied(healthy, tmp_path / "hostile", "selfcheck.json", rewrite))
+    assert code == 2 and err.startswith(f"error: {what}") and err.count("\n") == 3, err
+
+
+def test_without_vectors(cli: Any, checkpoint: Path, tmp_path: Path) -> None:
+    compile_model(checkpoint, tmp_path / "out", Options(bounds=BOUNDS, self_check="none"))
+    assert cli("verify", tmp_path / "out") == (
+        2,
+        "",
+        "error: the artifact has no self-check vectors\n"
+        f"  at: {tmp_path / 'out'}\n  fix: compile the model without --self-check none\n",
+    )
+
+
+def test_against_the_checkpoint(cli: Any, healthy: Path, checkpoint: Path, tmp_path: Path) -> None:
+    code, out, _ = cli("verify", healthy, "--against", checkpoint)
+    assert code == 0 and out.startswith("ok: ")
+    random_checkpoint.write(tmp_path / "other", LAYERS, seed=99)
+    code, _, err = cli("verify", healthy, "--against", tmp_path / "other")
+    assert code == 2
+    what = "the checkpoint gives other values than the artifact recorded, first in prefill: embed"
+    assert err.startswith(f"error: {what}")
+    random_checkpoint.write(tmp_path / "larger", {**LAYERS, "hidden_size": 80})
+    code, _, err = cli("verify", healthy, "--against", tmp_path / "larger")
+    assert (code, err.splitlines()[0]) == (2, "error: the artifact has hidden_size 72, the checkpoint 80")

@@ -1,0 +1,272 @@
+"""Code for other kinds of machines: run where that can be, looked into where not."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepzig.artifacts.cpu_features import this_machine
+from deepzig.artifacts.machines import MACHINES
+from deepzig.artifacts.reader import open_artifact
+from deepzig.compiler import build, link, wheels
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
+from deepzig.compiler.platforms import PLATFORMS
+from deepzig.errors import DeepZigError
+from deepzig.models import random_checkpoint
+
+from ..runtime.conftest import BOUNDS, CONFIG
+
+TOKENS = [5, 601, 33, 9, 250, 77, 12, 4, 1, 300, 8]
+PROGRAM = f"""
+import json, sys
+from deepzig.runtime import load
+with load(sys.argv[1], threads=2) as model:
+    logits = model.logits({TOKENS})
+    print(json.dumps({{"build": model.backend.artifact.build.name, "logits": logits.tolist()}}))
+"""
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+QEMU = shutil.which("qemu-aarch64-static")
+PACKAGES = (
+    "libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5", "libpython3.11-minimal",
+    "libpython3.11-stdlib", "libssl3", "libstdc++6", "libuuid1", "python3.11-minimal", "zlib1g",
+)  # fmt: skip
+"""Debian's Python for Arm and what it needs."""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("cross") / "checkpoint"
+    random_checkpoint.write(folder, CONFIG)
+    return folder
+
+
+def compiled(checkpoint: Path, target: str, dtype: str = "f32") -> Path:
+    out = checkpoint.parent / f"{target}-{dtype}"
+    if not out.exists():
+        compile_model(checkpoint, out, Options(bounds=BOUNDS, target=target, dtype=dtype))
+    return out
+
+
+def logits(command: list[str], artifact: Path, env: Mapping[str, str]) -> tuple[str, np.ndarray]:
+    """The build that was chosen, and what it computes, in a process of its own."""
+    done = subprocess.run(
+        [*command, "-c", PROGRAM, str(artifact)], capture_output=True, text=True, env={**os.environ, **env}
+    )
+    assert done.returncode == 0, done.stderr
+    told = json.loads(done.stdout)
+    return told["build"], np.array(told["logits"])
+
+
+def distance(a: np.ndarray, b: np.ndarray) -> float:
+    return float(np.linalg.norm(a - b) / np.linalg.norm(b))
+
+
+def test_one_artifact_runs_the_right_code_on_every_level(checkpoint: Path) -> None:
+    """The CPU's features are masked; what this one lacks is compiled and listed all the same."""
+    artifact = compiled(checkpoint, "+".join(LEVELS))
+    results = []
+    for level in LEVELS:
+        if MACHINES[level].features <= this_machine().features:
+            mask = {"DEEPZIG_CPU_FEATURES": ",".join(MACHINES[level].features | {"sse4.2"})}
+            chosen, values = logits([sys.executable, "-P"], artifact, mask)
+            assert chosen == level
+            results.append(values)
+        assert open_artifact(artifact, machine=MACHINES[level]).build.name == level
+    assert len(results) >= 2 and np.abs(results[0]).max() > 0
+    assert all(distance(r, results[0]) <= 1e-5 for r in results)
+    assert len(list((artifact / "lib").rglob("*.so"))) == 1
+
+
+def test_levels_differ_in_their_instructions(checkpoint: Path) -> None:
+    artifact = compiled(checkpoint, "+".join(LEVELS))
+    code = {level: disassembled(artifact / "code" / f"{level}.so") for level in LEVELS}
+    assert "ymm" not in code["x86-64-v2"] and "xmm" in code["x86-64-v2"]
+    assert "ymm" in code["x86-64-v3"] and "zmm" not in code["x86-64-v3"] and "vfmadd" in code["x86-64-v3"]
+    assert "zmm" in code["x86-64-v4"] and "vfmadd" in code["x86-64-v4"]
+
+
+def disassembled(library: Path) -> str:
+    tool = shutil.which("objdump")
+    if tool is None:
+        pytest.skip("objdump is not installed")
+    return subprocess.run([tool, "-d", str(library)], capture_output=True, text=True, check=True).stdout
+
+
+MACOS = {"memset", "memset_pattern16", "bzero", "__sincosf_stret", "sinf", "cosf"}
+"""What code may ask of the system's library."""
+
+HALVES = {"__truncsfhf2", "__extendhfsf2"}
+"""Conversions of halves, which TVM defines in every object, weakly: a system may have its own."""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_mach_o(checkpoint: Path, dtype: str) -> None:
+    """For a Mac with Apple's chips, signed, since nothing else runs there."""
+    import lief
+
+    artifact = compiled(checkpoint, "aarch64-macos", dtype)
+    binary = lief.MachO.parse(str(artifact / "code" / "aarch64-macos.dylib")).at(0)
+    assert binary.header.cpu_type == lief.MachO.Header.CPU_TYPE.ARM64
+    assert binary.header.file_type == lief.MachO.Header.FILE_TYPE.DYLIB
+    assert binary.build_version.minos == [11, 0, 0] and binary.has_code_signature
+    assert exported(s.name.removeprefix("_") for s in binary.exported_symbols)
+    needed = {s.name.removeprefix("_") for s in binary.imported_symbols} - {"dyld_stub_binder"}
+    assert needed - HALVES <= MACOS, needed - MACOS
+    assert [lib.name for lib in binary.libraries] in ([], ["/usr/lib/libSystem.B.dylib"]) or all(
+        "aarch64-macos" in lib.name or "libSystem" in lib.name for lib in binary.libraries
+    )
+    assert (artifact / "lib/aarch64-macos/libtvm_runtime.dylib").read_bytes()[:4] == b"\xcf\xfa\xed\xfe"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "f16"])
+def test_pe(checkpoint: Path, dtype: str) -> None:
+    import lief
+
+    artifact = compiled(checkpoint, "x86_64-windows", dtype)
+    binary = lief.PE.parse(str(artifact / "code" / "x86_64-windows.dll"))
+    assert binary.header.machine == lief.PE.Header.MACHINE_TYPES.AMD64
+    assert exported(e.name for e in binary.get_export().entries)
+    imports = {i.name.lower(): {e.name for e in i.entries} for i in binary.imports}
+    assert "kernel32.dll" in imports
+    assert all(name == "kernel32.dll" or name.startswith("api-ms-win-crt-") for name in imports), imports.keys()
+    assert (artifact / "lib/x86_64-windows/tvm_runtime.dll").read_bytes()[:2] == b"MZ"
+
+
+def exported(names: object) -> bool:
+    """Whether what the loader asks for is there."""
+    found = {str(name) for name in names}  # type: ignore[attr-defined]
+    return any("tvm_ffi" in name for name in found) and any("mla_attend" in name for name in found)
+
+
+@pytest.mark.slow
+def test_elf_for_arm_needs_an_old_c_library_only(checkpoint: Path) -> None:
+    artifact = compiled(checkpoint, "aarch64-linux")
+    data = (artifact / "code" / "aarch64-linux.so").read_bytes()
+    assert int.from_bytes(data[18:20], "little") == 183  # EM_AARCH64
+    versions = {tuple(map(int, v.split(b"."))) for v in re.findall(rb"GLIBC_([\d.]+)", data)}
+    assert max(versions, default=(2, 17)) <= (2, 17)
+
+
+@pytest.fixture(scope="session")
+def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, str]]:
+    """Debian's Python for Arm under qemu, with this package's wheel and the wheels it needs: command, environment."""
+    if QEMU is None:
+        pytest.skip("qemu-user-static is not installed")
+    folder = tmp_path_factory.mktemp("arm")
+    apt = subprocess.run(["apt-get", "download", *(f"{p}:arm64" for p in PACKAGES)], cwd=folder, capture_output=True)
+    if apt.returncode:
+        pytest.skip("apt-get has no packages for arm64: dpkg --add-architecture arm64, apt-get update")
+    for package in folder.glob("*.deb"):
+        subprocess.run(["dpkg", "-x", str(package), str(folder / "root")], check=True)
+    pip, site = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"], folder / "site"
+    root = Path(__file__).parents[2]
+    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(root)], check=True)
+    (wheel,) = folder.glob("deepzig-*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        archive.extractall(site)
+        (metadata,) = (n for n in archive.namelist() if n.endswith(".dist-info/METADATA"))
+        needs = re.findall(r"^Requires-Dist: ([^;\n]+)$", archive.read(metadata).decode(), re.M)
+    systems = ("manylinux_2_28", "manylinux_2_17", "manylinux2014")
+    tags = [word for system in systems for word in ("--platform", f"{system}_aarch64")]
+    subprocess.run(
+        [*pip, "install", "--target", str(site), *tags, "--only-binary=:all:", "--python-version", "3.11", *needs],
+        check=True,
+    )
+    command = [QEMU, "-L", str(folder / "root"), str(folder / "root/usr/bin/python3.11"), "-P"]
+    return command, {"PYTHONPATH": str(site), "DEEPZIG_THREADS": "2"}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+def test_arm_computes_what_x86_computes(
+    dtype: str, checkpoint: Path, arm: tuple[list[str], dict[str, str]]
+) -> None:  # fmt: skip
+    """The product's own loader, on Arm: one artifact for both, whose weights are the same."""
+    artifact = compiled(checkpoint, "native+aarch64-linux", dtype)
+    chosen, values = logits(arm[0], artifact, arm[1])
+    assert chosen == "aarch64-linux"
+    here, wanted = logits([sys.executable, "-P"], artifact, {})
+    assert here == "native"
+    assert distance(values, wanted) <= {"f32": 1e-5, "f16": 2e-4, "bf16": 1e-3}[dtype]
+    command = [*arm[0], "-m", "deepzig", "verify", str(artifact)]
+    verified = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **arm[1]})
+    assert verified.returncode == 0 and verified.stdout.startswith("ok: build aarch64-linux,"), verified.stderr
+
+
+def test_without_a_linker(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(link.shutil, "which", lambda name: None)
+    assert link.linker("x86_64-linux", native=True)[1:] == ["-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.17"]
+    monkeypatch.setattr(link, "find_spec", lambda name: None)
+    for native, more in ((True, ", or install a C++ compiler such as g++"), (False, "")):
+        with pytest.raises(DeepZigError) as caught:
+            link.linker("x86_64-linux", native)
+        assert str(caught.value) == (
+            f"there is no linker\n  at: platform x86_64-linux\n  fix: pip install 'deepzig[cross]'{more}"
+        )
+
+
+@pytest.mark.slow
+def test_zig_links_for_the_machine_itself(checkpoint: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Where there is no C++ compiler."""
+    monkeypatch.setattr(link.shutil, "which", lambda name: None)
+    compile_model(checkpoint, tmp_path / "out", Options(bounds=BOUNDS, dtype="f32"))
+    _, values = logits([sys.executable, "-P"], tmp_path / "out", {})
+    assert np.isfinite(values).all()
+
+
+def test_offline(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("DEEPZIG_CACHE", str(tmp_path))
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(DeepZigError) as caught:
+        wheels.wheel_file(PLATFORMS["aarch64-macos"].runtime)
+    assert str(caught.value) == (
+        "the runtime library can't be fetched: No matching distribution found for apache-tvm==0.27.0.post1\n"
+        "  at: apache-tvm==0.27.0.post1 for macosx_11_0_arm64\n"
+        "  fix: connect to a package index once; what was fetched is kept in the cache"
+    )
+    assert not list((tmp_path / "wheels").rglob("*.dylib"))
+
+
+def test_a_damaged_copy_in_the_cache_is_fetched_again(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    data = b"a library"
+    wanted = wheels.WheelFile("x==1", ("any",), "0" * 64, "x/lib/libx.so", wheels._sha256(data))
+
+    def download(_: wheels.WheelFile, folder: Path) -> Path:
+        with zipfile.ZipFile(folder / "x.whl", "w") as archive:
+            archive.writestr("x/lib/libx.so", data)
+        return folder / "x.whl"
+
+    monkeypatch.setenv("DEEPZIG_CACHE", str(tmp_path))
+    monkeypatch.setattr(wheels, "_download", download)
+    path = wheels.wheel_file(wanted)
+    assert path.read_bytes() == data
+    path.write_bytes(b"something else")
+    assert wheels.wheel_file(wanted).read_bytes() == data
+    monkeypatch.setattr(wheels, "_download", None)
+    assert wheels.wheel_file(wanted) == path  # kept
+    data = b"another library"
+    monkeypatch.setattr(wheels, "_download", download)
+    path.unlink()
+    with pytest.raises(DeepZigError) as caught:
+        wheels.wheel_file(wanted)
+    assert caught.value.what == "x/lib/libx.so has another hash" and not path.exists()
+
+
+def test_pinned_versions_are_those_that_are_installed() -> None:
+    """A new TVM needs new hashes."""
+    installed = build.versions()
+    for platform in PLATFORMS.values():
+        assert platform.runtime.requirement == f"apache-tvm=={installed['tvm']}"
