@@ -6,6 +6,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -189,6 +190,21 @@ def test_a_hostile_artifact_in_a_browser(hostile: Path, tmp_path: Path) -> None:
     body, said = drawn(text_of(hostile), tmp_path)
     assert said == "" and "<title>taken" not in body and "<img" not in body
     assert "onerror=alert" in body  # as a text
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(BROWSER is None, reason="no Chromium is installed")
+def test_little_is_known_in_a_browser(tmp_path: Path) -> None:
+    """An artifact without graphs and without a memory plan, for another platform, on a machine of unknown memory."""
+    artifact = made.write(tmp_path / "out")
+    made.edit(artifact, lambda m: m["builds"][0].update(platform="riscv64-plan9"))
+    facts, drawing = inspect_artifact(artifact)
+    memory = replace(facts.memory, ram=None, largest_context=None, cache_tokens=None)
+    body, said = drawn(page(replace(facts, memory=memory), drawing), tmp_path)
+    words = re.sub(r"<[^>]*>", " ", body)
+    assert said == "" and "Runs here: no, the artifact is for riscv64-plan9" in words
+    assert "The artifact carries no graphs." in words and "the memory here is not known" in words
+    assert "NaN" not in words and "undefined" not in words and "null" not in words
 
 
 @pytest.mark.slow
