@@ -31,6 +31,12 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture(scope="module")
+def whole(checkpoint: Path) -> float:
+    """Seconds of a compile."""
+    return seconds_of_a_compile(checkpoint, checkpoint.parent / "whole")
+
+
 def started(checkpoint: Path, out: Path, limit: Callable[[], None] | None = None) -> subprocess.Popen[str]:
     command = [sys.executable, "-P", "-c", PROGRAM, str(checkpoint), "-o", str(out), "--force"]
     return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=limit)
@@ -56,12 +62,18 @@ def content(out: Path) -> dict[Path, bytes]:
     return {p: p.read_bytes() for p in out.rglob("*") if p.is_file()}
 
 
-@pytest.mark.parametrize("kind", [signal.SIGKILL, signal.SIGINT, signal.SIGTERM], ids=["kill", "Ctrl-C", "terminate"])
-@pytest.mark.parametrize("times", [1, pytest.param(8, marks=pytest.mark.slow)])
-def test_at_a_random_moment(kind: signal.Signals, times: int, checkpoint: Path, tmp_path: Path) -> None:
+MOMENTS = [(kind, times) for kind in (signal.SIGKILL, signal.SIGINT, signal.SIGTERM) for times in (1, 8)]
+
+
+@pytest.mark.parametrize(
+    ("kind", "times"),
+    [pytest.param(*m, marks=[pytest.mark.slow] * (m != (signal.SIGKILL, 1)), id=f"{m[0].name}-{m[1]}") for m in MOMENTS],
+)
+def test_at_a_random_moment(
+    kind: signal.Signals, times: int, checkpoint: Path, whole: float, tmp_path: Path
+) -> None:  # fmt: skip
     """Nothing but hidden leftovers of a killed process, which the next compile removes."""
     out, rng = tmp_path / "out", random.Random(int(kind) * 100 + times)
-    whole = seconds_of_a_compile(checkpoint, tmp_path / "first")
     for turn in range(times):
         before = content(out)
         with started(checkpoint, out) as process:
@@ -74,12 +86,14 @@ def test_at_a_random_moment(kind: signal.Signals, times: int, checkpoint: Path, 
         whole_or_nothing(out, before)
         if turn % 2:
             seconds_of_a_compile(checkpoint, out)
-            assert sorted(p.name for p in tmp_path.iterdir()) == ["first", "out"]
+            assert sorted(p.name for p in tmp_path.iterdir()) == ["out"]
             open_artifact(out, full=True)
 
 
-@pytest.mark.parametrize("old", [False, True])
-@pytest.mark.parametrize("limit", [20_000, 300_000, 2_000_000])
+@pytest.mark.parametrize(
+    ("limit", "old"),
+    [(20_000, False), (2_000_000, False), *(pytest.param(n, True, marks=pytest.mark.slow) for n in (300_000, 2_000_000))],
+)
 def test_files_may_not_grow(limit: int, old: bool, checkpoint: Path, tmp_path: Path) -> None:
     """RLIMIT_FSIZE: three lines, and nothing is left of the new one."""
     out = tmp_path / "out"
