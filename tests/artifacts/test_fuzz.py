@@ -71,7 +71,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def places(data: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) of a JSON value."""
-    for key, value in list(data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()):
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in list(pairs):
         yield data, key
         yield from places(value)
 
