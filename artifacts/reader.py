@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -123,18 +124,15 @@ def manifest_of(parts: Parts) -> Manifest:
 def manifest_bytes(parts: Parts) -> bytes:
     """The text of manifest.json, which is UTF-8."""
     where = str(parts.path / MANIFEST)
+    part = parts.find(MANIFEST)
+    if part.size > MAX_MANIFEST:
+        raise DeepZigError("the manifest is too large", where, COPY_AGAIN)
+    text = b"".join(part.blocks())
     try:
-        part = parts.find(MANIFEST)
-        if part.size > MAX_MANIFEST:
-            raise DeepZigError("the manifest is too large", where, COPY_AGAIN)
-        text = b"".join(part.blocks())
         text.decode()
-        return text
-    except OSError as error:
-        what = f"the manifest can't be read: {error.strerror}"
-        raise DeepZigError(what, where, "check its permissions") from None
     except UnicodeDecodeError:
         raise DeepZigError("the manifest is not UTF-8", where, COPY_AGAIN) from None
+    return text
 
 
 def _check_abi(manifest: Manifest, path: Path) -> None:
@@ -145,6 +143,27 @@ def _check_abi(manifest: Manifest, path: Path) -> None:
             str(path),
             f"pip install apache-tvm-ffi=={want}, or compile the model again",
         )
+
+
+def read_part(path: Path, manifest: Manifest, name: str, most: int) -> bytes:
+    """The content of a part of the artifact at `path`, of `most` bytes at most.
+
+    Raises:
+        DeepZigError: it is missing, too large, outside of the artifact, or not what the manifest says.
+    """
+    part, entry = open_parts(path).find(name), manifest.files[name]
+    if part.size != entry.size:
+        raise DeepZigError(f"the file has {part.size} bytes, not {entry.size}", part.where, COPY_AGAIN)
+    if part.size > most:
+        raise DeepZigError("the file is too large", part.where, COPY_AGAIN)
+    try:
+        content = b"".join(part.blocks())
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise DeepZigError(what, part.where, "check its permissions") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", part.where, COPY_AGAIN)
+    return content
 
 
 def _entries(weights: Iterable[Part]) -> Iterator[tuple[Part, TensorEntry]]:
@@ -173,6 +192,8 @@ def _check_weights(manifest: Manifest, weights: Iterable[Part], path: Path) -> N
     for name in wanted:
         if name not in seen:
             raise DeepZigError("a weight is missing", f"{path}, tensor {name}", COPY_AGAIN)
+    for name in seen - wanted.keys():
+        raise DeepZigError("a weight is not in the manifest", f"{path}, tensor {name}", COPY_AGAIN)
 
 
 def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[Any]]]:
