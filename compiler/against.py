@@ -34,7 +34,8 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
     given = {k: v for k, v in vars(manifest.bounds).items() if k != "positions"}
     inputs = {spec.name for spec in manifest.entry_points["prefill"].inputs}
     dtype, quant = str(manifest.model.get("dtype")), manifest.model.get("quant")
-    source, module = fuse(checkpoint, Options(dtype=dtype, quant=quant, bounds=Bounds(**given), debug_route="route" in inputs))
+    options = Options(dtype=dtype, quant=quant, bounds=Bounds(**given), debug_route="route" in inputs)
+    source, module = fuse(checkpoint, options)
     wanted = {"dtype": dtype, **source.config.summary()}
     for key, value in wanted.items():
         if manifest.model.get(key) != value:

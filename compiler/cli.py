@@ -60,8 +60,8 @@ Examples:
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, chunk: int, self_check: str, force: bool,
-    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
+    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, chunk: int, self_check: str,
+    force: bool, dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
     traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact.

@@ -11,7 +11,7 @@ FLOAT = "float"
 """What a rule says of matrices that stay as `--dtype` has them."""
 
 KEPT = ("embed_tokens", "kv_b_proj", "eh_proj")
-"""Matrices that stay floats: rows of the embedding are looked up, and the others are cut to pieces before they are used."""
+"""Matrices that stay floats: rows of the embedding are looked up, the others are cut to pieces before they are used."""
 
 HEADS = ("lm_head", "shared_head.head")
 """The output head, where few bits cost the most; 8 unless a rule says otherwise."""
@@ -23,8 +23,8 @@ def parse_quant(text: str | None) -> Rule:
     """The rule that `--quant` gives: name of a matrix -> q8 or q4; None if it isn't quantised.
 
     Args:
-        text: `q8` or `q4` for all matrices but KEPT, then `part.of.name=q8` (or q4, float) for some of them, separated by
-            commas; the last that matches counts. None quantises nothing.
+        text: `q8` or `q4` for all matrices but KEPT, then `part.of.name=q8` (or q4, float) for some of them, separated
+            by commas; the last that matches counts. None quantises nothing.
 
     Raises:
         DeepZigError: not such a text.
@@ -57,5 +57,5 @@ def _paired(name: str) -> str:
 
 
 def _error(what: str) -> DeepZigError:
-    kinds = ", ".join(QUANTIZED)
-    return DeepZigError(what, "--quant", f"give one of {kinds}, then rules such as experts.down_proj=q8 or o_proj={FLOAT}")
+    hint = f"give one of {', '.join(QUANTIZED)}, then rules such as experts.down_proj=q8 or o_proj={FLOAT}"
+    return DeepZigError(what, "--quant", hint)

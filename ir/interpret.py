@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -54,13 +55,18 @@ def interpret(
     env.update({value: states[value.name] for value in module.states})
     run(module.weights, env)
     # only now: what a weight is made of is not rounded before it is put together
-    env.update({v: QuantizedMatrix.of(x, v.type.dtype) for v, x in env.items() if v.type.dtype in QUANTIZED})
+    rounded: dict[Value, Any] = {v: QuantizedMatrix.of(x, v.type.dtype) for v, x in env.items() if _quantized(v)}
+    env.update(rounded)
     env.update({value: inputs[value.name] for value in g.inputs})
     run(g.nodes, env)
     results = [env[v] for v in g.outputs]
     written = module.states_of(g)
     count = len(results) - len(written)
     return results[:count], {**states, **{s.name: x for s, x in zip(written, results[count:], strict=True)}}
+
+
+def _quantized(value: Value) -> bool:
+    return value.type.dtype in QUANTIZED
 
 
 def run(nodes: Iterable[Node], env: dict[Value, Array]) -> None:

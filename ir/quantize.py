@@ -1,7 +1,7 @@
 """Quantised matrices: what they mean.
 
-A row of a matrix is cut into groups of 64 along the inner dimension. A group is one f32 scale and 64 integers, of 8 or 4
-bits, symmetric around zero. What such a matrix multiplies is rounded too, to 8 bits in the same groups, so that the
+A row of a matrix is cut into groups of 64 along the inner dimension. A group is one f32 scale and 64 integers, of 8 or
+4 bits, symmetric around zero. What such a matrix multiplies is rounded too, to 8 bits in the same groups, so that the
 products are exact integers, whose sum does not depend on its order: y = sum over groups of s_w s_x (q_w . q_x).
 """
 
@@ -26,7 +26,7 @@ SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8)
 """Scales to try for 4 bits, as parts of the one that the largest element asks for: a smaller one cuts it off."""
 
 
-def quantize(w: F32, dtype: str) -> tuple[I8, F32]:
+def quantize(w: npt.NDArray[Any], dtype: str) -> tuple[I8, F32]:
     """A matrix [..., n, k] as integers [..., n, groups, 64], zero beyond k, and scales [..., n, groups].
 
     With 8 bits from -127 to 127. With 4 bits from -8 to 7, where the element farthest from zero becomes -8 or a scale
@@ -39,7 +39,8 @@ def quantize(w: F32, dtype: str) -> tuple[I8, F32]:
     best, codes, scales = None, None, None
     for shrink in SHRINKS:
         tried = _rounded(groups, farthest * np.float32(shrink) / np.float32(-8), -8, 7)
-        error = np.square(tried[0] * tried[1][..., None] - groups).sum(-1)
+        with np.errstate(over="ignore"):
+            error = np.square(tried[0] * tried[1][..., None] - groups).sum(-1)
         if best is None or codes is None or scales is None:
             best, (codes, scales) = error, tried
             continue
@@ -60,7 +61,7 @@ def quantize_rows(x: F32) -> F32:
     return rounded
 
 
-def in_groups(x: F32) -> F32:
+def in_groups(x: npt.NDArray[Any]) -> F32:
     """[..., k] as [..., groups, 64], with zeros at the end."""
     fill = -x.shape[-1] % GROUP
     padded = np.pad(x, [(0, 0)] * (x.ndim - 1) + [(0, fill)]) if fill else x
@@ -86,8 +87,8 @@ class QuantizedMatrix:
     __array_ufunc__ = None
 
     @classmethod
-    def of(cls, w: F32, dtype: str) -> QuantizedMatrix:
-        """Quantise a matrix."""
+    def of(cls, w: npt.NDArray[Any], dtype: str) -> QuantizedMatrix:
+        """Quantise a matrix of f32."""
         codes, scales = quantize(w, dtype)
         values = (codes * scales[..., None]).reshape(*w.shape[:-1], -1)[..., : w.shape[-1]]
         return cls(values)

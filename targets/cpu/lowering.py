@@ -36,7 +36,8 @@ QUANTIZED_COLUMNS = {
     dtype: Layout(f"columns-{dtype}", packed_type, partial(pack_quantized, dtype=dtype)) for dtype in QUANTIZED
 }
 QUANTIZED_GATE_UP = {
-    dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype)) for dtype in QUANTIZED
+    dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype))
+    for dtype in QUANTIZED
 }
 
 
@@ -138,7 +139,9 @@ def _moe(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         [e.value(x), offsets, order, e.weight(_gate_up(gate), gate, up)],
         TensorType("f32", (rows, slots, width)),
     )
-    kernel = moe.moe_down(width, hidden, experts, slots, down.type.dtype, residual=residual is not None, vectors=cpu.vectors)
+    kernel = moe.moe_down(
+        width, hidden, experts, slots, down.type.dtype, residual=residual is not None, vectors=cpu.vectors
+    )  # fmt: skip
     args = [hidden_rows, offsets, order, slot_weights, e.weight(_columns(down), down), *_vectors(e, residual)]
     return e.call(kernel, args, node.output.type)
 

@@ -23,6 +23,7 @@ from .linear import gated
 from .product import (
     ROW_BLOCKS,
     Columns,
+    Input,
     Output,
     adjacent,
     by_columns,
@@ -161,9 +162,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         RESIDUAL: Any = f.tensor("residual", "f32", rows, h) if residual else None
         Y = f.tensor("y", "f32", rows, h)
 
-        def x(slot: Expr) -> Any:
-            return lambda j: A[(*flat(slot, slots), j)]
-
+        x: Input = lambda slot: lambda j: A[(*flat(slot, slots), j)]  # noqa: E731
         if wdtype in QUANTIZED:
             x = coded(x, rows * slots, i)
 

@@ -1,13 +1,14 @@
-"""Products with quantised weights: exact sums of integers in groups of 64, each scaled and added in f32.
+"""Products with quantised weights: exact sums of integers in groups, each scaled and added in f32.
 
-Rows are rounded to 8 bits first (`deepzig.ir.quantize`). A sum of integers has one value however it is computed, and the
-groups are added in order, so the bits of a result depend neither on the instructions nor on the tile it falls into.
+Rows are rounded to 8 bits first (`deepzig.ir.quantize`). A sum of integers has one value however it is computed, and
+the groups are added in order, so the bits of a result depend neither on the instructions nor on the tile.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 
 from tvm.script import tirx as T
 
@@ -129,10 +130,8 @@ def coded_tile(
                 for column, block in enumerate(blocks):
                     if ahead:
                         prefetch(weight[(*block, g + ahead, word, 0)])
-                    if wdtype == "q8":
-                        dots.add_q8(column, lambda lanes, block=block, word=word: weight[(*block, g, word, lanes)], g, word)
-                    else:
-                        dots.add_q4(column, lambda lanes, block=block, word=word: weight[(*block, g, word, lanes)], g, word)
+                    add = dots.add_q8 if wdtype == "q8" else dots.add_q4
+                    add(column, partial(_lanes, weight, (*block, g, word)), g, word)
             dots.end(wdtype)
         for column, block in enumerate(blocks):
             scale = T.bind(T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(words), at(0))]))
@@ -144,6 +143,10 @@ def coded_tile(
                 total = line[column]
                 store(total, fma(value, scale * splat(codes.scale(g)), total[at(0)]), at(0))
     return sums
+
+
+def _lanes(weight: Buffer, index: tuple[Expr, ...], lanes: Expr) -> Expr:
+    return weight[(*index, lanes)]
 
 
 @dataclass
@@ -199,7 +202,7 @@ def _byte(word: Expr, number: int, lanes: int) -> Expr:
 
 @dataclass
 class _Avx2:
-    """32 products at once: vpmaddubsw takes unsigned by signed bytes, so the sign of a weight goes to the other factor."""
+    """32 products at once. vpmaddubsw takes unsigned by signed bytes: the sign of a weight goes to the other factor."""
 
     rows: Sequence[Codes]
     blocks: Sequence[tuple[Expr, ...]]

@@ -12,6 +12,7 @@ from deepzig.ir.quantize import GROUP, QuantizedMatrix, quantize, quantize_rows
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
 from deepzig.targets.cpu.linear import gated_proj, proj
+from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
 
 AVX2, PORTABLE, NEON = Vectors(16, 8, "avx2"), Vectors(16, 8), Vectors(32, 4)
 TOLERANCE = 2e-6
@@ -47,7 +48,9 @@ def test_zeros_and_outliers() -> None:
 
 @pytest.mark.parametrize("vectors", [AVX2, PORTABLE, NEON], ids=["avx2", "portable", "neon"])
 @pytest.mark.parametrize("dtype", DTYPES)
-@pytest.mark.parametrize(("k", "n", "begin", "extra"), [(64, 64, 0, 0), (37, 45, 3, 2), (131, 17, 16, 0), (320, 100, 0, 0)])
+@pytest.mark.parametrize(
+    ("k", "n", "begin", "extra"), [(64, 64, 0, 0), (37, 45, 3, 2), (131, 17, 16, 0), (320, 100, 0, 0)]
+)  # fmt: skip
 def test_proj(build: Any, k: int, n: int, begin: int, extra: int, dtype: str, vectors: Vectors) -> None:
     rng = np.random.default_rng(k * n)
     width = begin + k + extra
@@ -108,3 +111,48 @@ def test_gated_proj(build: Any, dtype: str) -> None:
         y = np.full((rows, i), np.nan, np.float32)
         run(x, pack_quantized_gate_up(gate, up, dtype), y)
         assert error(y, want) <= 3 * TOLERANCE
+
+
+class Moe:
+    """The kernels of one mixture, and its weights."""
+
+    def __init__(self, build: Any, dtype: str, down_dtype: str, vectors: Vectors) -> None:
+        self.hidden, self.width, self.experts, self.top_k, self.shared = 101, 70, 6, 2, 1
+        every, slots = self.experts + self.shared, self.top_k + self.shared
+        rng = np.random.default_rng(8)
+        gate, up = normal(rng, every, self.width, self.hidden) / 10, normal(rng, every, self.width, self.hidden) / 10
+        down = normal(rng, every, self.hidden, self.width) / 8
+        self.weights = (*(QuantizedMatrix.of(w, dtype) for w in (gate, up)), QuantizedMatrix.of(down, down_dtype))
+        self.packed = pack_quantized_gate_up(gate, up, dtype), pack_quantized(down, down_dtype)
+        self.sort = build(moe_sort(self.experts, self.top_k, self.shared))
+        self.gate_up = build(moe_gate_up(self.hidden, self.width, every, slots, dtype, vectors=vectors))
+        self.down = build(moe_down(self.width, self.hidden, every, slots, down_dtype, residual=True, vectors=vectors))
+
+    def __call__(self, x: Any, ids: Any, weights: Any, residual: Any) -> Any:
+        rows, slots = len(x), self.top_k + self.shared
+        offsets = np.zeros(self.experts + self.shared + 1, np.int32)
+        slot_rows, slot_weights = np.zeros((rows, slots), np.int32), np.zeros((rows, slots), np.float32)
+        self.sort(ids, weights, offsets, slot_rows, slot_weights)
+        a, y = np.full((rows, slots, self.width), np.nan, np.float32), np.full((rows, self.hidden), np.nan, np.float32)
+        self.gate_up(x, offsets, slot_rows, self.packed[0], a)
+        self.down(a, offsets, slot_rows, slot_weights, self.packed[1], residual, y)
+        return y
+
+
+@pytest.mark.parametrize("vectors", [AVX2, PORTABLE], ids=["avx2", "portable"])
+@pytest.mark.parametrize(("dtype", "down"), [("q8", "q8"), ("q4", "q8")])
+def test_moe(build: Any, threads: Any, dtype: str, down: str, vectors: Vectors) -> None:
+    """Against its meaning, and the same bits for a row alone and among others, with one thread and two."""
+    layer, rng, rows = Moe(build, dtype, down, vectors), np.random.default_rng(9), 17
+    ids = np.stack([rng.permutation(layer.experts)[: layer.top_k] for _ in range(rows)]).astype(np.int32)
+    weights = rng.uniform(0.1, 1, (rows, layer.top_k)).astype(np.float32)
+    x, residual = normal(rng, rows, layer.hidden), normal(rng, rows, layer.hidden)
+    y = layer(x, ids, weights, residual)
+    want = OPS["moe"].meaning(x, ids, weights, *layer.weights, residual, shared=layer.shared)
+    # the hidden values are rounded to 8 bits, where a last bit decides between two neighbours now and then
+    assert error(y, want) <= 1e-3
+    for count in (1, 2):
+        threads(count)
+        for size in (1, 2, 5, rows):
+            part = slice(rows - size, rows)
+            assert np.array_equal(layer(x[part], ids[part], weights[part], residual[part]), y[part])

@@ -1,0 +1,98 @@
+"""`--quant`: which matrices it means, and models that are quantised as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from deepzig.artifacts.reader import open_artifact
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
+from deepzig.compiler.precision import parse_quant
+from deepzig.errors import DeepZigError
+from deepzig.models import random_checkpoint
+from deepzig.runtime import load
+from deepzig.runtime.verify import check, read_vectors, replay
+
+from ..runtime.conftest import BOUNDS, CONFIG
+
+LAYER = "model.layers.3."
+
+
+@pytest.mark.parametrize(
+    ("text", "name", "want"),
+    [
+        (None, f"{LAYER}mlp.down_proj.weight", None),
+        ("q8", f"{LAYER}mlp.down_proj.weight", "q8"),
+        ("q8", "model.embed_tokens.weight", None),
+        ("q4", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("q4", f"{LAYER}eh_proj.weight", None),
+        ("q4", "lm_head.weight", "q8"),
+        ("q4,lm_head=q4", "lm_head.weight", "q4"),
+        ("q4,lm_head=float", "lm_head.weight", None),
+        ("q4,experts.down_proj=q8", f"{LAYER}mlp.experts.down_proj.weight", "q8"),
+        ("q4,experts.down_proj=q8", f"{LAYER}mlp.shared_experts.down_proj.weight", "q4"),
+        ("q4, experts.down_proj=q8", f"{LAYER}mlp.down_proj.weight", "q4"),
+        ("q8,experts.up_proj=q4", f"{LAYER}mlp.experts.gate_proj.weight", "q4"),
+        ("q8,self_attn=float", f"{LAYER}self_attn.o_proj.weight", None),
+        ("q8,layers.3=q4,o_proj=q8", f"{LAYER}self_attn.o_proj.weight", "q8"),
+        ("q8,proj=q4", f"{LAYER}self_attn.o_proj.weight", "q8"),
+    ],
+)
+def test_rules(text: str | None, name: str, want: str | None) -> None:
+    assert parse_quant(text)(name) == want
+
+
+@pytest.mark.parametrize(
+    ("text", "what"),
+    [
+        ("q5", "no quantisation is called 'q5'"),
+        ("", "no quantisation is called ''"),
+        ("q8,o_proj", "'o_proj' is not a rule"),
+        ("q8,=q4", "'=q4' is not a rule"),
+        ("q8,o_proj=int4", "no quantisation is called 'int4'"),
+    ],
+)
+def test_what_is_refused(text: str, what: str) -> None:
+    with pytest.raises(DeepZigError) as caught:
+        parse_quant(text)
+    hint = "give one of q8, q4, then rules such as experts.down_proj=q8 or o_proj=float"
+    assert str(caught.value) == f"{what}\n  at: --quant\n  fix: {hint}"
+
+
+@pytest.mark.parametrize(
+    ("quant", "shared"),
+    [("q8", 1), ("q4,experts.down_proj=q8,q_a_proj=float", 2), ("q8,shared_experts=q4", 1), ("q4,experts=float", 1)],
+)
+def test_whole_models(quant: str, shared: int, tmp_path: Path) -> None:
+    """Kernels agree with the ops' meaning; a row's bits depend neither on threads nor on how a text is cut."""
+    config = {**CONFIG, "n_shared_experts": shared, "num_hidden_layers": 2, "moe_intermediate_size": 41}
+    random_checkpoint.write(tmp_path / "checkpoint", config)
+    compile_model(tmp_path / "checkpoint", tmp_path / "out", Options(bounds=BOUNDS, dtype="f32", quant=quant))
+    artifact = open_artifact(tmp_path / "out")
+    check(artifact, replay(artifact, read_vectors(artifact)))
+    tokens = np.random.default_rng(2).integers(0, 611, 90).tolist()
+    digests = set()
+    for threads in (1, 2):
+        with load(tmp_path / "out", threads=threads) as model:
+            logits = model.logits(tokens)
+            digests.add(hashlib.sha256(logits.tobytes()).hexdigest())
+            assert np.array_equal(model.logits(tokens[:33]), logits[:33])
+    assert len(digests) == 1 and np.isfinite(logits).all()
+
+
+def test_quantised_artifacts_are_small_and_near(tmp_path: Path) -> None:
+    config = {**CONFIG, "hidden_size": 256, "num_hidden_layers": 2, "moe_intermediate_size": 128}
+    random_checkpoint.write(tmp_path / "checkpoint", config)
+    logits, sizes = {}, {}
+    for quant in (None, "q8", "q4"):
+        out = tmp_path / str(quant)
+        report = compile_model(tmp_path / "checkpoint", out, Options(bounds=BOUNDS, quant=quant, self_check="none"))
+        with load(out) as model:
+            logits[quant], sizes[quant] = model.logits([5, 77, 230, 9]), report.weights_bytes
+    assert sizes["q4"] < sizes["q8"] < sizes[None]
+    distance = {q: np.linalg.norm(logits[q] - logits[None]) / np.linalg.norm(logits[None]) for q in ("q8", "q4")}
+    assert 0 < distance["q8"] < 0.05 and distance["q8"] < distance["q4"] < 0.5, distance
