@@ -14,6 +14,7 @@ import click
 from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
+from deepzig.log import configure
 from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .options import SELF_CHECKS
@@ -68,6 +69,7 @@ def command(
     MODEL is a Hugging Face checkpoint folder, a GGUF file, or the name of a model that `hf download` has fetched.
     """
     try:
+        configure(command=True)
         from .driver import compile_model, ir_text
         from .options import Options
 

@@ -9,10 +9,12 @@ import click
 
 from . import __version__
 from .errors import DeepZigError
+from .log import configure
 
 COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
+    "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
 }
 """Command -> module, function in it, and what pip has to install for it."""
@@ -68,6 +70,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     given = {"traceback": False}
     try:
+        configure(command=True)
         group.main(arguments, prog_name="deepzig", standalone_mode=False, obj=given)
     except DeepZigError as error:
         if given["traceback"] or "--traceback" in arguments:
