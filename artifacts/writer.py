@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -21,8 +21,8 @@ import numpy.typing as npt
 from deepzig.errors import DeepZigError
 
 from .manifest import ITEM_BYTES, FileEntry, Manifest
+from .parts import MANIFEST
 
-MANIFEST = "manifest.json"
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
 
@@ -51,7 +51,7 @@ class ArtifactWriter:
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
         _check_free(out, force)
-        with _disk(out):
+        with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
 
@@ -63,19 +63,15 @@ class ArtifactWriter:
     ) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
 
-    def add_file(self, name: str, source: Path | bytes) -> None:
+    def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
         path = self._folder / name
-        with _disk(self.out):
+        with disk_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
                 part = _Part(target)
-                if isinstance(source, bytes):
-                    part.write(source)
-                else:
-                    with source.open("rb") as file:
-                        while block := file.read(COPY_BYTES):
-                            part.write(block)
+                for block in _blocks(source):
+                    part.write(block)
                 self._files[name] = part.entry()
 
     def weights(self) -> WeightWriter:
@@ -84,10 +80,13 @@ class ArtifactWriter:
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, with sizes and hashes of all parts, and move the artifact to its place."""
-        text = replace(manifest, files=dict(self._files)).to_json()
-        with _disk(self.out):
-            with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
-                file.write(text)
+        self.publish(replace(manifest, files=dict(self._files)).to_json().encode())
+
+    def publish(self, manifest: bytes) -> None:
+        """As `finish`, with the text of a manifest."""
+        with disk_errors(self.out):
+            with (self._folder / MANIFEST).open("wb") as file:
+                file.write(manifest)
                 file.flush()
                 _sync(file.fileno())
             self._folder.chmod(0o755)
@@ -141,7 +140,7 @@ class WeightWriter:
         if kind is None:
             if self._queue:
                 raise ValueError(f"{self._queue[0][1].name} was declared and not written")
-            with _disk(self._out):
+            with disk_errors(self._out):
                 self._close()
         elif self._open is not None:
             with suppress(OSError):
@@ -165,7 +164,7 @@ class WeightWriter:
         shard, tensor = self._queue.pop(0)
         if tensor.name != name:
             raise ValueError(f"{tensor.name} is next, not {name}")
-        with _disk(self._out):
+        with disk_errors(self._out):
             if self._open is None or self._open[0] != shard:
                 self._start(shard)
             assert self._open is not None
@@ -226,20 +225,15 @@ class _Part:
         return FileEntry(self._size, self._hash.hexdigest())
 
 
-class _disk:  # noqa: N801
+@contextmanager
+def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
     """Errors of the file system as DeepZig's."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError):
-            return
+    try:
+        yield
+    except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        hint = "make room and compile again" if full else "check the path and its permissions"
-        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(self._out), hint) from error
+        hint = f"make room and {work} again" if full else "check the path and its permissions"
+        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(out), hint) from error
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -253,6 +247,17 @@ def _check_free(out: Path, force: bool) -> None:
         mend = "or replace it with --force" if artifact else "only an artifact is ever replaced"
         joint = ", " if artifact else "; "
         raise DeepZigError("the output folder is not empty", str(out), f"choose another folder{joint}{mend}")
+
+
+def _blocks(source: Path | bytes | Iterable[bytes]) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            while block := file.read(COPY_BYTES):
+                yield block
+    else:
+        yield from source
 
 
 def _aligned(size: int) -> int:

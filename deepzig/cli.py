@@ -15,6 +15,8 @@ COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
     "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
+    "pack": ("deepzig.pack", "pack", "deepzig"),
+    "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
 }
 """Command -> module, function in it, and what pip has to install for it."""

@@ -42,8 +42,8 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
     if present is None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
-        ctypes.CDLL(str(artifact.path / runtime), ctypes.RTLD_GLOBAL)
-        log.info("loaded the runtime library %s", artifact.path / runtime)
+        ctypes.CDLL(str(artifact.folder / runtime), ctypes.RTLD_GLOBAL)
+        log.info("loaded the runtime library %s", artifact.folder / runtime)
     elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
         raise DeepZigError(
             f"another {present.name} is loaded in this process",
