@@ -33,12 +33,16 @@ class Part:
 
     def blocks(self) -> Iterator[bytes]:
         """The bytes, a few at a time."""
-        with self.file.open("rb") as file:
-            file.seek(self.begin)
-            left = self.size
-            while left and (block := file.read(min(BLOCK, left))):
-                left -= len(block)
-                yield block
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.begin)
+                left = self.size
+                while left and (block := file.read(min(BLOCK, left))):
+                    left -= len(block)
+                    yield block
+        except OSError as error:
+            what = f"the file can't be read: {error.strerror}"
+            raise DeepZigError(what, self.where, "check its permissions") from None
 
     def sha256(self) -> str:
         """The hash of the bytes."""
@@ -79,11 +83,12 @@ def open_parts(path: Path) -> Parts:
     Raises:
         DeepZigError: there is no artifact.
     """
-    if path.is_file() and path.name != MANIFEST:
-        return _Packed(path)
-    if not (path / MANIFEST).exists():
-        raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile")
-    return _Folder(path)
+    with suppress(OSError):
+        if path.is_file() and path.name != MANIFEST:
+            return _Packed(path)
+        if (path / MANIFEST).exists():
+            return _Folder(path)
+    raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile")
 
 
 def _checked(name: str, where: str) -> PurePosixPath:
@@ -99,13 +104,16 @@ class _Folder:
 
     def find(self, name: str) -> Part:
         part = self.path
-        for step in _checked(name, str(self.path / MANIFEST)).parts:
-            part = part / step
-            if part.is_symlink():
-                raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
-        if not part.is_file():
-            raise DeepZigError("a part is missing", str(part), COPY_AGAIN)
-        return Part(part, 0, part.stat().st_size, str(part))
+        try:
+            for step in _checked(name, str(self.path / MANIFEST)).parts:
+                part = part / step
+                if part.is_symlink():
+                    raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
+            if part.is_file():
+                return Part(part, 0, part.stat().st_size, str(part))
+        except OSError as error:
+            raise DeepZigError(f"a part can't be found: {error.strerror}", str(part), COPY_AGAIN) from None
+        raise DeepZigError("a part is missing", str(part), COPY_AGAIN)
 
     def folder(self, files: Mapping[str, FileEntry]) -> Path:
         return self.path

@@ -123,18 +123,15 @@ def manifest_of(parts: Parts) -> Manifest:
 def manifest_bytes(parts: Parts) -> bytes:
     """The text of manifest.json, which is UTF-8."""
     where = str(parts.path / MANIFEST)
+    part = parts.find(MANIFEST)
+    if part.size > MAX_MANIFEST:
+        raise DeepZigError("the manifest is too large", where, COPY_AGAIN)
+    text = b"".join(part.blocks())
     try:
-        part = parts.find(MANIFEST)
-        if part.size > MAX_MANIFEST:
-            raise DeepZigError("the manifest is too large", where, COPY_AGAIN)
-        text = b"".join(part.blocks())
         text.decode()
-        return text
-    except OSError as error:
-        what = f"the manifest can't be read: {error.strerror}"
-        raise DeepZigError(what, where, "check its permissions") from None
     except UnicodeDecodeError:
         raise DeepZigError("the manifest is not UTF-8", where, COPY_AGAIN) from None
+    return text
 
 
 def _check_abi(manifest: Manifest, path: Path) -> None:
@@ -173,6 +170,8 @@ def _check_weights(manifest: Manifest, weights: Iterable[Part], path: Path) -> N
     for name in wanted:
         if name not in seen:
             raise DeepZigError("a weight is missing", f"{path}, tensor {name}", COPY_AGAIN)
+    for name in seen - wanted.keys():
+        raise DeepZigError("a weight is not in the manifest", f"{path}, tensor {name}", COPY_AGAIN)
 
 
 def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[Any]]]:

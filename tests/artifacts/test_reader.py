@@ -66,7 +66,7 @@ def test_mapped_weights_are_private(artifact: Path) -> None:
 
 def test_no_artifact(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("x")
-    for path in (tmp_path / "nothing", tmp_path, tmp_path / "nothing" / "inner"):
+    for path in (tmp_path / "nothing", tmp_path, tmp_path / "nothing" / "inner", tmp_path / ("x" * 3000)):
         assert refusal(path) == lines("there is no artifact", path, "make one with deepzig-compile")
 
 
