@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .cases import Decode
+from .cases import Prefill
 from .results import Results, Speed
 
 
@@ -23,32 +23,25 @@ def digits(value: float) -> str:
     return f"{value:.0f}" if value >= 99.95 else f"{value:.3g}"
 
 
-def _speed_row(results: Results, speed: Speed) -> list[str]:
-    case, share = speed.case, ""
-    if speed.share is not None:
-        limit = "of bandwidth" if isinstance(case, Decode) else "of f32 product"
-        share = f"{100 * speed.share:.0f} % {limit}"
-    where = [str(case.batch), str(case.depth)] if isinstance(case, Decode) else ["", ""]
-    name = "decode" if isinstance(case, Decode) else str(case)
-    sequences = case.batch if isinstance(case, Decode) else 1
-    return [name, *where, digits(speed.tokens_per_second), digits(1000 * sequences / speed.tokens_per_second), share]
+def _speed_row(speed: Speed) -> list[str]:
+    case, rate = speed.case, speed.tokens_per_second
+    share = "" if speed.share is None else f"{100 * speed.share:.0f} %"
+    if isinstance(case, Prefill):
+        return [str(case), "", "", digits(rate), digits(1000 / rate), "", share]
+    return ["decode", str(case.batch), str(case.depth), digits(rate), digits(1000 * case.batch / rate), share, ""]
+
+
+HEADS = ["", "batch", "depth", "tokens/s", "ms/token", "of bandwidth", "of f32 product"]
+"""Tokens a second are those of all sequences, milliseconds those of one. Shares are of what the machine did."""
 
 
 def report(results: Results) -> str:
     """Everything that `deepzig bench` prints without `--json`."""
     s = results.setting
     rounds = f"{results.rounds} round{'s' if results.rounds != 1 else ''}"
-    lines = [
-        f"{s.artifact}: build {s.build}, {s.threads} of {s.cores} cores of {s.cpu}; medians of {rounds}",
-        "" if results.complete else "interrupted: not every case has as many rounds\n",
-        table(
-            [
-                ["", "batch", "depth", "tokens/s", "ms/token", "share"],
-                *(_speed_row(results, speed) for speed in results.speeds),
-            ]
-        ),
-        "",
-    ]
+    title = f"{s.artifact}: build {s.build}, {s.threads} of {s.cores} cores of {s.cpu}; medians of {rounds}"
+    if not results.complete:
+        title += "\ninterrupted: not every case has as many rounds"
     facts = (
         ("first token from process start", results.first_token, 1.0, "s"),
         ("peak memory of that process", results.peak_bytes, 1e-6, "MB"),
@@ -56,7 +49,11 @@ def report(results: Results) -> str:
         ("memory read by this machine", results.bandwidth, 1e-9, "GB/s"),
         ("f32 product by this machine", results.gemm, 1e-9, "GFLOP/s"),
     )
-    known = [[name, digits(value * scale), unit] for name, value, scale, unit in facts if value is not None]
-    lines.append("\n".join(f"{name:<32} {value:>8} {unit}" for name, value, unit in known))
-    lines += [f"skipped {why}" for why in s.skipped]
-    return "\n".join(lines)
+    known = [(name, digits(value * scale), unit) for name, value, scale, unit in facts if value is not None]
+    blocks = (
+        title,
+        table([HEADS, *map(_speed_row, results.speeds)]),
+        "\n".join(f"{name:<32} {value:>8} {unit}" for name, value, unit in known),
+        "\n".join(f"skipped {why}" for why in s.skipped),
+    )
+    return "\n\n".join(block for block in blocks if block)
