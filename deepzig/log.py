@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from typing import TextIO
 
 from .errors import DeepZigError
 
@@ -19,17 +18,19 @@ LEVELS = {
 }  # fmt: skip
 
 
-class Stderr(logging.StreamHandler[TextIO]):
+class Stderr(logging.Handler):
     """Writes to whatever the standard error is at the moment."""
 
     def __init__(self) -> None:
-        logging.Handler.__init__(self)
+        super().__init__()
         self.setFormatter(logging.Formatter("%(relativeCreated)7.0f ms %(levelname)-7s %(name)s: %(message)s"))
 
-    @property
-    def stream(self) -> TextIO:  # type: ignore[override]
-        """The standard error."""
-        return sys.stderr
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write a line."""
+        try:
+            print(self.format(record), file=sys.stderr)
+        except Exception:  # as the handlers of the standard library: a message that can't be told stops nothing
+            self.handleError(record)
 
 
 def configure(command: bool = False) -> None:
