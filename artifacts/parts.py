@@ -147,15 +147,17 @@ class _Packed:
 
 def _extract(part: Part, target: Path) -> None:
     """Whole or not at all, whoever else does the same."""
+    unfinished: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            unfinished = file.name
             for block in part.blocks():
                 file.write(block)
-        os.replace(file.name, target)
+        os.replace(unfinished, target)
     except OSError as error:
-        with suppress(OSError, NameError):
-            os.unlink(file.name)
+        if unfinished is not None:
+            Path(unfinished).unlink(missing_ok=True)
         hint = "make room, or name another folder with DEEPZIG_CACHE"
         raise DeepZigError(f"a part can't be unpacked: {error.strerror}", str(target), hint) from None
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import mmap
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -142,6 +143,27 @@ def _check_abi(manifest: Manifest, path: Path) -> None:
             str(path),
             f"pip install apache-tvm-ffi=={want}, or compile the model again",
         )
+
+
+def read_part(path: Path, manifest: Manifest, name: str, most: int) -> bytes:
+    """The content of a part of the artifact at `path`, of `most` bytes at most.
+
+    Raises:
+        DeepZigError: it is missing, too large, outside of the artifact, or not what the manifest says.
+    """
+    part, entry = open_parts(path).find(name), manifest.files[name]
+    if part.size != entry.size:
+        raise DeepZigError(f"the file has {part.size} bytes, not {entry.size}", part.where, COPY_AGAIN)
+    if part.size > most:
+        raise DeepZigError("the file is too large", part.where, COPY_AGAIN)
+    try:
+        content = b"".join(part.blocks())
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise DeepZigError(what, part.where, "check its permissions") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", part.where, COPY_AGAIN)
+    return content
 
 
 def _entries(weights: Iterable[Part]) -> Iterator[tuple[Part, TensorEntry]]:

@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
+from .folders import LOCK, exchange, hold, remove_leftovers
 from .manifest import ITEM_BYTES, FileEntry, Manifest
 from .parts import MANIFEST
 
@@ -53,7 +54,9 @@ class ArtifactWriter:
         _check_free(out, force)
         with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            self._lock = hold(self._folder)
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -62,6 +65,7 @@ class ArtifactWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
     def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
@@ -90,6 +94,7 @@ class ArtifactWriter:
                 file.flush()
                 _sync(file.fileno())
             self._folder.chmod(0o755)
+            (self._folder / LOCK).unlink()
             _check_free(self.out, self._force)  # compiling took a while
             if self.out.exists():
                 self._replace()
@@ -97,7 +102,9 @@ class ArtifactWriter:
                 os.rename(self._folder, self.out)
 
     def _replace(self) -> None:
-        """Put the new folder in the place of the old one, which comes back if that fails."""
+        """Put the new folder in the place of the old one: at once, or the old one comes back if that fails."""
+        if exchange(self._folder, self.out):
+            return
         aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
         old = aside / "artifact"
         try:

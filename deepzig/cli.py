@@ -15,6 +15,7 @@ COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
     "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
+    "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
     "pack": ("deepzig.pack", "pack", "deepzig"),
     "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
@@ -26,6 +27,7 @@ EXAMPLES = """
 Examples:
   deepzig run artifacts/built/demo "The quick brown fox" --max-tokens 32
   deepzig chat artifacts/built/demo
+  deepzig inspect artifacts/built/demo
   deepzig-compile ./checkpoint -o artifacts/built/demo    (makes artifacts)
 """
 

@@ -70,7 +70,8 @@ def test_the_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert {n for n in names if n.endswith(".py")} == sources()
     other = {n for n in names if not n.endswith(".py")}
-    assert other == {"deepzig/py.typed", "deepzig/artifacts/FORMAT.md"} | {f"deepzig/models/{n}" for n in REFERENCE}
+    plain = {"py.typed", "artifacts/FORMAT.md", "runtime/inspect/page.html"}
+    assert other == {f"deepzig/{n}" for n in plain} | {f"deepzig/models/{n}" for n in REFERENCE}
     assert wheel.stat().st_size < 16e6
 
 
@@ -111,7 +112,9 @@ def test_the_runtime_can_be_imported(base: tuple[Path, int], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"], ["inspect", "--help"]]
+)
 def test_the_console_script_runs(command: list[str], base: tuple[Path, int], tmp_path: Path) -> None:
     done = run(base[0] / "bin/deepzig", *command, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
