@@ -157,7 +157,7 @@ def _profile(opened: Artifact, model: Model, plan: Plan, runner: Runner, folder:
         for case in plan.cases:
             with recorder.case(str(case)):
                 runner.run(case, min(plan.tokens, PROFILED_STEPS))
-    made = accounts(recorder.spans, opened.build.calls)
+    made = accounts(recorder.spans, opened.build)
     text = "\n\n".join(map(kernel_table, made)) + "\n"
     for name, content in (("trace.json", chrome_trace(recorder.spans, str(opened.path))), ("kernels.txt", text)):
         try:

@@ -2,20 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from deepzig.runtime.inspect.text import printable, table
 
 from .cases import Prefill
 from .results import Results, Speed
-
-
-def table(rows: Sequence[Sequence[str]]) -> str:
-    """Rows in columns, the first to the left, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = []
-    for row in rows:
-        cells = [row[0].ljust(widths[0]), *(cell.rjust(w) for cell, w in zip(row[1:], widths[1:], strict=True))]
-        lines.append("  ".join(cells).rstrip())
-    return "\n".join(lines)
 
 
 def digits(value: float) -> str:
@@ -51,8 +41,8 @@ def report(results: Results) -> str:
     )
     known = [(name, digits(value * scale), unit) for name, value, scale, unit in facts if value is not None]
     blocks = (
-        title,
-        table([HEADS, *map(_speed_row, results.speeds)]),
+        printable(title),
+        "\n".join(table([HEADS, *map(_speed_row, results.speeds)], range(1, len(HEADS)))),
         "\n".join(f"{name:<32} {value:>8} {unit}" for name, value, unit in known),
         "\n".join(f"skipped {why}" for why in s.skipped),
     )

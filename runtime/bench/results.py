@@ -110,8 +110,8 @@ class Results:
         }  # fmt: skip
 
 
-def decode_bytes(manifest: Manifest, case: Decode, tokens: int) -> float | None:
-    """Bytes that a step reads from memory on average: weights, and the cache of the tokens so far.
+def decode_bytes(manifest: Manifest, case: Decode, tokens: int) -> int | None:
+    """Bytes that a decode of so many tokens reads from memory: at each step weights, and the cache up to its token.
 
     None for more than one sequence: how many experts they read together hangs on their texts. None, too, where the
     artifact does not tell what one token reads.
@@ -119,10 +119,11 @@ def decode_bytes(manifest: Manifest, case: Decode, tokens: int) -> float | None:
     weights = manifest.memory.get("active_bytes_per_token")
     if case.batch > 1 or weights is None:
         return None
-    return weights + cache_bytes(manifest, "decode") * (case.depth + (tokens + 1) / 2)
+    cached = tokens * case.depth + tokens * (tokens + 1) // 2
+    return weights * tokens + cache_bytes(manifest, "decode") * cached
 
 
-def prefill_flops(manifest: Manifest, case: Prefill) -> float | None:
+def prefill_flops(manifest: Manifest, case: Prefill) -> int | None:
     """Floating-point operations of reading a prompt, two for each multiplication.
 
     Every token meets its active parameters, except that only the last one meets the output head; and in every layer and
@@ -135,12 +136,22 @@ def prefill_flops(manifest: Manifest, case: Prefill) -> float | None:
         return None
     vocab, hidden, layers, heads, key, value = (int(model[name]) for name in names)
     head, count = vocab * hidden, case.prompt
-    pairs = count * (count + 1) / 2
+    pairs = count * (count + 1) // 2
     return 2 * ((active - head) * count + head + layers * heads * (key + value) * pairs)
 
 
 def _median(values: list[float]) -> float | None:
     return statistics.median(values) if values else None
+
+
+def _share(work: int | None, seconds: float, limit: float | None) -> float | None:
+    """What the work in that time is of the limit; None where one is not known, or the manifest's sizes are absurd."""
+    if work is None or limit is None:
+        return None
+    try:
+        return work / seconds / limit
+    except OverflowError:
+        return None
 
 
 def results(manifest: Manifest, setting: Setting, samples: Samples, rounds: int, complete: bool = True) -> Results:
@@ -152,11 +163,9 @@ def results(manifest: Manifest, setting: Setting, samples: Samples, rounds: int,
             tokens, work, limit = case.prompt, prefill_flops(manifest, case), gemm
         else:
             tokens, limit = case.batch * setting.tokens, bandwidth
-            step = decode_bytes(manifest, case, setting.tokens)
-            work = None if step is None else step * setting.tokens
+            work = decode_bytes(manifest, case, setting.tokens)
         median = statistics.median(seconds)
-        share = work / median / limit if work is not None and limit is not None else None
-        speeds.append(Speed(case, tuple(seconds), tokens / median, share))
+        speeds.append(Speed(case, tuple(seconds), tokens / median, _share(work, median, limit)))
     peaks = [[getattr(u, name) for u in samples.first] for name in ("peak_bytes", "peak_private_bytes")]
     peak, private = (max((p for p in each if p is not None), default=None) for each in peaks)
     firsts = [u.first_output_seconds for u in samples.first if u.first_output_seconds is not None]

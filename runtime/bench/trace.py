@@ -10,16 +10,15 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import groupby
 from time import perf_counter_ns
 from typing import Any
 
-from deepzig.artifacts.manifest import Call
+from deepzig.artifacts.manifest import Build, Call
 from deepzig.errors import DeepZigError
+from deepzig.runtime.inspect.kernels import OUTSIDE, layer_kinds, ranges
+from deepzig.runtime.inspect.text import table
 
-from .report import digits, table
-
-OUTSIDE = "no layer"
+from .report import digits
 
 
 @dataclass(frozen=True)
@@ -137,7 +136,7 @@ class Account:
         name: of the case.
         milliseconds: of all of it.
         ops: by op, the greatest first.
-        layers: by kind of layer, in order; layers are of a kind if they call the same kernels.
+        layers: by kind of layer, in order, as `deepzig inspect` names them.
     """
 
     name: str
@@ -156,9 +155,11 @@ class Account:
         return {"case": self.name, "milliseconds": self.milliseconds, **rows, "between_milliseconds": self.between}
 
 
-def accounts(spans: Sequence[Span], calls: Mapping[str, Sequence[Call]]) -> list[Account]:
+def accounts(spans: Sequence[Span], build: Build) -> list[Account]:
     """An account of every case, in order."""
-    kinds = layer_kinds(calls)
+    kinds: dict[int | None, str] = {
+        layer: f"{kind.name}: {ranges(kind.layers)}" for kind in layer_kinds(build) for layer in kind.layers
+    }
     made = []
     for case in sorted((s for s in spans if s.kind == "case"), key=lambda s: s.begin):
         inner = [s for s in spans if s.call is not None and case.begin <= s.begin < case.end]
@@ -178,27 +179,6 @@ def _rows(spans: Sequence[Span], key: Callable[[Call], str]) -> list[Row]:
     return [Row(name, len(each), sum(each), sum(each) / whole) for name, each in times.items()]
 
 
-def layer_kinds(calls: Mapping[str, Sequence[Call]]) -> dict[int | None, str]:
-    """Layer -> the layers that call the same kernels, such as `layers 1, 3-26`."""
-    made: dict[int, list[tuple[str, str]]] = {}
-    for entry, listed in calls.items():
-        for call in listed:
-            if call.layer is not None:
-                made.setdefault(call.layer, []).append((entry, call.kernel))
-    alike: dict[tuple[tuple[str, str], ...], list[int]] = {}
-    for layer in sorted(made):
-        alike.setdefault(tuple(made[layer]), []).append(layer)
-    return {layer: _named(layers) for layers in alike.values() for layer in layers}
-
-
-def _named(layers: Sequence[int]) -> str:
-    parts = []
-    for _, run in groupby(enumerate(layers), key=lambda pair: pair[1] - pair[0]):
-        numbers = [layer for _, layer in run]
-        parts.append(str(numbers[0]) if len(numbers) == 1 else f"{numbers[0]}-{numbers[-1]}")
-    return f"layer{'s' if len(layers) > 1 else ''} {', '.join(parts)}"
-
-
 def kernel_table(account: Account) -> str:
     """An account for people: a line for each op, then one for each kind of layer."""
     heads = (f"{account.name}, {digits(account.milliseconds)} ms", "calls", "ms", "share", "us/call")
@@ -213,4 +193,4 @@ def kernel_table(account: Account) -> str:
         ]  # fmt: skip
         rows.append(("",) * 5)
     rows[-1] = ("  between kernels", "", f"{account.between:.2f}", "", "")
-    return table(rows)
+    return "\n".join(table(rows, range(1, len(heads))))

@@ -58,7 +58,7 @@ def test_everything(cli: Any, artifact: Path, tmp_path: Path, monkeypatch: pytes
     assert kernels == [call.kernel for entry in entries for call in calls[entry]]
     assert [part["case"] for part in found["profile"]] == CASES
     text = (out / "kernels.txt").read_text()
-    assert all(f"{case}, " in text for case in CASES) and "layer 0" in text and "mla_decode" in text
+    assert all(f"{case}, " in text for case in CASES) and "dense: 0" in text and "mla_decode" in text
     assert picture.read_bytes().startswith(b"\x89PNG") and picture.stat().st_size > 5000
 
 

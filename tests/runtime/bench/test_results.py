@@ -10,7 +10,7 @@ import pytest
 
 from deepzig.artifacts.manifest import EntryPoint, Manifest, TensorSpec
 from deepzig.runtime.bench.cases import Case, Decode, Prefill
-from deepzig.runtime.bench.report import digits, report, table
+from deepzig.runtime.bench.report import digits, report
 from deepzig.runtime.bench.results import Results, Samples, Setting, decode_bytes, prefill_flops, results
 from deepzig.runtime.child import Usage
 from deepzig.runtime.machine import Memory
@@ -31,9 +31,9 @@ def made(memory: dict[str, int] = ACTIVE, **sizes: Any) -> Manifest:
     )  # fmt: skip
 
 
-def test_bytes_of_a_step() -> None:
-    """The weights, and 38 bytes for each of 8, 9, 10 and 11 tokens: the step's own is among them."""
-    assert decode_bytes(made(), Decode(1, 7), 4) == 1000 + 38 * (8 + 9 + 10 + 11) / 4
+def test_bytes_of_a_decode() -> None:
+    """At each step the weights, and 38 bytes for each of 8, 9, 10 and 11 tokens: the step's own is among them."""
+    assert decode_bytes(made(), Decode(1, 7), 4) == 4 * 1000 + 38 * (8 + 9 + 10 + 11)
     assert decode_bytes(made(), Decode(1, 0), 1) == 1000 + 38
     assert decode_bytes(made(), Decode(2, 7), 4) is None
     assert decode_bytes(made({}), Decode(1, 7), 4) is None
@@ -73,6 +73,12 @@ def test_medians_and_shares() -> None:
     assert (whole.peak_bytes, whole.peak_private_bytes) == (4_000_000, 2_000_000)
 
 
+def test_absurd_sizes() -> None:
+    for memory in ({name: 10**400 for name in ACTIVE}, {name: 0 for name in ACTIVE}):
+        shares = [speed.share for speed in results(made(memory), SETTING, samples(), 3).speeds]
+        assert len(shares) == 3 and shares.count(None) == (3 if memory["active_bytes_per_token"] else 1)
+
+
 def test_what_was_not_reached() -> None:
     early = found(seconds={Decode(1, 7): [0.02]}, bandwidth=[], gemm=[], first=[])
     assert [s.share for s in early.speeds] == [None] and early.speeds[0].tokens_per_second == 200
@@ -98,10 +104,10 @@ def test_json() -> None:
 REPORT = """\
 some/demo: build a build, 3 of 5 cores of A CPU; medians of 3 rounds
 
-           batch  depth  tokens/s  ms/token  of bandwidth  of f32 product
-prefill 6                      12      83.3                          37 %
-decode         1      7       200         5          91 %
-decode         2      7       320      6.25
+             batch  depth  tokens/s  ms/token  of bandwidth  of f32 product
+  prefill 6                      12      83.3                          37 %
+  decode         1      7       200         5          91 %
+  decode         2      7       320      6.25
 
 first token from process start        0.5 s
 peak memory of that process             4 MB
@@ -122,10 +128,10 @@ def test_report_of_an_interrupted_run() -> None:
         "some/demo: build a build, 3 of 5 cores of A CPU; medians of 1 round",
         "interrupted: not every case has as many rounds",
         "",
-        "           batch  depth  tokens/s  ms/token  of bandwidth  of f32 product",
-        "prefill 6                      12      83.3",
-        "decode         1      7       200         5",
-        "decode         2      7       320      6.25",
+        "             batch  depth  tokens/s  ms/token  of bandwidth  of f32 product",
+        "  prefill 6                      12      83.3",
+        "  decode         1      7       200         5",
+        "  decode         2      7       320      6.25",
         "",
         "skipped decode batch 9: why",
     ]
@@ -136,10 +142,6 @@ def test_report_of_an_interrupted_run() -> None:
 )
 def test_digits(value: float, text: str) -> None:
     assert digits(value) == text
-
-
-def test_table() -> None:
-    assert table([["a", "bb"], ["ccc", "d"]]) == "a    bb\nccc   d"
 
 
 def test_cases_are_named() -> None:

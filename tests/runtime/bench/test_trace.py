@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any
 
 import pytest
 
-from deepzig.artifacts.manifest import Call
+from deepzig.artifacts.manifest import Build, Call
 from deepzig.errors import DeepZigError
 from deepzig.runtime.bench import trace
-from deepzig.runtime.bench.trace import OUTSIDE, Recorder, accounts, chrome_trace, kernel_table, layer_kinds
+from deepzig.runtime.bench.trace import Recorder, accounts, chrome_trace, kernel_table
 
 
 def call(op: str, layer: int | None) -> Call:
@@ -25,6 +26,12 @@ CALLS = {
     ),
     "sample": (call("sample", None),),
 }  # fmt: skip
+
+
+def build(calls: Mapping[str, tuple[Call, ...]]) -> Build:
+    return Build("a build", "", "", frozenset(), "", "", calls)
+
+
 KERNELS = [c.kernel for c in CALLS["decode"]]
 
 
@@ -92,7 +99,7 @@ def test_the_trace_nests_and_covers() -> None:
 def test_accounts_sum_up() -> None:
     recorder = recorded()
     kernels = [s for s in recorder.spans if s.kind == "kernel"]
-    first, second = accounts(recorder.spans, CALLS)
+    first, second = accounts(recorder.spans, build(CALLS))
     assert (first.name, second.name) == ("first", "second")
     for account, mine in ((first, kernels[:11]), (second, kernels[11:])):
         whole = sum(s.microseconds for s in mine) / 1000
@@ -102,7 +109,7 @@ def test_accounts_sum_up() -> None:
             assert sum(row.share for row in rows) == pytest.approx(1, rel=1e-12)
         assert account.between == pytest.approx(account.milliseconds - whole, rel=1e-9) and account.between > 0
         assert all(a.milliseconds >= b.milliseconds for a, b in pairwise(account.ops))
-        assert [row.name for row in account.layers] == ["layers 0, 3", "layers 1-2", OUTSIDE]
+        assert [row.name for row in account.layers] == ["dense: 0, 3", "MoE: 1-2", "outside of layers"]
     proj = next(row for row in first.ops if row.name == "proj")
     assert proj.calls == 4 and proj.microseconds_per_call == 1000 * proj.milliseconds / 4
     told = json.loads(json.dumps(second.to_json()))
@@ -112,26 +119,21 @@ def test_accounts_sum_up() -> None:
     )
 
 
-def test_layers_of_a_kind_call_the_same_kernels_in_all_entry_points() -> None:
-    assert layer_kinds(CALLS) == {0: "layers 0, 3", 3: "layers 0, 3", 1: "layers 1-2", 2: "layers 1-2"}
-    draft = {**CALLS, "draft": (call("proj", 2),)}
-    assert layer_kinds(draft)[1] == "layer 1" and layer_kinds(draft)[2] == "layer 2"
-
-
 def test_the_table() -> None:
-    recorder = Recorder({"one": (call("proj", 0), call("a_longer_op", None))}, "demo")
+    calls = {"one": (call("proj", 0), call("a_longer_op", None))}
+    recorder = Recorder(calls, "demo")
     with recorder.case("a case"):
         run(recorder, "one", ["proj_kernel", "a_longer_op_kernel"])
-    (account,) = accounts(recorder.spans, recorder._calls)
+    (account,) = accounts(recorder.spans, build(calls))
     # looks at 1 (case), 3 (entry), 6 and 10 (4 us), 15 and 21 (6 us), 28, 36
     assert kernel_table(account) == (
-        "a case, 0.035 ms   calls    ms   share  us/call\n"
-        "  a_longer_op          1  0.01  60.0 %        6\n"
-        "  proj                 1  0.00  40.0 %        4\n"
+        "  a case, 0.035 ms     calls    ms   share  us/call\n"
+        "    a_longer_op            1  0.01  60.0 %        6\n"
+        "    proj                   1  0.00  40.0 %        4\n"
         "\n"
-        "  layer 0              1  0.00  40.0 %        4\n"
-        "  no layer             1  0.01  60.0 %        6\n"
-        "  between kernels         0.03"
+        "    dense: 0               1  0.00  40.0 %        4\n"
+        "    outside of layers      1  0.01  60.0 %        6\n"
+        "    between kernels           0.03"
     )
 
 
