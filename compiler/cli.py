@@ -14,6 +14,7 @@ import click
 from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
+from deepzig.log import configure
 from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .options import SELF_CHECKS
@@ -69,6 +70,7 @@ def command(
     `reference`, a small model that comes with DeepZig.
     """
     try:
+        configure(command=True)
         from .driver import compile_model, ir_text
         from .options import Options
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,9 @@ from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
 from .selfcheck import BUDGET, record, sampled_layers
+from .stages import Progress, logged
 from .trace import Bounds, trace
 from .weights import Packed, WeightSource
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -100,7 +98,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     from .lower import lower
     from .memory import memory_plan
 
-    start = time.perf_counter()
+    start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)
     source, traced = read_model(path, options)
     module = _fused(traced, options)
