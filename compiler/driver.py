@@ -112,10 +112,10 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             progress("kernels", number, len(targets))
             code, runtime = code_part(target), runtime_part(target)
             file = Path(scratch) / Path(code).name
+            writer.add_file(runtime, runtime_library(target))  # first, since it may be out of reach
             modules[target] = lower(plans_of[target])
             build(modules[target], target, file)
             writer.add_file(code, file)
-            writer.add_file(runtime, runtime_library(target))
             builds.append(_build(target, code, runtime, plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
