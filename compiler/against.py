@@ -41,7 +41,7 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
             what = f"the artifact has {key} {manifest.model.get(key)!r}, the checkpoint {value!r}"
             raise DeepZigError(what, str(checkpoint), "name the checkpoint that the artifact was compiled from")
     weights = WeightSource(module, source.checkpoint)
-    fresh = record(module, weights, source.config, Bounds(**given), dtype, recorded.layers)
+    fresh = record(module, weights, source.config.max_position_embeddings, Bounds(**given), recorded.layers)
     for ours, theirs in zip(fresh.calls, recorded.calls, strict=False):
         if value := _difference(ours, theirs):
             entry = ours.entry
