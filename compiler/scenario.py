@@ -52,7 +52,8 @@ def scenario(module: Module, positions: int, bounds: Bounds) -> Iterator[tuple[G
                 inputs["tokens"] = rng.integers(0, _vocabulary(graph), len(seq)).tolist()
             elif value.name == "route":
                 layers, k = map(int, value.shape[1:])
-                inputs["route"] = [[[(row + j) % k for j in range(k)]] * layers for row in range(len(seq))]
+                choice = (np.arange(len(seq))[:, None, None] + np.arange(k)) % k
+                inputs["route"] = np.repeat(choice, layers, 1).tolist()
             elif value.name not in inputs:
                 inputs[value.name] = Noise(3, (len(seq), int(value.shape[1])))
         yield graph, inputs

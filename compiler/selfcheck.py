@@ -27,7 +27,7 @@ from .weights import WeightSource, as_f32
 
 Array = npt.NDArray[Any]
 
-BUDGET = 1_000_000_000
+BUDGET = 600_000_000
 """Parameters that are read for the recorded layers, together; the first of each kind and the last always are."""
 BLOCK_ROWS = 4096
 """Rows of a matrix that are widened to f32 at once."""
@@ -43,6 +43,8 @@ CHOICES: Mapping[str, Callable[[Node], int]] = {
 }
 """Op that chooses -> among how many."""
 
+MASKS = ("mask_groups",)
+"""Ops whose values are infinite by design; they have no norm, and what reads them is checked."""
 EXPERTS = ("moe", "expert_linear")
 """Ops that read the chosen slices of a stack."""
 
@@ -53,6 +55,7 @@ class LazyStack:
     def __init__(self, source: WeightSource, value: Value) -> None:
         self.shape = tuple(map(int, value.shape))
         self._source, self._value = source, value
+        self._stored: Array | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
@@ -65,22 +68,23 @@ class LazyStack:
 
     @property
     def T(self) -> _Transposed:  # noqa: N802 - numpy's name
-        """A matrix's transpose, to multiply by."""
-        return _Transposed(self._source, self._value)
+        """A matrix's transpose, to multiply by; the matrix is kept as it is stored."""
+        if self._stored is None:
+            self._stored = self._source.whole(self._value)
+        return _Transposed(self._stored, self._value.type.dtype)
 
 
 @dataclass(frozen=True)
 class _Transposed:
     """The transpose of a large matrix: `x @ w.T` widens a block of it at a time."""
 
-    source: WeightSource
-    value: Value
+    stored: Array
+    dtype: str
     __array_ufunc__ = None
 
     def __rmatmul__(self, x: Array) -> Array:
-        stored = self.source.whole(self.value)
-        blocks = (stored[i : i + BLOCK_ROWS] for i in range(0, len(stored), BLOCK_ROWS))
-        return np.concatenate([x @ as_f32(block, self.value.type.dtype).T for block in blocks], -1)
+        blocks = (self.stored[i : i + BLOCK_ROWS] for i in range(0, len(self.stored), BLOCK_ROWS))
+        return np.concatenate([x @ as_f32(block, self.dtype).T for block in blocks], -1)
 
 
 @dataclass
@@ -231,18 +235,18 @@ def _record(call: _Call, node: Node, source: WeightSource, params: dict[Value, A
     ]  # fmt: skip
     outputs = _evaluate(node, inputs)
     for value, array in zip(node.outputs, outputs, strict=True):
-        if not np.isfinite(array).all():
-            layer = "" if node.layer is None else f", layer {node.layer}"
-            where = f"{call.graph.name}{layer}, {node.op.name} ({node.where})"
-            raise DeepZigError(
-                "the model computes values that are not finite", where, "compile with --dtype bf16 or f32"
-            )
+        if not np.isfinite(array).all() and node.op.name not in MASKS:
+            layer = "" if node.layer is None else f"layer {node.layer}, "
+            where = f"{call.graph.name}, {layer}{node.op.name} ({node.where})"
+            raise DeepZigError("the model computes values that are no numbers", where, "compile with another --dtype")
         if value not in call.forced:
             call.known[value] = array
     if any(v.type.dtype == "i32" for v in node.outputs):
         call.choices.append(_choice(node, inputs, outputs))
-    else:
-        call.sketches.update((v.name, Sketch.of(x)) for v, x in zip(node.outputs, outputs, strict=True))
+        return
+    for value, array in zip(node.outputs, outputs, strict=True):
+        if node.op.name not in MASKS:
+            call.sketches[value.name] = Sketch.of(array)
 
 
 def _choice(node: Node, inputs: Sequence[Any], outputs: Sequence[Array]) -> Choice:

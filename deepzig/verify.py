@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +47,8 @@ def verify(
         vectors = _recompute(opened.manifest, vectors, against)
     wrong = []
     for one in runnable(opened, this_machine()) if all_builds else [opened]:
-        with _bar(len(vectors.calls)) as bar:
-            verdict = replay(one, vectors, threads, lambda _, done, __, bar=bar: bar.update(done - bar.pos))
+        with _bar(len(vectors.calls)) as advance:
+            verdict = replay(one, vectors, threads, advance)
         if as_json:
             click.echo(json.dumps(_report(one, verdict)))
         elif not verdict.wrong:
@@ -56,9 +58,16 @@ def verify(
         check(one, verdict)
 
 
-def _bar(length: int) -> Any:
+@contextmanager
+def _bar(length: int) -> Iterator[Callable[[str, int, int], None]]:
     """A progress bar on a terminal, else nothing."""
-    return click.progressbar(length=length, label="verify", file=sys.stderr, hidden=not sys.stderr.isatty())
+    with click.progressbar(length=length, file=sys.stderr, hidden=not sys.stderr.isatty()) as bar:
+
+        def advance(stage: str, done: int, total: int) -> None:
+            bar.label = stage
+            bar.update(done - bar.pos)
+
+        yield advance
 
 
 def _summary(artifact: Any, verdict: Any) -> str:

@@ -21,12 +21,14 @@ from .vm import VirtualMachine
 
 Array = npt.NDArray[Any]
 
-TOLERANCE = {np.dtype(np.float32): 2e-5, np.dtype(np.int32): 0.0}
-"""Element type of a value -> its largest distance from the recorded one, relative to its norm. Weights are exact in every
-type and sums are f32 everywhere: a sum of 18 thousand products in another order is 2e-6 off."""
+TOLERANCE = {np.dtype(np.float32): 4e-5, np.dtype(np.int32): 0.0}
+"""Element type of a value -> its largest distance from the recorded one, relative to its norm. Weights are exact in
+every type and sums are f32 everywhere: a sum of 18432 products, DeepSeek-V3's longest, was 7e-6 off, those of 40 small
+models at most 1.4e-6."""
 
-ROUNDED = {"f32": 2e-5, "f16": 4e-4, "bf16": 3e-3}
-"""The same for a cache, by its type: a value between two of 24, 11 or 8 bits may become the other one of them."""
+ROUNDED = {"f16": 4e-4, "bf16": 3e-3}
+"""The same for a cache, by its type: a value between two of 11 or 8 bits may become the other one of them. The same
+models' were at most 2.2e-5 and 1.4e-4 off."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -109,7 +111,7 @@ def replay(
     machine = VirtualMachine(artifact, vectors.pages, threads)
     try:
         for number, checked in enumerate(vectors.calls):
-            progress("verify", number, len(vectors.calls))
+            progress(f"verify {checked.entry}", number, len(vectors.calls))
             inputs = _inputs(artifact, checked, vectors.pages)
             replayer = _Replay(artifact.build.calls.get(checked.entry, ()), checked, verdict, halves)
             with machine.watch(replayer):
