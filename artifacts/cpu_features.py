@@ -46,8 +46,8 @@ WINDOWS = {
     40: frozenset({"avx", "avx2", "bmi2", "f16c", "fma"}),
     41: frozenset({"avx512f"}),
 }
-"""Argument of IsProcessorFeaturePresent -> LLVM's names. It has no number for FMA, F16C and BMI2, but every CPU with AVX2
-that runs Windows has them; nor for the parts of AVX-512 beyond the first, so nothing that needs those runs there."""
+"""Argument of IsProcessorFeaturePresent -> LLVM's names. It has no number for FMA, F16C and BMI2, but every CPU with
+AVX2 that runs Windows has them; nor for AVX-512 beyond its first part, so nothing that needs more runs there."""
 
 
 def this_machine() -> Machine:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import mmap
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,25 +19,30 @@ from deepzig.tensorfile import TensorEntry, read_header
 from .cpu_features import this_machine
 from .machines import Machine, fitting
 from .manifest import Build, Manifest
-from .writer import ALIGNMENT, COPY_BYTES, MANIFEST, STORED
+from .parts import COPY_AGAIN, MANIFEST, Part, Parts, open_parts
+from .writer import ALIGNMENT, STORED
 
-COPY_AGAIN = "copy or compile the artifact again"
 MAX_MANIFEST = 64 << 20
 """Bytes; a manifest of a thousand layers has a few million."""
 
 
 @dataclass(frozen=True)
 class Artifact:
-    """A checked artifact; `build` is its code for this machine."""
+    """A checked artifact.
+
+    Attributes:
+        path: the folder or file.
+        manifest: its manifest.
+        build: its code for this machine.
+        folder: where its parts lie, all but weights.
+        weight_files: the parts that hold weights.
+    """
 
     path: Path
     manifest: Manifest
     build: Build
-
-    @property
-    def weight_files(self) -> list[str]:
-        """The parts that hold weights."""
-        return sorted(name for name in self.manifest.files if name.endswith(".safetensors"))
+    folder: Path
+    weight_files: tuple[Part, ...]
 
 
 def open_artifact(path: Path, full: bool = False, machine: Machine | None = None) -> Artifact:
@@ -51,21 +56,31 @@ def open_artifact(path: Path, full: bool = False, machine: Machine | None = None
     Raises:
         DeepZigError: no artifact, another format, ABI or CPU, or a part that is missing, changed or outside the folder.
     """
-    manifest = read_manifest(path)
+    parts = open_parts(path)
+    manifest = manifest_of(parts)
     _check_abi(manifest, path)
     build = choose_build(manifest, machine or this_machine(), path)
+    check_parts(parts, manifest, full)
+    weights = tuple(parts.find(name) for name in sorted(manifest.files) if name.endswith(".safetensors"))
+    _check_weights(manifest, weights, path)
+    return Artifact(path, manifest, build, parts.folder(manifest.files), weights)
+
+
+def check_parts(parts: Parts, manifest: Manifest, full: bool) -> None:
+    """Check that all parts are there and as the manifest says; with `full`, the weights' hashes too.
+
+    Raises:
+        DeepZigError: a part is missing, changed or outside of the artifact.
+    """
     for name, entry in manifest.files.items():
-        part = _inside(path, name)
-        if part.stat().st_size != entry.size:
-            raise DeepZigError(f"the file has {part.stat().st_size} bytes, not {entry.size}", str(part), COPY_AGAIN)
-        if (full or not name.endswith(".safetensors")) and _sha256(part) != entry.sha256:
-            raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", str(part), COPY_AGAIN)
+        part = parts.find(name)
+        if part.size != entry.size:
+            raise DeepZigError(f"the file has {part.size} bytes, not {entry.size}", part.where, COPY_AGAIN)
+        if (full or not name.endswith(".safetensors")) and part.sha256() != entry.sha256:
+            raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", part.where, COPY_AGAIN)
     for name in (part for b in manifest.builds for part in (b.code, b.runtime)):
         if name not in manifest.files:
-            raise DeepZigError(f"the manifest does not list {name}", str(path / MANIFEST), COPY_AGAIN)
-    artifact = Artifact(path, manifest, build)
-    _check_weights(artifact)
-    return artifact
+            raise DeepZigError(f"the manifest does not list {name}", f"{parts.path / MANIFEST}", COPY_AGAIN)
 
 
 def choose_build(manifest: Manifest, machine: Machine, path: Path) -> Build:
@@ -92,24 +107,32 @@ def choose_build(manifest: Manifest, machine: Machine, path: Path) -> Build:
 
 
 def read_manifest(path: Path) -> Manifest:
-    """The manifest of the artifact in the folder `path`; nothing else of it is looked at.
+    """The manifest of the artifact at `path`; nothing else of it is looked at.
 
     Raises:
         DeepZigError: there is none, or one that can't be believed.
     """
-    file = path / MANIFEST
+    return manifest_of(open_parts(path))
+
+
+def manifest_of(parts: Parts) -> Manifest:
+    """As `read_manifest`."""
+    where = str(parts.path / MANIFEST)
+    return Manifest.from_text(manifest_bytes(parts).decode(), where)
+
+
+def manifest_bytes(parts: Parts) -> bytes:
+    """The text of manifest.json, which is UTF-8."""
+    where = str(parts.path / MANIFEST)
+    part = parts.find(MANIFEST)
+    if part.size > MAX_MANIFEST:
+        raise DeepZigError("the manifest is too large", where, COPY_AGAIN)
+    text = b"".join(part.blocks())
     try:
-        if file.stat().st_size > MAX_MANIFEST:
-            raise DeepZigError("the manifest is too large", str(file), COPY_AGAIN)
-        text = file.read_text(encoding="utf-8")
-    except (FileNotFoundError, NotADirectoryError):
-        raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile") from None
-    except OSError as error:
-        what = f"the manifest can't be read: {error.strerror}"
-        raise DeepZigError(what, str(file), "check its permissions") from None
+        text.decode()
     except UnicodeDecodeError:
-        raise DeepZigError("the manifest is not UTF-8", str(file), COPY_AGAIN) from None
-    return Manifest.from_text(text, str(file))
+        raise DeepZigError("the manifest is not UTF-8", where, COPY_AGAIN) from None
+    return text
 
 
 def _check_abi(manifest: Manifest, path: Path) -> None:
@@ -122,43 +145,40 @@ def _check_abi(manifest: Manifest, path: Path) -> None:
         )
 
 
-def _inside(path: Path, name: str) -> Path:
-    """The part `name`, which must be a plain file below `path`."""
-    pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or not pure.parts:
-        raise DeepZigError("a part lies outside the artifact", f"{path / MANIFEST}, file {name}", COPY_AGAIN)
-    part = path
-    for step in pure.parts:
-        part = part / step
-        if part.is_symlink():
-            raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
-    if not part.is_file():
-        raise DeepZigError("a part is missing", str(part), COPY_AGAIN)
-    return part
+def read_part(path: Path, manifest: Manifest, name: str, most: int) -> bytes:
+    """The content of a part of the artifact at `path`, of `most` bytes at most.
+
+    Raises:
+        DeepZigError: it is missing, too large, outside of the artifact, or not what the manifest says.
+    """
+    part, entry = open_parts(path).find(name), manifest.files[name]
+    if part.size != entry.size:
+        raise DeepZigError(f"the file has {part.size} bytes, not {entry.size}", part.where, COPY_AGAIN)
+    if part.size > most:
+        raise DeepZigError("the file is too large", part.where, COPY_AGAIN)
+    try:
+        content = b"".join(part.blocks())
+    except OSError as error:
+        what = f"the file can't be read: {error.strerror}"
+        raise DeepZigError(what, part.where, "check its permissions") from None
+    if hashlib.sha256(content).hexdigest() != entry.sha256:
+        raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", part.where, COPY_AGAIN)
+    return content
 
 
-def _sha256(path: Path) -> str:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while block := file.read(COPY_BYTES):
-            digest.update(block)
-    return digest.hexdigest()
-
-
-def _entries(artifact: Artifact) -> Iterator[tuple[Path, TensorEntry]]:
-    for name in artifact.weight_files:
-        path = artifact.path / name
-        for entry in read_header(path).values():
+def _entries(weights: Iterable[Part]) -> Iterator[tuple[Part, TensorEntry]]:
+    for part in weights:
+        for entry in read_header(part.file, part.begin, part.size).values():
             if not entry.name.startswith("_pad."):
-                yield path, entry
+                yield part, entry
 
 
-def _check_weights(artifact: Artifact) -> None:
+def _check_weights(manifest: Manifest, weights: Iterable[Part], path: Path) -> None:
     """Every weight is there once, aligned, and of the type and shape that the code takes it for."""
-    wanted = {spec.name: (STORED[spec.dtype], spec.shape) for spec in artifact.manifest.weights}
+    wanted = {spec.name: (STORED[spec.dtype], spec.shape) for spec in manifest.weights}
     seen: set[str] = set()
-    for path, entry in _entries(artifact):
-        where = f"{path}, tensor {entry.name}"
+    for part, entry in _entries(weights):
+        where = f"{part.where}, tensor {entry.name}"
         if entry.name in seen:
             raise DeepZigError("a weight is in two files", where, COPY_AGAIN)
         if entry.begin % ALIGNMENT:
@@ -171,19 +191,21 @@ def _check_weights(artifact: Artifact) -> None:
         seen.add(entry.name)
     for name in wanted:
         if name not in seen:
-            raise DeepZigError("a weight is missing", f"{artifact.path}, tensor {name}", COPY_AGAIN)
+            raise DeepZigError("a weight is missing", f"{path}, tensor {name}", COPY_AGAIN)
+    for name in seen - wanted.keys():
+        raise DeepZigError("a weight is not in the manifest", f"{path}, tensor {name}", COPY_AGAIN)
 
 
 def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[Any]]]:
     """Every weight as bytes of a private memory map: nothing is read yet, and nothing copied."""
     maps: dict[Path, npt.NDArray[Any]] = {}
     weights = {}
-    for path, entry in _entries(artifact):
-        if path not in maps:
+    for part, entry in _entries(artifact.weight_files):
+        if part.file not in maps:
             # DLPack takes no read-only arrays; "c" is writable in name, its pages are shared until written
-            maps[path] = np.memmap(path, np.uint8, mode="c")
-            _read_ahead(maps[path])
-        weights[entry.name] = (entry, maps[path][entry.begin : entry.end])
+            maps[part.file] = np.memmap(part.file, np.uint8, mode="c")
+            _read_ahead(maps[part.file])
+        weights[entry.name] = (entry, maps[part.file][entry.begin : entry.end])
     return weights
 
 

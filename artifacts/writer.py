@@ -8,8 +8,8 @@ import json
 import os
 import shutil
 import tempfile
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
@@ -20,9 +20,10 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
+from .folders import LOCK, exchange, hold, remove_leftovers
 from .manifest import ITEM_BYTES, FileEntry, Manifest
+from .parts import MANIFEST
 
-MANIFEST = "manifest.json"
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
 
@@ -51,9 +52,11 @@ class ArtifactWriter:
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
         _check_free(out, force)
-        with _disk(out):
+        with disk_errors(out):
             out.parent.mkdir(parents=True, exist_ok=True)
+            remove_leftovers(out)
             self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            self._lock = hold(self._folder)
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -62,20 +65,17 @@ class ArtifactWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         shutil.rmtree(self._folder, ignore_errors=True)
+        self._lock.close()
 
-    def add_file(self, name: str, source: Path | bytes) -> None:
+    def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
         path = self._folder / name
-        with _disk(self.out):
+        with disk_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
                 part = _Part(target)
-                if isinstance(source, bytes):
-                    part.write(source)
-                else:
-                    with source.open("rb") as file:
-                        while block := file.read(COPY_BYTES):
-                            part.write(block)
+                for block in _blocks(source):
+                    part.write(block)
                 self._files[name] = part.entry()
 
     def weights(self) -> WeightWriter:
@@ -84,13 +84,17 @@ class ArtifactWriter:
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, with sizes and hashes of all parts, and move the artifact to its place."""
-        text = replace(manifest, files=dict(self._files)).to_json()
-        with _disk(self.out):
-            with (self._folder / MANIFEST).open("w", encoding="utf-8") as file:
-                file.write(text)
+        self.publish(replace(manifest, files=dict(self._files)).to_json().encode())
+
+    def publish(self, manifest: bytes) -> None:
+        """As `finish`, with the text of a manifest."""
+        with disk_errors(self.out):
+            with (self._folder / MANIFEST).open("wb") as file:
+                file.write(manifest)
                 file.flush()
                 _sync(file.fileno())
             self._folder.chmod(0o755)
+            (self._folder / LOCK).unlink()
             _check_free(self.out, self._force)  # compiling took a while
             if self.out.exists():
                 self._replace()
@@ -98,7 +102,9 @@ class ArtifactWriter:
                 os.rename(self._folder, self.out)
 
     def _replace(self) -> None:
-        """Put the new folder in the place of the old one, which comes back if that fails."""
+        """Put the new folder in the place of the old one: at once, or the old one comes back if that fails."""
+        if exchange(self._folder, self.out):
+            return
         aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
         old = aside / "artifact"
         try:
@@ -141,7 +147,7 @@ class WeightWriter:
         if kind is None:
             if self._queue:
                 raise ValueError(f"{self._queue[0][1].name} was declared and not written")
-            with _disk(self._out):
+            with disk_errors(self._out):
                 self._close()
         elif self._open is not None:
             with suppress(OSError):
@@ -165,7 +171,7 @@ class WeightWriter:
         shard, tensor = self._queue.pop(0)
         if tensor.name != name:
             raise ValueError(f"{tensor.name} is next, not {name}")
-        with _disk(self._out):
+        with disk_errors(self._out):
             if self._open is None or self._open[0] != shard:
                 self._start(shard)
             assert self._open is not None
@@ -226,20 +232,15 @@ class _Part:
         return FileEntry(self._size, self._hash.hexdigest())
 
 
-class _disk:  # noqa: N801
+@contextmanager
+def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
     """Errors of the file system as DeepZig's."""
-
-    def __init__(self, out: Path) -> None:
-        self._out = out
-
-    def __enter__(self) -> None: ...
-
-    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
-        if not isinstance(error, OSError):
-            return
+    try:
+        yield
+    except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
-        hint = "make room and compile again" if full else "check the path and its permissions"
-        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(self._out), hint) from error
+        hint = f"make room and {work} again" if full else "check the path and its permissions"
+        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(out), hint) from error
 
 
 def _check_free(out: Path, force: bool) -> None:
@@ -253,6 +254,17 @@ def _check_free(out: Path, force: bool) -> None:
         mend = "or replace it with --force" if artifact else "only an artifact is ever replaced"
         joint = ", " if artifact else "; "
         raise DeepZigError("the output folder is not empty", str(out), f"choose another folder{joint}{mend}")
+
+
+def _blocks(source: Path | bytes | Iterable[bytes]) -> Iterator[bytes]:
+    if isinstance(source, bytes):
+        yield source
+    elif isinstance(source, Path):
+        with source.open("rb") as file:
+            while block := file.read(COPY_BYTES):
+                yield block
+    else:
+        yield from source
 
 
 def _aligned(size: int) -> int:

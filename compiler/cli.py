@@ -65,7 +65,8 @@ def command(
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact.
 
-    MODEL is a Hugging Face checkpoint folder, a GGUF file, or the name of a model that `hf download` has fetched.
+    MODEL is a Hugging Face checkpoint folder, a GGUF file, the name of a model that `hf download` has fetched, or
+    `reference`, a small model that comes with DeepZig.
     """
     try:
         from .driver import compile_model, ir_text

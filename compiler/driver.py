@@ -12,6 +12,7 @@ from typing import Any
 
 from deepzig import __version__
 from deepzig.artifacts.cpu_features import this_machine
+from deepzig.artifacts.graphs import GRAPHS
 from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Build, Call, Manifest
 from deepzig.artifacts.selfcheck import PART as SELF_CHECK
 from deepzig.artifacts.writer import ArtifactWriter
@@ -24,6 +25,7 @@ from deepzig.models.tensors import mtp_tensors
 from deepzig.targets.base import Target
 from deepzig.targets.registry import find_targets
 
+from .graphs import graphs_json
 from .options import DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
@@ -46,8 +48,8 @@ class Report:
     weights_bytes: int
 
 
-def fuse(path: Path, options: Options) -> tuple[Source, Module]:
-    """Read the config, check the checkpoint against it, trace the model and run the passes.
+def read_model(path: Path, options: Options) -> tuple[Source, Module]:
+    """Read the config, check the checkpoint against it, and trace the model.
 
     Raises:
         DeepZigError: a config, checkpoint or option that does not fit.
@@ -65,9 +67,17 @@ def fuse(path: Path, options: Options) -> tuple[Source, Module]:
         if v.name not in module.constants and v.name not in predicting
     }
     checkpoint.check(expected, config.num_hidden_layers, draft)
-    module = share_parameters(module, shared_with_model(config, checkpoint) if draft else {})
-    fused = run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
-    return source, fused
+    return source, share_parameters(module, shared_with_model(config, checkpoint) if draft else {})
+
+
+def fuse(path: Path, options: Options) -> tuple[Source, Module]:
+    """Read the model, and run the passes; raises as `read_model`."""
+    source, module = read_model(path, options)
+    return source, _fused(module, options)
+
+
+def _fused(module: Module, options: Options) -> Module:
+    return run_pipeline(module, dump=options.dump_ir, stop_after=options.stop_after, limit=options.fuse_limit)
 
 
 def ir_text(path: Path, options: Options) -> str:
@@ -89,27 +99,31 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     """
     from .build import build, code_part, runtime_library, runtime_part, versions
     from .lower import lower
+    from .memory import memory_plan
 
     start = time.perf_counter()
     progress("fuse", 0, 1)
-    source, module = fuse(path, options)
+    source, traced = read_model(path, options)
+    module = _fused(traced, options)
     targets, table = find_targets(options.target, this_machine())
     plans_of = {target: [plan_graph(graph, module, target, table) for graph in module.graphs] for target in targets}
     plans, states = _shared(plans_of, module)
     progress("fuse", 1, 1)
     with ArtifactWriter(out, force=options.force) as writer, tempfile.TemporaryDirectory() as scratch:
-        builds = []
+        builds, modules = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
             code, runtime = code_part(target), runtime_part(target)
             file = Path(scratch) / Path(code).name
-            build(lower(plans_of[target]), target, file)
+            modules[target] = lower(plans_of[target])
+            build(modules[target], target, file)
             writer.add_file(code, file)
             writer.add_file(runtime, runtime_library(target))
             builds.append(_build(target, code, runtime, plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
+        writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
         if options.self_check != "none":
             layers = sampled_layers(module, None if options.self_check == "full" else BUDGET)
@@ -127,7 +141,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "bounds": _bounds(options.bounds, source.config),
             "cache": [_tensor(t) for t in states],
             "weights": [_tensor(w) for w in _weights(plans)],
-            "memory": {"weights_bytes": size, "cache_bytes_per_token": _cache_bytes(states)},
+            "memory": {
+                "weights_bytes": size,
+                "cache_bytes_per_token": _cache_bytes(states),
+                **memory_plan(modules, plans_of, module, options.bounds, source.config.max_position_embeddings),
+            },
             "passes": pass_names(),
             "files": {},
         }

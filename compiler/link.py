@@ -40,6 +40,9 @@ def link(objects: Sequence[str], out: str, platform: str, native: bool) -> None:
             sources.append(str(Path(scratch) / name))
         words = [*command, "-shared", "-s", *objects, *sources, *data.flags, "-o", out]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=_environment())
+    if done.returncode < 0:
+        what = f"the linker was stopped by signal {-done.returncode}"
+        raise DeepZigError(what, f"platform {platform}", "look for a limit on memory or on the size of files")
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if "error" in line] or ["no message"]
         raise DeepZigError(f"the code can't be linked: {lines[0]}", f"platform {platform}", "rerun with --traceback")

@@ -23,20 +23,33 @@ class Tensor:
 
 @dataclass(frozen=True)
 class Launch:
-    """One kernel call. With `in_place` the last argument is written and `outputs` is its new version."""
+    """One kernel call for a node. With `in_place` the last argument is written and `outputs` is its new version."""
 
     kernel: Any
     args: tuple[Tensor, ...]
     outputs: tuple[Tensor, ...]
     in_place: bool
-    op: str
-    layer: int | None
-    where: str
+    node: Node
 
     @property
     def kernel_name(self) -> str:
         """The kernel's symbol."""
         return str(self.kernel.attrs["global_symbol"])
+
+    @property
+    def op(self) -> str:
+        """The name of the node's op."""
+        return self.node.op.name
+
+    @property
+    def layer(self) -> int | None:
+        """The layer of the model, if the node is in one."""
+        return self.node.layer
+
+    @property
+    def where(self) -> str:
+        """The line of the model definition."""
+        return self.node.where
 
 
 @dataclass
@@ -80,10 +93,7 @@ class _Recorder:
         return result
 
     def _launch(self, kernel: Any, args: Sequence[Tensor], results: tuple[Tensor, ...], in_place: bool) -> None:
-        node = self.node
-        self.plan.launches.append(
-            Launch(kernel, tuple(args), results, in_place, node.op.name, node.layer, node.where)
-        )
+        self.plan.launches.append(Launch(kernel, tuple(args), results, in_place, self.node))
 
 
 def plan_graph(graph: Graph, module: Module, target: Target, table: Table) -> Plan:

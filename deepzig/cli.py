@@ -13,6 +13,9 @@ from .errors import DeepZigError
 COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
+    "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
+    "pack": ("deepzig.pack", "pack", "deepzig"),
+    "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
 }
 """Command -> module, function in it, and what pip has to install for it."""
@@ -22,6 +25,7 @@ EXAMPLES = """
 Examples:
   deepzig run artifacts/built/demo "The quick brown fox" --max-tokens 32
   deepzig chat artifacts/built/demo
+  deepzig inspect artifacts/built/demo
   deepzig-compile ./checkpoint -o artifacts/built/demo    (makes artifacts)
 """
 

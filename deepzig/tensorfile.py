@@ -38,15 +38,22 @@ class TensorEntry:
     end: int
 
 
-def read_header(path: Path) -> dict[str, TensorEntry]:
+def read_header(path: Path, begin: int = 0, size: int | None = None) -> dict[str, TensorEntry]:
     """The tensors of a file, by name, in order of position.
+
+    Args:
+        path: the file, or one that holds it.
+        begin: where it begins there.
+        size: its size in bytes; the rest of the file, if not given.
 
     Raises:
         DeepZigError: the file can't be read, is truncated, or its header contradicts itself.
     """
     try:
-        size = path.stat().st_size
+        if size is None:
+            size = path.stat().st_size - begin
         with path.open("rb") as file:
+            file.seek(begin)
             head = file.read(8)
             if len(head) < 8:
                 raise DeepZigError(f"the file has {size} bytes, too few for safetensors", str(path), MEND)
@@ -56,18 +63,18 @@ def read_header(path: Path) -> dict[str, TensorEntry]:
             raw = file.read(length)
     except OSError as error:
         raise DeepZigError(f"the file can't be read: {error.strerror}", str(path), "check the path") from None
-    entries = [_entry(k, v, 8 + length, path) for k, v in _parse(raw, path).items() if k != "__metadata__"]
+    entries = [_entry(k, v, begin + 8 + length, path) for k, v in _parse(raw, path).items() if k != "__metadata__"]
     entries.sort(key=lambda e: (e.begin, e.end))
-    at = 8 + length
+    at, end = begin + 8 + length, begin + size
     for entry in entries:
         where = f"{path}, tensor {entry.name}"
         if entry.begin != at:
             raise DeepZigError("the tensor does not start where the one before ends", where, MEND)
-        if entry.end > size:
-            raise DeepZigError(f"the file ends {entry.end - size} bytes before the tensor does", where, MEND)
+        if entry.end > end:
+            raise DeepZigError(f"the file ends {entry.end - end} bytes before the tensor does", where, MEND)
         at = entry.end
-    if at != size:
-        raise DeepZigError(f"{size - at} bytes follow the last tensor", str(path), MEND)
+    if at != end:
+        raise DeepZigError(f"{end - at} bytes follow the last tensor", str(path), MEND)
     return {entry.name: entry for entry in entries}
 
 

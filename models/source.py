@@ -19,6 +19,9 @@ from .locate import locate
 from .side_files import side_files
 from .storage import find_scheme, read_weights
 
+INCLUDED = {"reference": Path(__file__).parent / "reference"}
+"""Models that come with the package, by name."""
+
 
 @dataclass(frozen=True)
 class Source:
@@ -41,14 +44,15 @@ def open_source(path: Path) -> Source:
     """The model that the user names.
 
     Args:
-        path: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
+        path: a checkpoint folder, a GGUF file, the name of a model in Hugging Face's cache, or `reference`, the small
+            model that comes with DeepZig.
 
     Raises:
         DeepZigError: there is none, or its config or files are damaged.
     """
     if path.suffix == ".gguf" and path.is_file():
         return _open_gguf(path)
-    folder = path if has(path) else find_cached(str(path)) or path
+    folder = path if has(path) else INCLUDED.get(str(path)) or find_cached(str(path)) or path
     name = folder.resolve().name
     if folder is not path and (match := NAME.match(str(path))):
         name = match[1].rpartition("/")[2]

@@ -37,7 +37,7 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
     if present is None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
-        ctypes.CDLL(str(artifact.path / runtime), ctypes.RTLD_GLOBAL)
+        ctypes.CDLL(str(artifact.folder / runtime), ctypes.RTLD_GLOBAL)
     elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
         raise DeepZigError(
             f"another {present.name} is loaded in this process",

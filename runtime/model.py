@@ -372,7 +372,7 @@ def load(
     """Load an artifact.
 
     Args:
-        path: the artifact's folder.
+        path: the artifact: a folder, or a file made by `deepzig pack`.
         threads: threads of the kernels; by default DEEPZIG_THREADS, else all processors.
         cache_tokens: tokens that the cache holds, for all sequences together.
         full_check: hash the weights before use.
@@ -390,4 +390,4 @@ def load(
     from .vm import VirtualMachine
 
     machine = VirtualMachine(artifact, pages, threads)
-    return Model(artifact.manifest, Tokenizer(Path(path)), machine, PagePool(pages, bounds.page_size), Path(path))
+    return Model(artifact.manifest, Tokenizer(artifact.folder), machine, PagePool(pages, bounds.page_size), Path(path))

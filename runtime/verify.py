@@ -91,7 +91,7 @@ def read_vectors(artifact: Artifact) -> SelfCheck:
     if PART not in artifact.manifest.files:
         hint = "compile the model without --self-check none"
         raise DeepZigError("the artifact has no self-check vectors", str(artifact.path), hint)
-    where = artifact.path / PART
+    where = artifact.folder / PART
     try:
         return SelfCheck.from_text(where.read_text(encoding="utf-8"), str(where))
     except UnicodeDecodeError:

@@ -66,7 +66,7 @@ class VirtualMachine:
         self._from_dlpack = tvm_ffi.from_dlpack
         config = tvm_ffi.get_global_func("runtime.config_threadpool")
         config(1, threads or default_threads())
-        module = tvm_ffi.load_module(str(self.artifact.path / self.artifact.build.code))
+        module = tvm_ffi.load_module(str(self.artifact.folder / self.artifact.build.code))
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")

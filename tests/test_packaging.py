@@ -18,6 +18,16 @@ LIMIT = 150e6
 """Bytes that the base install may add to an empty environment."""
 
 
+REFERENCE = {
+    f"reference/{name}"
+    for name in (
+        "README.md", "config.json", "generation_config.json", "model.safetensors", "tokenizer.json",
+        "tokenizer_config.json",
+    )
+}  # fmt: skip
+"""The model that the package carries, without the code that made it."""
+
+
 def run(*command: object, cwd: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run([str(part) for part in command], capture_output=True, text=True, cwd=cwd)
 
@@ -59,7 +69,10 @@ def test_the_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     assert wheel.name.endswith("-py3-none-any.whl")
     names = {n for n in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in n}
     assert {n for n in names if n.endswith(".py")} == sources()
-    assert {n for n in names if not n.endswith(".py")} == {"deepzig/py.typed", "deepzig/artifacts/FORMAT.md"}
+    other = {n for n in names if not n.endswith(".py")}
+    plain = {"py.typed", "artifacts/FORMAT.md", "runtime/inspect/page.html"}
+    assert other == {f"deepzig/{n}" for n in plain} | {f"deepzig/models/{n}" for n in REFERENCE}
+    assert wheel.stat().st_size < 16e6
 
 
 def test_the_wheel_carries_the_license(dist: Path) -> None:
@@ -74,6 +87,13 @@ def test_the_sdist_can_be_built_from(dist: Path) -> None:
     with tarfile.open(sdist) as archive:
         names = {n.split("/", 1)[1] for n in archive.getnames() if "/" in n}
     assert {"pyproject.toml", "README.md", "LICENSE", "ir/ops.py", "deepzig/py.typed"} <= names
+    tracked = run("git", "ls-files", cwd=ROOT).stdout.splitlines()
+    assert not [n for n in tracked if n not in names and n not in (".editorconfig", ".gitignore", "MANIFEST.in")]
+
+
+def test_the_metadata_are_sound(dist: Path) -> None:
+    done = run(sys.executable, "-m", "twine", "check", "--strict", *dist.iterdir(), cwd=dist)
+    assert done.returncode == 0, done.stdout + done.stderr
 
 
 def test_the_base_install_is_small(base: tuple[Path, int]) -> None:
@@ -92,7 +112,9 @@ def test_the_runtime_can_be_imported(base: tuple[Path, int], tmp_path: Path) -> 
     assert done.returncode == 0, done.stderr
 
 
-@pytest.mark.parametrize("command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"]])
+@pytest.mark.parametrize(
+    "command", [["--help"], ["--version"], ["run", "--help"], ["chat", "--help"], ["inspect", "--help"]]
+)
 def test_the_console_script_runs(command: list[str], base: tuple[Path, int], tmp_path: Path) -> None:
     done = run(base[0] / "bin/deepzig", *command, cwd=tmp_path)
     assert done.returncode == 0 and done.stdout and not done.stderr, done.stderr
@@ -106,3 +128,16 @@ def test_compiling_without_the_extra_says_which(base: tuple[Path, int], tmp_path
     assert done.returncode == 2 and not done.stdout
     assert len(lines) == 3 and "pip install 'deepzig[compile]'" in lines[2]
     assert not (tmp_path / "out").exists()
+
+
+def test_the_base_install_runs_a_packed_artifact(base: tuple[Path, int], tmp_path: Path) -> None:
+    """Made by the compiler of another environment from the model in the wheel; the app of the guide runs it."""
+    bin_ = Path(sys.executable).parent
+    done = run(bin_ / "deepzig-compile", "reference", "-o", tmp_path / "out", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    for command in (["pack", tmp_path / "out", "-o", tmp_path / "m.deepzig"], ["verify", tmp_path / "m.deepzig"]):
+        done = run(base[0] / "bin/deepzig", *command, cwd=tmp_path)
+        assert done.returncode == 0, done.stderr
+    app = [base[0] / "bin/python", ROOT / "docs/embedding/app.py", tmp_path / "m.deepzig"]
+    done = subprocess.run(app, input="Reverse the word lamp.\n", capture_output=True, text=True, cwd=tmp_path)
+    assert (done.returncode, done.stdout) == (0, "> Reverse the word lamp.\npmal\n"), done.stderr

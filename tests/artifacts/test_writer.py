@@ -190,6 +190,7 @@ def test_the_old_artifact_returns_if_the_rename_fails(tmp_path: Path, monkeypatc
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(module, "exchange", lambda a, b: False)  # a system that can't
     with pytest.raises(DeepZigError) as caught:
         made.write(out, force=True)
     assert caught.value.what == "the artifact can't be written: Input/output error"
@@ -219,3 +220,27 @@ def test_weights_must_be_written_as_declared(tmp_path: Path) -> None:
             file.declare("a", "f32", (3,))
             file.declare("b", "f32", (3,))
             file.write("a", ones)
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_replacing(able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where the system can, else by two renames."""
+    out = made.write(tmp_path / "out")
+    (out / "mark").write_text("old")
+    if not able:
+        monkeypatch.setattr(module, "exchange", lambda a, b: False)
+    made.write(out, force=True)
+    assert not (out / "mark").exists() and os.listdir(tmp_path) == ["out"]
+    assert ".lock" not in os.listdir(out)
+
+
+def test_leftovers_of_dead_writers_go_and_living_ones_stay(tmp_path: Path) -> None:
+    (tmp_path / ".[out].dead").mkdir()
+    (tmp_path / ".[out].dead" / ".lock").touch()
+    (tmp_path / ".[out].strange").mkdir()
+    (tmp_path / ".o.other").mkdir()
+    with ArtifactWriter(tmp_path / "[out]"):
+        (living,) = set(os.listdir(tmp_path)) - {".[out].strange", ".o.other"}
+        made.write(tmp_path / "[out]")
+        assert set(os.listdir(tmp_path)) == {living, ".[out].strange", ".o.other", "[out]"}
+    assert set(os.listdir(tmp_path)) == {".[out].strange", ".o.other", "[out]"}

@@ -1,0 +1,163 @@
+"""Where the parts of an artifact lie: in a folder, or in one file that `deepzig pack` made."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import tempfile
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Protocol
+
+from deepzig.cache import cache_folder
+from deepzig.errors import DeepZigError
+
+from .manifest import FileEntry
+from .package import read_package
+
+MANIFEST = "manifest.json"
+COPY_AGAIN = "copy or compile the artifact again"
+BLOCK = 1 << 22
+
+
+@dataclass(frozen=True)
+class Part:
+    """`size` bytes of a file from `begin` on; `where` is for errors."""
+
+    file: Path
+    begin: int
+    size: int
+    where: str
+
+    def blocks(self) -> Iterator[bytes]:
+        """The bytes, a few at a time."""
+        try:
+            with self.file.open("rb") as file:
+                file.seek(self.begin)
+                left = self.size
+                while left and (block := file.read(min(BLOCK, left))):
+                    left -= len(block)
+                    yield block
+        except OSError as error:
+            what = f"the file can't be read: {error.strerror}"
+            raise DeepZigError(what, self.where, "check its permissions") from None
+
+    def sha256(self) -> str:
+        """The hash of the bytes."""
+        digest = hashlib.sha256()
+        for block in self.blocks():
+            digest.update(block)
+        return digest.hexdigest()
+
+
+class Parts(Protocol):
+    """The parts of one artifact."""
+
+    @property
+    def path(self) -> Path:
+        """What the user calls the artifact."""
+        ...
+
+    def find(self, name: str) -> Part:
+        """A part.
+
+        Raises:
+            DeepZigError: it is missing, or no plain file within the artifact.
+        """
+        ...
+
+    def folder(self, files: Mapping[str, FileEntry]) -> Path:
+        """Where the parts that are opened by their path lie; all but weights. Checked parts are made there if need be.
+
+        Raises:
+            DeepZigError: there is no room.
+        """
+        ...
+
+
+def open_parts(path: Path) -> Parts:
+    """The parts of the artifact at `path`.
+
+    Raises:
+        DeepZigError: there is no artifact.
+    """
+    with suppress(OSError):
+        if path.is_file() and path.name != MANIFEST:
+            return _Packed(path)
+        if (path / MANIFEST).exists():
+            return _Folder(path)
+    raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile")
+
+
+def _checked(name: str, where: str) -> PurePosixPath:
+    pure = PurePosixPath(name)
+    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+        raise DeepZigError("a part lies outside the artifact", f"{where}, file {name!r}", COPY_AGAIN)
+    return pure
+
+
+@dataclass(frozen=True)
+class _Folder:
+    path: Path
+
+    def find(self, name: str) -> Part:
+        part = self.path
+        try:
+            for step in _checked(name, str(self.path / MANIFEST)).parts:
+                part = part / step
+                if part.is_symlink():
+                    raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
+            if part.is_file():
+                return Part(part, 0, part.stat().st_size, str(part))
+        except OSError as error:
+            raise DeepZigError(f"a part can't be found: {error.strerror}", str(part), COPY_AGAIN) from None
+        raise DeepZigError("a part is missing", str(part), COPY_AGAIN)
+
+    def folder(self, files: Mapping[str, FileEntry]) -> Path:
+        return self.path
+
+
+class _Packed:
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._members = read_package(path)
+
+    def find(self, name: str) -> Part:
+        _checked(name, str(self.path))
+        if name not in self._members:
+            raise DeepZigError("a part is missing", f"{self.path}, {name}", COPY_AGAIN)
+        member = self._members[name]
+        return Part(self.path, member.begin, member.size, f"{self.path}, {name}")
+
+    def folder(self, files: Mapping[str, FileEntry]) -> Path:
+        """A folder in the cache that is named for the parts' hashes, which are looked at whenever it is used."""
+        small = {name: entry for name, entry in files.items() if not name.endswith(".safetensors")}
+        digest = hashlib.sha256("".join(f"{n}\0{e.sha256}\0" for n, e in sorted(small.items())).encode()).hexdigest()
+        folder = cache_folder("packages") / digest[:32]
+        for name, entry in small.items():
+            part, target = self.find(name), folder / name
+            with suppress(OSError):
+                if Part(target, 0, target.stat().st_size, "").sha256() == entry.sha256:
+                    continue
+            _extract(part, target)
+        return folder
+
+
+def _extract(part: Part, target: Path) -> None:
+    """Whole or not at all, whoever else does the same."""
+    unfinished: str | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
+            unfinished = file.name
+            for block in part.blocks():
+                file.write(block)
+        os.replace(unfinished, target)
+    except OSError as error:
+        if unfinished is not None:
+            Path(unfinished).unlink(missing_ok=True)
+        hint = "make room, or name another folder with DEEPZIG_CACHE"
+        raise DeepZigError(f"a part can't be unpacked: {error.strerror}", str(target), hint) from None
+
