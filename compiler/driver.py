@@ -6,6 +6,7 @@ import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -123,11 +124,10 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
         if options.self_check != "none":
-            progress("check", 0, 1)
             layers = sampled_layers(module, None if options.self_check == "full" else BUDGET)
-            vectors = record(module, weights, source.config, options.bounds, options.dtype, layers)
+            told = partial(progress, "check")
+            vectors = record(module, weights, source.config.max_position_embeddings, options.bounds, layers, told)
             writer.add_file(SELF_CHECK, vectors.to_json().encode())
-            progress("check", 1, 1)
         size = _write_weights(writer, plans, weights, progress)
         manifest = {
             "format": FORMAT,
