@@ -41,17 +41,18 @@ def pack(path: Path, out: Path, force: bool = False) -> None:
     files = [(name, parts.find(name).file) for name in (MANIFEST, *names)]
     with disk_errors(out, "pack"):
         out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(prefix=f".{out.name}.", dir=out.parent, delete=False) as file:
-            try:
+        file = tempfile.NamedTemporaryFile(prefix=f".{out.name}.", dir=out.parent, delete=False)  # noqa: SIM115
+        try:
+            with file:
                 write_package(file, files)  # type: ignore[arg-type]
                 file.flush()
                 os.fsync(file.fileno())
-                os.chmod(file.name, 0o644)
-                os.replace(file.name, out)
-            except BaseException:
-                with suppress(OSError):
-                    os.unlink(file.name)
-                raise
+            os.chmod(file.name, 0o644)
+            os.replace(file.name, out)  # closed by now: Windows moves and removes no open file
+        except BaseException:
+            with suppress(OSError):
+                os.unlink(file.name)
+            raise
 
 
 def unpack(path: Path, out: Path, force: bool = False) -> None:

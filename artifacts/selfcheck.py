@@ -1,10 +1,10 @@
 """Self-check vectors: what an artifact's kernels should compute, as recorded when it was compiled.
 
-The vectors are a list of calls of entry points. Each has its inputs, and of the values that its kernels compute some
-`sketches`: a norm and a few projections, enough to tell a wrong value from a right one. Some values are `forced`: once
-compared they are replaced by noise, so that every layer starts from known values, whatever the one before it did.
-`choices` are the outputs of ops that choose, such as the router: kept whole, and forced too, since a choice between two
-that are almost equal may differ by a rounding.
+The vectors are a list of calls of entry points. Each has its inputs, and of the values that its kernels compute
+`sketches`: a norm and a few projections, enough to tell a wrong value from a right one. What another kernel reads is
+`forced`: once compared it is replaced, caches too, by noise or by a drawn choice. So every op starts from known values,
+whatever those before it did: errors don't add up, one fault does not hide the next, and no choice hangs on a rounding.
+`choices` are the outputs of ops that choose, such as the router, kept whole.
 """
 
 from __future__ import annotations
@@ -24,6 +24,7 @@ from .manifest import MEND
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
+I32 = npt.NDArray[np.int32]
 
 PART = "selfcheck.json"
 PROJECTIONS = 4
@@ -33,21 +34,50 @@ MAX_NOISE = 1 << 28
 
 @dataclass(frozen=True)
 class Noise:
-    """Values that are made of a seed: multiples of 2^-20 from -2 to 2.
+    """Values that are made of a seed: multiples of 2^(2 - bits) from -2 to 2, times `scale`, all exact.
 
     Attributes:
         seed: which.
         shape: their shape.
+        bits: 24 fill an f32; 6 are exact in every float type.
+        scale: a power of two.
     """
 
     seed: int
     shape: tuple[int, ...]
+    bits: int = 24
+    scale: float = 1.0
 
     def make(self) -> F32:
         """The values."""
-        whole = (_mix(self.seed, math.prod(self.shape)) >> np.uint64(42)).astype(np.float32)
-        values: F32 = (whole / np.float32(1 << 20) - np.float32(2)).reshape(self.shape)
-        return values
+        whole = (_mix(self.seed, math.prod(self.shape)) >> np.uint64(64 - self.bits)).astype(np.int64)
+        values = (whole - (1 << self.bits - 1)) * (self.scale * 2.0 ** (2 - self.bits))
+        return values.astype(np.float32).reshape(self.shape)
+
+
+@dataclass(frozen=True)
+class Draw:
+    """A choice that is made of a seed: in each row different ones of a few experts, the first and the last among them.
+
+    Attributes:
+        seed: which.
+        shape: rows, and choices of a row.
+        experts: how many there are to choose from.
+    """
+
+    seed: int
+    shape: tuple[int, int]
+    experts: int
+
+    def make(self) -> I32:
+        """The choice; of `experts` no more than the double of a row's are used, so that few have to be read."""
+        rows, count = self.shape
+        few = min(max(2 * count, 2), self.experts)
+        order = np.argsort(_mix(self.seed, self.experts)[1:-1], kind="stable") + 1
+        pool = np.array([0, self.experts - 1, *order])[:few]
+        keys = _mix(self.seed + 1, rows * few).reshape(rows, few)
+        chosen: I32 = pool[np.argsort(keys, -1, kind="stable")[:, :count]].astype(np.int32)
+        return chosen
 
 
 @dataclass(frozen=True)
@@ -105,7 +135,7 @@ class CheckedCall:
     entry: str
     inputs: Mapping[str, Any]
     sketches: Mapping[str, Sketch]
-    forced: Mapping[str, Noise]
+    forced: Mapping[str, Noise | Draw]
     choices: tuple[Choice, ...]
 
     def arrays(self) -> dict[str, Array]:
@@ -120,7 +150,7 @@ class SelfCheck:
     Attributes:
         layers: the layers that were recorded.
         pages: how many pages of cache the calls use.
-        calls: in order; the cache is zero before the first.
+        calls: in order.
     """
 
     layers: tuple[int, ...]
@@ -164,15 +194,29 @@ def _call(data: Any) -> CheckedCall:
         )
         for c in data["choices"]
     )
-    forced = {str(k): _noise(v) for k, v in data["forced"].items()}
+    forced = {str(k): _draw(v) if "experts" in v else _noise(v) for k, v in data["forced"].items()}
     return CheckedCall(str(data["entry"]), inputs, sketches, forced, choices)
 
 
 def _noise(data: Any) -> Noise:
+    bits, scale = _count(data["bits"]), float(data["scale"])
+    if not (1 <= bits <= 24 and 2.0**-24 <= scale <= 2.0**24):
+        raise ValueError
+    return Noise(_count(data["seed"]), _shape(data), bits, scale)
+
+
+def _draw(data: Any) -> Draw:
+    (rows, count), experts = _shape(data), _count(data["experts"])
+    if not 1 <= count <= experts <= MAX_NOISE:
+        raise ValueError
+    return Draw(_count(data["seed"]), (rows, count), experts)
+
+
+def _shape(data: Any) -> tuple[int, ...]:
     shape = tuple(map(_count, data["shape"]))
     if math.prod(shape) > MAX_NOISE:
         raise ValueError
-    return Noise(_count(data["seed"]), shape)
+    return shape
 
 
 def _count(value: Any) -> int:

@@ -9,6 +9,7 @@ Contenders and the bandwidth probe take turns in one run: read the ratios where 
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import statistics
 import subprocess
@@ -19,8 +20,9 @@ from pathlib import Path
 import click
 import numpy as np
 from contenders import CONTENDERS, Worker
-from machine import Stream, cores, measure, seconds_to_first_byte
 
+from deepzig.runtime.child import measure
+from deepzig.runtime.machine import Stream, cores
 from deepzig.tensorfile import read_header
 
 HERE = Path(__file__).parent
@@ -90,7 +92,7 @@ def compile_rows(checkpoint: Path, artifact: Path, largest: int) -> list[Row]:
     memory = (2 * largest + (1 << 30)) / 1e9
     return [
         Row("compile", "s", usage.seconds, limit=COMPILE_SECONDS),
-        Row("compile, private memory", "GB", usage.peak_bytes / 1e9, limit=memory),
+        Row("compile, private memory", "GB", (usage.peak_private_bytes or 0) / 1e9, limit=memory),
     ]
 
 
@@ -102,8 +104,8 @@ def first_token_row(folders: dict[str, Path], threads: int, rounds: int) -> Row:
         [sys.executable, str(HERE / "contenders.py"), "transformers", str(folders["transformers"]), str(threads)],
     ]
     for program in programs:
-        seconds_to_first_byte(program)
-    times = [[seconds_to_first_byte(program) for program in programs] for _ in range(rounds)]
+        measure(program)
+    times = [[measure(program).first_output_seconds or math.nan for program in programs] for _ in range(rounds)]
     ours, theirs = map(statistics.median, zip(*times, strict=True))
     return Row("first token from start", "s", ours, theirs, FIRST_TOKEN_SECONDS)
 

@@ -16,7 +16,7 @@ from deepzig.errors import DeepZigError
 from deepzig.targets.base import Target
 
 from .link import link, linker
-from .platforms import PLATFORMS
+from .platforms import PLATFORMS, TVM
 from .wheels import wheel_file
 
 ROOM = 1 << 20
@@ -73,11 +73,17 @@ def runtime_library(target: Target) -> Path:
     """TVM's runtime library for a target: of the installed package, or of the wheel for another platform.
 
     Raises:
-        DeepZigError: the wheel can't be fetched.
+        DeepZigError: the wheel can't be fetched, or the installed TVM isn't the version whose wheels are known.
     """
     wanted = PLATFORMS[target.platform].runtime
     if target.platform == this_machine().platform:
         return Path(tvm.__file__).parent / "lib" / Path(wanted.member).name
+    if versions()["tvm"] != TVM:
+        raise DeepZigError(
+            f"TVM {versions()['tvm']} is installed, and only the libraries of {TVM} are known for other platforms",
+            f"target {target.name}",
+            "pip install 'deepzig[compile]'",
+        )
     return wheel_file(wanted)
 
 

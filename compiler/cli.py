@@ -14,6 +14,7 @@ import click
 from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
+from deepzig.log import configure
 from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .options import SELF_CHECKS
@@ -23,7 +24,8 @@ EXAMPLES = """
 \b
 Examples:
   deepzig-compile ./DeepSeek-V3-small -o artifacts/built/small
-  deepzig-compile ./model --dtype f32 --target llvm:cpu=x86-64-v3+x86-64-v4 -o out
+  deepzig-compile ./model --target x86-64-v3+x86-64-v4 -o out              (takes the better one where it is loaded)
+  deepzig-compile ./model --target native+aarch64-linux+aarch64-macos -o out   (needs pip install 'deepzig[cross]')
   deepzig-compile deepseek-ai/DeepSeek-V3 -o artifacts/built/v3    (after `hf download deepseek-ai/DeepSeek-V3`)
   deepzig-compile ./model.gguf -o artifacts/built/gguf
   deepzig-compile ./model --stop-after fuse_mla
@@ -70,6 +72,7 @@ def command(
     `reference`, a small model that comes with DeepZig.
     """
     try:
+        configure(command=True)
         from .driver import compile_model, ir_text
         from .options import Options
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import tempfile
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,9 @@ from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
 from .precision import parse_quant
 from .selfcheck import BUDGET, record, sampled_layers
+from .stages import Progress, logged
 from .trace import Bounds, trace
 from .weights import Packed, WeightSource
-
-Progress = Callable[[str, int, int], None]
-"""Called with a stage, how much of it is done, and how much there is."""
 
 
 @dataclass(frozen=True)
@@ -101,7 +100,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     from .lower import lower
     from .memory import memory_plan
 
-    start = time.perf_counter()
+    start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)
     source, traced = read_model(path, options)
     module = _fused(traced, options)
@@ -115,10 +114,10 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             progress("kernels", number, len(targets))
             code, runtime = code_part(target), runtime_part(target)
             file = Path(scratch) / Path(code).name
+            writer.add_file(runtime, runtime_library(target))  # first, since it may be out of reach
             modules[target] = lower(plans_of[target])
             build(modules[target], target, file)
             writer.add_file(code, file)
-            writer.add_file(runtime, runtime_library(target))
             builds.append(_build(target, code, runtime, plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
@@ -126,11 +125,10 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
         if options.self_check != "none":
-            progress("check", 0, 1)
             layers = sampled_layers(module, None if options.self_check == "full" else BUDGET)
-            vectors = record(module, weights, source.config, options.bounds, options.dtype, layers)
+            told = partial(progress, "check")
+            vectors = record(module, weights, source.config.max_position_embeddings, options.bounds, layers, told)
             writer.add_file(SELF_CHECK, vectors.to_json().encode())
-            progress("check", 1, 1)
         size = _write_weights(writer, plans, weights, progress)
         manifest = {
             "format": FORMAT,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 TVM = "0.27.0.post1"
+"""The version whose libraries are listed here: code for another platform can be made with it only."""
 
 
 @dataclass(frozen=True)
@@ -34,7 +35,7 @@ class Platform:
         zig: what zig calls it; with the oldest C library, or system, that code shall run on.
         suffix: of shared libraries.
         runtime: TVM's runtime library.
-        flags: more arguments of the linker.
+        flags: more arguments of the linker. Without a name a dylib calls itself by the temporary path it is linked at.
         sources: C sources to link in: file name -> text.
     """
 
@@ -73,7 +74,7 @@ PLATFORMS = {
     "aarch64-macos": Platform(
         zig="aarch64-macos.11.0",
         suffix="dylib",
-        flags=("-Wl,-undefined,dynamic_lookup",),
+        flags=("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/code.dylib"),
         runtime=WheelFile(
             f"apache-tvm=={TVM}",
             ("macosx_11_0_arm64",),

@@ -1,80 +1,91 @@
-"""Recording self-check vectors: the fused graphs run by the meanings of their ops, a layer at a time.
+"""Recording self-check vectors: the fused graphs run by the meanings of their ops, one op at a time.
 
-Nothing here calls a kernel, so a wrong kernel can't record its own answer. A layer starts from noise instead of what
-the layer before made of it: layers don't depend on each other then, errors don't add up, and of a large model a few can
-be recorded without the others. Only the parameters of one layer, and only the experts that are chosen, are in memory.
+Nothing here calls a kernel, so a wrong kernel can't record its own answer. What an op reads of other ops is noise: no
+op depends on another then, and of a large model a few layers can be recorded without the rest. Of the parameters, those
+of one layer are in memory at most, large matrices a block of rows and stacks of experts one expert at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepzig.artifacts.selfcheck import CheckedCall, Choice, Noise, SelfCheck, Sketch
+from deepzig.artifacts.selfcheck import CheckedCall, Choice, Draw, Noise, SelfCheck, Sketch
+from deepzig.errors import DeepZigError
 from deepzig.ir import Graph, Module, Node, Value
 from deepzig.ir.interpret import round_to
 from deepzig.ir.quantize import QUANTIZED, QuantizedMatrix
-from deepzig.models.config import ModelConfig
 
+from .scenario import Inputs, pages_of, scenario
 from .trace import Bounds
 from .weights import WeightSource, as_f32
 
 Array = npt.NDArray[Any]
 
-BUDGET = 300_000_000
-"""Parameters of the layers that are recorded, together; the first layers of each kind and the last always are."""
+BUDGET = 600_000_000
+"""Parameters that are read for the recorded layers, together; the first of each kind and the last always are."""
 BLOCK_ROWS = 4096
 """Rows of a matrix that are widened to f32 at once."""
-DOUBT = {"f32": 1e-4, "f16": 4e-3, "bf16": 4e-3, **dict.fromkeys(QUANTIZED, 3e-2)}
-"""By how much, relative to it, the input of a choice is disturbed to find the rows that hang on a rounding."""
+DOUBT, TRIALS = 3e-5, 16
+"""A choice hangs on a rounding if it changes when its input is disturbed by so much, relative to it, in one of so many
+trials; the sums that decide it are 1e-6 off at most."""
+SMALL = 1 / 16
+"""Scale of noise that is read by a norm: small enough for its epsilon to show."""
+
+CHOICES: Mapping[str, Callable[[Node], int]] = {
+    "router": lambda node: int(node.inputs[1].shape[0]) if node.inputs[1] else 0,
+    "topk": lambda node: int(node.inputs[0].shape[-1]) if node.inputs[0] else 0,
+}
+"""Op that chooses -> among how many."""
+
+MASKS = ("mask_groups",)
+"""Ops whose values are infinite by design; they have no norm, and what reads them is checked."""
+EXPERTS = ("moe", "expert_linear")
+"""Ops that read the chosen slices of a stack."""
 
 
 class LazyStack:
-    """A parameter whose slices are read, as f32, when they are asked for."""
+    """A parameter whose slices, rows of a matrix or matrices of a stack, are read as f32 when they are asked for."""
 
     def __init__(self, source: WeightSource, value: Value) -> None:
         self.shape = tuple(map(int, value.shape))
         self._source, self._value = source, value
-        self._slices: dict[int, Array] = {}
+        self._stored: Array | None = None
 
     def __len__(self) -> int:
         return self.shape[0]
 
-    def __getitem__(self, index: Any) -> Array:
+    def __getitem__(self, index: Any) -> Any:
         """One slice, or those at an array of indices."""
         if isinstance(index, np.ndarray):
             return np.stack([self[i] for i in index])
-        if int(index) not in self._slices:
-            piece = self._source.piece(self._value, int(index))
-            self._slices[int(index)] = _matrix(piece, self._value.type.dtype)
-        return self._slices[int(index)]
-
-    def __array__(self, dtype: Any = None, copy: bool | None = None) -> Array:
-        """All slices."""
-        return np.stack([self[i] for i in range(len(self))])
+        return _operand(self._source.piece(self._value, int(index)), self._value.type.dtype)
 
     @property
     def T(self) -> _Transposed:  # noqa: N802 - numpy's name
-        """A matrix's transpose, to multiply by."""
-        return _Transposed(self._source, self._value)
+        """A matrix's transpose, to multiply by; the matrix is kept as it is stored."""
+        if self._stored is None:
+            self._stored = self._source.whole(self._value)
+        return _Transposed(self._stored, self._value.type.dtype)
 
 
 @dataclass(frozen=True)
 class _Transposed:
     """The transpose of a large matrix: `x @ w.T` widens a block of it at a time."""
 
-    source: WeightSource
-    value: Value
+    stored: Array
+    dtype: str
     __array_ufunc__ = None
 
     def __rmatmul__(self, x: Array) -> Array:
-        stored = self.source.whole(self.value)
-        blocks = (stored[i : i + BLOCK_ROWS] for i in range(0, len(stored), BLOCK_ROWS))
-        return np.concatenate([x @ _matrix(block, self.value.type.dtype).T for block in blocks], -1)
+        blocks = (self.stored[i : i + BLOCK_ROWS] for i in range(0, len(self.stored), BLOCK_ROWS))
+        return np.concatenate([x @ _operand(block, self.dtype).T for block in blocks], -1)
 
 
 @dataclass
@@ -82,54 +93,50 @@ class _Call:
     """A call on its way to being recorded."""
 
     graph: Graph
-    inputs: dict[str, Any]
-    forced: dict[Value, Noise]
+    inputs: Inputs
+    forced: dict[Value, Noise | Draw]
+    known: dict[Value, Array]
     sketches: dict[str, Sketch] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
 
-    def arrays(self) -> dict[Value, Array]:
-        """What is known before any node has run."""
-        env: dict[Value, Array] = {}
-        for value in self.graph.inputs:
-            given = self.inputs[value.name]
-            kind = np.int32 if value.type.dtype == "i32" else np.float32
-            env[value] = given.make() if isinstance(given, Noise) else np.array(given, kind)
-        return env | {value: noise.make() for value, noise in self.forced.items()}
+    def value(self, value: Value) -> Array:
+        """What a node reads of an input or of another node."""
+        return self.forced[value].make() if value in self.forced else self.known[value]
 
     def finished(self) -> CheckedCall:
-        return CheckedCall(
-            self.graph.name, self.inputs, self.sketches, {v.name: n for v, n in self.forced.items()},
-            tuple(self.choices),
-        )  # fmt: skip
+        forced = {v.name: noise for v, noise in self.forced.items()}
+        return CheckedCall(self.graph.name, self.inputs, self.sketches, forced, tuple(self.choices))
 
 
 def record(
-    module: Module, source: WeightSource, config: ModelConfig, bounds: Bounds, dtype: str, layers: Sequence[int]
+    module: Module, source: WeightSource, positions: int, bounds: Bounds, layers: Sequence[int],
+    progress: Callable[[int, int], None] = lambda *_: None,
 ) -> SelfCheck:  # fmt: skip
     """The vectors of a fused module.
 
     Args:
         module: after the pipeline.
         source: its parameters.
-        config: the model.
+        positions: the most tokens of a sequence.
         bounds: the sizes that the artifact fixes.
-        dtype: how matrices and the cache are stored.
-        layers: which to record.
+        layers: which to record; what is outside of all layers always is.
+        progress: told how many layers are done, and how many there are.
+
+    Raises:
+        DeepZigError: an op gives values that are not finite.
     """
-    kinds = {dtype, *(v.type.dtype for v in module.params)}
-    doubt = max(DOUBT[kind] for kind in kinds if kind in DOUBT)
-    calls = [_Call(g, inputs, _forced(g, inputs)) for g, inputs in _scenario(module, config, bounds)]
-    pages = 1 + max(int(np.max(c.inputs["block_table"])) for c in calls if "block_table" in c.inputs)
-    outside = [_run(call, None, call.arrays(), source, {}, doubt) for call in calls]
-    for layer in layers:
+    recorded = (None, *layers)
+    seeds = count(1)
+    calls = [_begin(module, graph, inputs, recorded, seeds) for graph, inputs in scenario(module, positions, bounds)]
+    for done, layer in enumerate(recorded):
+        progress(done, len(recorded))
         params: dict[Value, Any] = {}
-        states = {s: np.zeros([pages if d == "pages" else int(d) for d in s.shape], np.float32) for s in module.states}
-        for call, env in zip(calls, outside, strict=True):
-            inner = _run(call, layer, {**env, **states}, source, params, doubt)
-            written = module.states_of(call.graph)
-            made = call.graph.outputs[len(call.graph.outputs) - len(written) :]
-            states.update({s: inner[v] for s, v in zip(written, made, strict=True) if v in inner})
-    return SelfCheck(tuple(layers), pages, tuple(call.finished() for call in calls))
+        for call in calls:
+            for node in call.graph.nodes:
+                if node.layer == layer:
+                    _record(call, node, source, params)
+    progress(len(recorded), len(recorded))
+    return SelfCheck(tuple(layers), pages_of(c.inputs for c in calls), tuple(call.finished() for call in calls))
 
 
 def sampled_layers(module: Module, budget: int | None = BUDGET) -> list[int]:
@@ -139,86 +146,139 @@ def sampled_layers(module: Module, budget: int | None = BUDGET) -> list[int]:
         module: after the pipeline.
         budget: the most parameters to read, in elements; None for all layers.
     """
-    sizes: dict[int, dict[Value, int]] = {}
+    sizes: dict[int, int] = {}
     kinds: dict[int, list[str]] = {}
     for graph in module.graphs:
         for node in graph.nodes:
             if node.layer is not None:
-                params = {v: int(np.prod([int(d) for d in v.shape])) for v in node.inputs if v and v.kind == "param"}
-                sizes.setdefault(node.layer, {}).update(params)
+                sizes[node.layer] = sizes.get(node.layer, 0) + _read(node)
                 kinds.setdefault(node.layer, []).append(node.op.name)
     if not sizes:
         return []
     order = sorted(sizes)
     chosen = {next(i for i in order if kinds[i] == kind) for kind in kinds.values()} | {order[-1]}
-    spent = sum(sum(sizes[i].values()) for i in chosen)
-    for step in (len(order) // 2, len(order) // 4, len(order) // 8, 1):
-        for i in order[:: max(step, 1)]:
-            size = sum(sizes[i].values())
-            if i not in chosen and (budget is None or spent + size <= budget):
+    spent = sum(sizes[i] for i in chosen)
+    step = len(order)
+    while step > 1:
+        step = -(-step // 2)
+        for i in order[::step]:
+            if i not in chosen and (budget is None or spent + sizes[i] <= budget):
                 chosen.add(i)
-                spent += size
+                spent += sizes[i]
     return sorted(chosen)
 
 
-def _forced(graph: Graph, inputs: Mapping[str, Any]) -> dict[Value, Noise]:
-    """Values that cross into a layer or out of one, but not those that several layers share, such as rotations."""
+def _read(node: Node) -> int:
+    """Elements of parameters that are read to run a node; of a stack of experts, those that may be chosen."""
+    total = 0
+    for value in node.inputs:
+        if value is None or value.kind != "param":
+            continue
+        size = math.prod(int(d) for d in value.shape)
+        if ids := [v for v in node.inputs if v is not None and v.type.dtype == "i32" and node.op.name in EXPERTS]:
+            used = 2 * int(ids[0].shape[1]) + int(str(node.attrs.get("shared", 0)))
+            size = size // int(value.shape[0]) * min(used, int(value.shape[0]))
+        total += size
+    return total
+
+
+def _begin(
+    module: Module, graph: Graph, inputs: Inputs, layers: Sequence[int | None], seeds: Iterator[int]
+) -> _Call:  # fmt: skip
+    """A call, with what is known before any node has run."""
+    sizes = {"pages": pages_of([inputs])}
+    known: dict[Value, Array] = {}
+    for value in graph.inputs:
+        given = inputs[value.name]
+        kind = np.int32 if value.type.dtype == "i32" else np.float32
+        known[value] = given.make() if isinstance(given, Noise) else np.array(given, kind)
+        sizes.update((d, n) for d, n in zip(value.shape, known[value].shape, strict=True) if isinstance(d, str))
+    for state in module.states_of(graph):
+        known[state] = np.zeros(_shape(state, sizes), np.float32)
+    return _Call(graph, inputs, _forced(graph, sizes, layers, seeds), known)
+
+
+def _forced(
+    graph: Graph, sizes: Mapping[str, int], layers: Sequence[int | None], seeds: Iterator[int]
+) -> dict[Value, Noise | Draw]:  # fmt: skip
+    """What recorded nodes read of other nodes, but integers that are no choice."""
     made = graph.producers()
-    users: dict[Value, set[int | None]] = {}
+    users: dict[Value, list[Node]] = {}
     for node in graph.nodes:
         for value in node.inputs:
-            if value in made and made[value].layer != node.layer:
-                users.setdefault(value, set()).add(node.layer)
-    sizes = {"n": len(inputs.get("tokens", ())), "r": len(inputs.get("out_rows", ()))}
-    forced: dict[Value, Noise] = {}
-    for value, layers in users.items():
-        if value.type.dtype == "f32" and (made[value].layer is not None or len(layers) == 1):
-            shape = tuple(sizes[d] if isinstance(d, str) else d for d in value.shape)
-            forced[value] = Noise(len(forced) + 1, shape)
+            if value in made and node.layer in layers:
+                users.setdefault(value, []).append(node)
+    forced: dict[Value, Noise | Draw] = {}
+    for value, readers in users.items():
+        shape, node, seed = _shape(value, sizes), made[value], next(seeds)
+        if value.type.dtype != "i32":
+            scale = SMALL if any("eps" in reader.attrs for reader in readers) and _is_f32(value) else 1.0
+            forced[value] = Noise(seed, shape, 24 if _is_f32(value) else 6, scale)
+        elif node.op.name in CHOICES:
+            forced[value] = Draw(seed, (shape[0], shape[1]), CHOICES[node.op.name](node))
     return forced
 
 
-def _run(
-    call: _Call, layer: int | None, known: dict[Value, Array], source: WeightSource, params: dict[Value, Any],
-    doubt: float,
-) -> dict[Value, Array]:  # fmt: skip
-    """Run and record the nodes of a layer, or those outside of all layers: what is known then."""
-    env = dict(known)
-    made = call.graph.producers()
-    for node in call.graph.nodes:
-        if node.layer != layer:
-            continue
-        inputs = [None if v is None else env[v] if v in env else _parameter(v, source, params) for v in node.inputs]
-        outputs = _evaluate(node, inputs)
-        chosen = any(v.type.dtype == "i32" for v in node.outputs)
-        if chosen:
-            outputs = [np.round(x.astype(np.float64), 6).astype(x.dtype) for x in outputs]
-            call.choices.append(_choice(node, inputs, outputs, doubt, made))
-        for value, array in zip(node.outputs, outputs, strict=True):
-            if not chosen:
-                call.sketches[value.name] = Sketch.of(array)
-            if value not in call.forced:
-                env[value] = array
-    return env
+def _is_f32(value: Value) -> bool:
+    return value.type.dtype == "f32"
 
 
-def _choice(
-    node: Node, inputs: Sequence[Any], outputs: Sequence[Array], doubt: float, made: Mapping[Value, Node]
-) -> Choice:  # fmt: skip
-    """The whole outputs, and the rows that come out otherwise when computed inputs are a little disturbed."""
+def _shape(value: Value, sizes: Mapping[str, int]) -> tuple[int, ...]:
+    """A value's shape with its symbols bound; a dimension may be a product such as `p*64`."""
+    return tuple(math.prod(int(sizes.get(f, f)) for f in str(dim).split("*")) for dim in value.shape)
+
+
+def _record(call: _Call, node: Node, source: WeightSource, params: dict[Value, Any]) -> None:
+    """Run a node, and record what it computes."""
+    inputs = [
+        None if v is None else _parameter(node, v, source, params) if v.kind == "param" else call.value(v)
+        for v in node.inputs
+    ]  # fmt: skip
+    outputs = _evaluate(node, inputs)
+    for value, array in zip(node.outputs, outputs, strict=True):
+        if not np.isfinite(array).all() and node.op.name not in MASKS:
+            layer = "" if node.layer is None else f"layer {node.layer}, "
+            where = f"{call.graph.name}, {layer}{node.op.name} ({node.where})"
+            raise DeepZigError("the model computes values that are no numbers", where, "compile with another --dtype")
+        if value not in call.forced:
+            call.known[value] = array
+    if any(v.type.dtype == "i32" for v in node.outputs):
+        call.choices.append(_choice(node, inputs, outputs))
+        return
+    for value, array in zip(node.outputs, outputs, strict=True):
+        if node.op.name not in MASKS:
+            call.sketches[value.name] = Sketch.of(array)
+
+
+def _choice(node: Node, inputs: Sequence[Any], outputs: Sequence[Array]) -> Choice:
+    """The whole outputs, and the rows that come out otherwise when what they follow from is a little disturbed."""
+    local = [v is not None and v.kind == "local" and v.type.dtype == "f32" for v in node.inputs]
     unsure: set[int] = set()
-    for seed in range(3):
+    if any(local):
         disturbed = [
-            x * (1 + np.float32(doubt) * np.sign(Noise(seed + 1, x.shape).make() + np.float32(2**-21)))
-            if v in made and v is not None and x.dtype == np.float32 else x
-            for v, x in zip(node.inputs, inputs, strict=True)
+            x if v is None or v.kind == "param" else _disturbed(np.concatenate([x] * TRIALS), DOUBT * computed)
+            for v, x, computed in zip(node.inputs, inputs, local, strict=True)
         ]  # fmt: skip
         for value, before, after in zip(node.outputs, outputs, _evaluate(node, disturbed), strict=True):
             if value.type.dtype == "i32":
-                other = (before != after).reshape(len(before), -1).any(1)
+                other = (after.reshape(TRIALS, *before.shape) != before).any((0, 2))
                 unsure.update(map(int, np.flatnonzero(other)))
-    values = {v.name: x.reshape(len(x), -1).tolist() for v, x in zip(node.outputs, outputs, strict=True)}
+    values = {v.name: _plain(x) for v, x in zip(node.outputs, outputs, strict=True)}
     return Choice(values, tuple(sorted(unsure)))
+
+
+def _disturbed(x: Array, by: float) -> Array:
+    """Each element larger or smaller by this part of it."""
+    if not by:
+        return x
+    disturbed: Array = x * (1 + np.float32(by) * (1 + Noise(1, x.shape, 1).make()))
+    return disturbed
+
+
+def _plain(x: Array) -> list[list[float]]:
+    """Rows of numbers; floats with eight digits, which are enough for an f32."""
+    rows = x.reshape(len(x), -1).tolist()
+    return rows if x.dtype.kind == "i" else [[float(f"{v:.8g}") for v in row] for row in rows]
 
 
 def _evaluate(node: Node, inputs: Sequence[Any]) -> list[Array]:
@@ -228,57 +288,16 @@ def _evaluate(node: Node, inputs: Sequence[Any]) -> list[Array]:
     return [round_to(np.asarray(x), v.type.dtype) for v, x in zip(node.outputs, outputs, strict=True)]
 
 
-def _parameter(value: Value, source: WeightSource, params: dict[Value, Any]) -> Any:
-    """A parameter as f32: stacks and tables lazily, as no more than a few of their slices are read."""
+def _parameter(node: Node, value: Value, source: WeightSource, params: dict[Value, Any]) -> Any:
+    """A parameter as f32: stacks of experts and large matrices lazily, as few of their slices are read at once."""
     if value not in params:
-        big = len(value.shape) == 3 or int(value.shape[0]) > BLOCK_ROWS
-        params[value] = LazyStack(source, value) if big else _matrix(source.whole(value), value.type.dtype)
+        large = len(value.shape) == 2 and int(value.shape[0]) > BLOCK_ROWS
+        lazy = large or (len(value.shape) == 3 and node.op.name in EXPERTS)
+        params[value] = LazyStack(source, value) if lazy else _operand(source.whole(value), value.type.dtype)
     return params[value]
 
 
-def _matrix(stored: Array, dtype: str) -> Any:
+def _operand(stored: Array, dtype: str) -> Any:
+    """A parameter, or a piece of one, as ops take it."""
     values = as_f32(stored, dtype)
     return QuantizedMatrix.of(values, dtype) if dtype in QUANTIZED else values
-
-
-def _scenario(module: Module, config: ModelConfig, bounds: Bounds) -> Iterator[tuple[Graph, dict[str, Any]]]:
-    """Two sequences, one longer than a page, read and then continued; a draft; and draws of all kinds."""
-    rng = np.random.Generator(np.random.PCG64(7))
-    page, most = bounds.page_size, min(config.max_position_embeddings, bounds.chunk) - 4
-    lengths = [max(min(page + 3, most, bounds.rows - 8), 1), max(min(5, most), 1)]
-    columns = -(-(lengths[0] + 1) // page)
-    table = np.arange(2 * columns)[::-1].reshape(columns, 2).T.tolist()
-    spans = {
-        "prefill": [(0, n) for n in lengths],
-        "decode": [(n, n + more) for n, more in zip(lengths, (1, min(3, bounds.decode_rows)), strict=True)],
-        "draft": [(0, min(n, 9)) for n in lengths],
-    }
-    for graph in module.graphs:
-        if graph.name not in spans:
-            yield graph, _draws(graph)
-            continue
-        rows = [(s, t) for s, (begin, end) in enumerate(spans[graph.name]) for t in range(begin, end)]
-        seq, pos = zip(*rows, strict=True)
-        inputs: dict[str, Any] = {
-            "tokens": rng.integers(0, config.vocab_size, len(seq)).tolist(),
-            "seq": list(seq), "pos": list(pos), "block_table": table, "out_rows": [0, len(seq) - 1],
-        }  # fmt: skip
-        for value in graph.inputs:
-            if value.name == "route":
-                _, layers, k = map(int, (0, *value.shape[1:]))
-                inputs["route"] = [[[(row + j) % k for j in range(k)]] * layers for row in range(len(seq))]
-            elif value.name not in inputs:
-                inputs[value.name] = Noise(5, (len(seq), int(value.shape[1])))
-        yield graph, inputs
-
-
-def _draws(graph: Graph) -> dict[str, Any]:
-    """Logits with draws that differ in every option."""
-    rows = [(0.0, 0, 1.0, 0.0), (1.0, 0, 1.0, 0.0), (0.7, 5, 1.0, 0.0), (1.3, 0, 0.8, 0.0), (0.9, 40, 0.95, 0.05)]
-    temperature, top_k, top_p, min_p = map(list, zip(*rows, strict=True))
-    (logits, *_) = graph.inputs
-    return {
-        "logits": Noise(3, (len(rows), int(logits.shape[1]))), "temperature": temperature, "top_k": top_k,
-        "top_p": top_p, "min_p": min_p, "seed": [[17 * i + 1, i] for i in range(len(rows))],
-        "position": list(range(len(rows))),
-    }  # fmt: skip

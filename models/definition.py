@@ -32,15 +32,16 @@ class Rows:
 
     @classmethod
     def inputs(cls, b: Builder, config: ModelConfig, route: bool = False) -> Rows:
-        """New inputs of a graph; with `route`, the one that forces the expert choice too."""
+        """New inputs of a graph; with `route`, the one that forces the expert choice too, if there is any."""
         moe_layers = sum(map(config.is_moe, range(config.num_hidden_layers)))
+        forced = route and moe_layers > 0
         return cls(
             tokens=b.input("tokens", "i32", ("n",)),
             seq=b.input("seq", "i32", ("n",)),
             pos=b.input("pos", "i32", ("n",)),
             table=b.input("block_table", "i32", ("b", "p")),
             out_rows=b.input("out_rows", "i32", ("r",)),
-            route=b.input("route", "i32", ("n", moe_layers, config.num_experts_per_tok)) if route else None,
+            route=b.input("route", "i32", ("n", moe_layers, config.num_experts_per_tok)) if forced else None,
         )
 
 

@@ -147,8 +147,10 @@ class Scheme:
 
         def read(index: tuple[int, ...]) -> Array:
             x = decode(codes.read(held, index))[..., : shape[-1]]
-            s = scale_decode(scale.read(scale_held, index)).reshape(*wanted[len(index) :])
-            return _scaled(x, s, rows, columns)
+            row = len(index) == len(shape) - 1
+            block = (*index[:-1], index[-1] // rows) if row else index
+            s = scale_decode(scale.read(scale_held, block)).reshape(*wanted[len(block) :])
+            return _scaled(x[None], s[None], rows, columns)[0] if row else _scaled(x, s, rows, columns)
 
         return matrix, Weight(codes.where, shape, "f32", read), took
 

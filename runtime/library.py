@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import logging
 import os
 import platform
 from collections.abc import Iterator
@@ -15,6 +16,10 @@ from pathlib import Path
 
 from deepzig.artifacts.reader import Artifact
 from deepzig.errors import DeepZigError
+
+from .machine import cores
+
+log = logging.getLogger(__name__)
 
 NAME = "tvm_runtime"
 """Without what a platform puts before and after."""
@@ -38,12 +43,15 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
         ctypes.CDLL(str(artifact.folder / runtime), ctypes.RTLD_GLOBAL)
+        log.info("loaded the runtime library %s", artifact.folder / runtime)
     elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
         raise DeepZigError(
             f"another {present.name} is loaded in this process",
             str(present),
             "load the artifact in a process of its own",
         )
+    else:
+        log.info("the runtime library is that of this process, %s", present)
 
 
 def default_threads() -> int:
@@ -51,7 +59,7 @@ def default_threads() -> int:
     given = os.environ.get("DEEPZIG_THREADS", "")
     if given.isdigit() and int(given):
         return int(given)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return cores()
 
 
 def _loaded() -> Path | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import secrets
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -15,6 +16,7 @@ import numpy.typing as npt
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
+from deepzig.log import configure
 
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
@@ -25,6 +27,8 @@ from .sampling import SamplingOptions, TokenLogprob, logprob_of
 from .speculate import Speculator
 from .text import Detokenizer, StopFinder
 from .tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
@@ -383,7 +387,9 @@ def load(
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
             raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
+    configure()
     artifact = open_artifact(Path(path), full=full_check)
+    log.info("checked %s, made by %s; chose build %s", path, artifact.manifest.created_by, artifact.build.name)
     bounds = artifact.manifest.bounds
     tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
     pages = -(-tokens // bounds.page_size)

@@ -6,6 +6,7 @@ one dispatcher thread, whoever makes them.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,6 +21,8 @@ from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
 from .library import default_threads, load_runtime
+
+log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
@@ -71,15 +74,19 @@ class VirtualMachine:
         self._vm["vm_initialization"](CPU, 0, POOLED)
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
         words = {"F32": "float32", "U32": "uint32", "BF16": "uint16", "F16": "uint16", "I32": "int32"}
+        mapped = map_weights(self.artifact)
         weights = {
             name: view(self._from_dlpack(data), tvm_ffi.Shape(entry.shape), tvm_ffi.dtype(words[entry.dtype]), 0)
-            for name, (entry, data) in map_weights(self.artifact).items()
+            for name, (entry, data) in mapped.items()
         }
         caches = {name: self._from_dlpack(cache) for name, cache in self._allocate(pages).items()}
         self._functions = {
             name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
             for name, e in self.artifact.manifest.entry_points.items()
         }
+        size = sum(data.nbytes for _, data in mapped.values())
+        log.info("mapped %d weights, %.1f MB; the cache holds %d pages", len(mapped), size / 1e6, pages)
+        log.info("%d threads; entry points %s", threads or default_threads(), ", ".join(self._functions))
 
     def _allocate(self, pages: int) -> dict[str, Array]:
         """The caches, zero."""
@@ -134,10 +141,11 @@ class VirtualMachine:
         return result
 
     @contextmanager
-    def watch(self, observer: Observer) -> Iterator[None]:
+    def watch(self, observer: Observer, tensors: bool = True) -> Iterator[None]:
         """Tell `observer` of every kernel call within, right before and right after it.
 
-        It runs on the dispatcher thread and may write to the tensors it is shown.
+        It runs on the dispatcher thread and may write to the tensors it is shown; without `tensors` it is shown none,
+        which saves time.
         """
         import tvm_ffi
 
@@ -145,7 +153,8 @@ class VirtualMachine:
 
         def instrument(_: Any, name: str, before: Any, result: Any, *args: Any) -> int:
             if name in kernels:
-                observer(name, [np.from_dlpack(a) for a in args if isinstance(a, tvm_ffi.Tensor)], bool(before))
+                shown = [np.from_dlpack(a) for a in args if tensors and isinstance(a, tvm_ffi.Tensor)]
+                observer(name, shown, bool(before))
             return 0  # go on
 
         self._run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))

@@ -58,7 +58,7 @@ def test_make_help_lists_every_target() -> None:
     assert phony is not None and listed == set(phony[1].split())
 
 
-@pytest.mark.parametrize("name", ["deepzig run", "deepzig chat", "deepzig inspect", "deepzig-compile"])
+@pytest.mark.parametrize("name", ["deepzig run", "deepzig chat", "deepzig inspect", "deepzig bench", "deepzig-compile"])
 def test_options_exist(name: str) -> None:
     program, *rest = name.split()
     known = run(program, *rest, "--help", cwd=ROOT)

@@ -19,7 +19,7 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.tensorfile"}
+FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.log", "deepzig.tensorfile"}
 """The front door's modules that every room may use."""
 
 MAY_IMPORT = {
@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "rich", "tvm", "tvm_ffi"},
     "artifacts": {"numpy"},
-    "runtime": {"deepzig.artifacts", "click", "jinja2", "numpy", "tokenizers", "tvm_ffi"},
+    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "tokenizers", "tvm_ffi"},
 }
 """Room -> what it may import beside itself, the front door and the standard library."""
 

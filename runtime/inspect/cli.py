@@ -10,9 +10,10 @@ from pathlib import Path
 import click
 
 from deepzig.errors import DeepZigError
+from deepzig.runtime.library import default_threads
+from deepzig.runtime.machine import bandwidth
 
 from .facts import inspect_artifact
-from .here import bandwidth
 from .page import page
 from .text import printable, report
 from .units import parse_size
@@ -36,7 +37,8 @@ Examples:
 def inspect(artifact: str, as_json: bool, html: str | None, ram: str | None, measure: bool, traceback: bool) -> None:
     """Tell what ARTIFACT is, what memory it takes and how fast it can be; it need not be for this machine."""
     memory = None if ram is None else _ram(ram)
-    facts, drawing = inspect_artifact(Path(artifact), memory, bandwidth if measure else None)
+    measured = (lambda: bandwidth(default_threads())) if measure else None
+    facts, drawing = inspect_artifact(Path(artifact), memory, measured)
     if html is not None:
         write_file(Path(html), page(facts, drawing))
         click.echo(printable(f"wrote {html}"), err=True)

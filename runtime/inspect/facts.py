@@ -16,9 +16,9 @@ from deepzig.artifacts.parts import MANIFEST
 from deepzig.artifacts.reader import read_manifest
 from deepzig.errors import DeepZigError
 from deepzig.runtime.library import default_threads
+from deepzig.runtime.machine import memory
 
 from .builds import BuildFacts, Verdict, builds_of, verdict_of
-from .here import ram_bytes
 from .kernels import Kernel, LayerKind, kernels_of, layer_kinds, node_kernels
 from .memory import Memory, Reading, memory_of, reading_of
 
@@ -142,7 +142,7 @@ def inspect_artifact(
         here=Here(machine.platform, tuple(sorted(machine.features)), fitting(machine)),
         verdict=verdict_of(manifest, machine, path),
         builds=builds,
-        memory=memory_of(manifest, ram_bytes() if ram is None else ram, default_threads()),
+        memory=memory_of(manifest, memory().total if ram is None else ram, default_threads()),
         reading=reading_of(manifest, measure() if measure else None),
         layers=kinds,
         kernels=kernels_of(build, kinds),

@@ -134,6 +134,27 @@ def test_no_room_in_the_cache(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp
     )
 
 
+def test_windows_replaces_no_open_file(
+    folder: Path, packed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:  # fmt: skip
+    """As there: what is moved is closed, and a part that another process has unpacked and opened is good enough."""
+
+    def move(source: str, target: object) -> None:
+        assert str(source) not in {os.readlink(f) for f in Path("/proc/self/fd").iterdir() if f.is_symlink()}
+        original(source, target)
+
+    def refuse(source: str, target: Path) -> None:
+        original(source, target)
+        raise PermissionError(13, "Permission denied")
+
+    original = os.replace
+    monkeypatch.setattr(os, "replace", move)
+    pack(folder, packed, force=True)
+    monkeypatch.setattr(os, "replace", refuse)
+    artifact = open_artifact(packed, machine=MACHINE)
+    assert (artifact.folder / made.RUNTIME).read_bytes() == b"\x7fELF runtime"
+
+
 def test_somebody_elses_cache(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     owner = os.getuid() + 1
     monkeypatch.setattr(os, "getuid", lambda: owner)

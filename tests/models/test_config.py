@@ -247,5 +247,6 @@ def test_the_summary_is_json() -> None:
     summary = config(eos_token_id=[3, 4]).summary()
     assert json.loads(json.dumps(summary)) == {
         "model_type": "deepseek_v3", "vocab_size": 67, "hidden_size": 40, "num_hidden_layers": 2,
+        "num_attention_heads": 3, "qk_head_dim": 16, "v_head_dim": 14,
         "max_position_embeddings": 512, "bos_token_id": 0, "eos_token_ids": [3, 4],
     }  # fmt: skip

@@ -58,6 +58,8 @@ def test_values_and_config(kind: str, split: bool, tmp_path: Path) -> None:
                 assert np.array_equal(floats(a, opened.dtype(name)), b)
         else:
             assert np.array_equal(floats(opened.read(name), opened.dtype(name)), want.read(name)), name
+        last = shape[0] - 1
+        assert np.array_equal(floats(opened.piece(name, last), opened.dtype(name)), want.piece(name, last)), name
     assert opened.dtype("model.layers.1.mlp.experts.up_proj.weight") == (kind.lower() if kind[0] != "Q" else "f32")
 
 

@@ -77,6 +77,12 @@ def test_values_are_those_of_the_floats(name: str, tmp_path: Path) -> None:
     fuse(tmp_path / "stored", Options())
     got, want = values(tmp_path / "stored"), values(tmp_path / "floats")
     assert all(np.array_equal(got[key], want[key]) for key in want)
+    opened = checkpoint(tmp_path / "stored")
+    for key, whole in want.items():  # a row of a matrix, a matrix of a stack, a number of a vector
+        last = len(whole) - 1
+        wide = opened.piece(key, last)
+        wide = (wide.astype(np.uint32) << 16).view(np.float32) if opened.dtype(key) == "bf16" else wide
+        assert np.array_equal(wide, whole[last]), key
     assert any(np.abs(want[key] - WEIGHTS[key]).max() > 1e-4 for key in want if key in WEIGHTS)
 
 

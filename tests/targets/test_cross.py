@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
 import shutil
+import struct
 import subprocess
 import sys
 import zipfile
@@ -18,12 +20,14 @@ import pytest
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.machines import MACHINES
 from deepzig.artifacts.reader import open_artifact
+from deepzig.cache import cache_folder
 from deepzig.compiler import build, link, wheels
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.compiler.platforms import PLATFORMS
 from deepzig.errors import DeepZigError
 from deepzig.models import random_checkpoint
+from deepzig.targets.cpu.features import CpuTarget
 
 from ..runtime.conftest import BOUNDS, CONFIG
 
@@ -106,14 +110,19 @@ def disassembled(library: Path) -> str:
 MACOS = {"memset", "memset_pattern16", "bzero", "__sincosf_stret", "sinf", "cosf"}
 """What code may ask of the system's library."""
 
-HALVES = {"__truncsfhf2", "__extendhfsf2"}
-"""Conversions of halves, which TVM defines in every object, weakly: a system may have its own."""
+BACKEND = {"__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace", "__TVMBackendParallelLaunch"}
+"""Pointers in the code, which TVM's runtime library sets; weak, so that the system may merge them."""
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
 def test_mach_o(checkpoint: Path, dtype: str) -> None:
-    """For a Mac with Apple's chips, signed, since nothing else runs there."""
+    """For a Mac with Apple's chips, signed, since nothing else runs there.
+
+    TVM defines conversions of halves, `__truncsfhf2` and `__extendhfsf2`, weakly in every object, and zig leaves them
+    in the symbol table as libSystem's. Code uses instructions instead and never calls them: a call would need a
+    binding, which is all that dyld looks up, and they have none.
+    """
     import lief
 
     artifact = compiled(checkpoint, "aarch64-macos", dtype)
@@ -122,12 +131,24 @@ def test_mach_o(checkpoint: Path, dtype: str) -> None:
     assert binary.header.file_type == lief.MachO.Header.FILE_TYPE.DYLIB
     assert binary.build_version.minos == [11, 0, 0] and binary.has_code_signature
     assert exported(s.name.removeprefix("_") for s in binary.exported_symbols)
-    needed = {s.name.removeprefix("_") for s in binary.imported_symbols} - {"dyld_stub_binder"}
-    assert needed - HALVES <= MACOS, needed - MACOS
-    assert [lib.name for lib in binary.libraries] in ([], ["/usr/lib/libSystem.B.dylib"]) or all(
-        "aarch64-macos" in lib.name or "libSystem" in lib.name for lib in binary.libraries
-    )
+    bound = {b.symbol.name.removeprefix("_") for b in binary.bindings} - {"dyld_stub_binder"}
+    assert bound >= BACKEND and bound - BACKEND <= MACOS, bound
+    assert [lib.name for lib in binary.libraries] == ["@rpath/code.dylib", "/usr/lib/libSystem.B.dylib"]
+    assert_signed((artifact / "code" / "aarch64-macos.dylib").read_bytes(), binary.code_signature.data_offset)
     assert (artifact / "lib/aarch64-macos/libtvm_runtime.dylib").read_bytes()[:4] == b"\xcf\xfa\xed\xfe"
+
+
+def assert_signed(data: bytes, at: int) -> None:
+    """The hashes of an ad-hoc signature are those of the file's pages (Apple's cs_blobs.h; numbers are big-endian)."""
+    magic, _, _, slot, directory = struct.unpack_from(">5I", data, at)
+    assert (magic, slot) == (0xFADE0CC0, 0)
+    at += directory
+    magic, _, _, flags, hashes, _, _, count, limit = struct.unpack_from(">9I", data, at)
+    size, kind, _, page = struct.unpack_from("4B", data, at + 36)
+    assert (magic, size, kind) == (0xFADE0C02, 32, 2) and flags & 2  # a code directory, SHA-256, ad hoc
+    pages = [data[i : min(i + (1 << page), limit)] for i in range(0, limit, 1 << page)]
+    wanted = [data[at + hashes + 32 * i :][:32] for i in range(count)]
+    assert pages and [hashlib.sha256(p).digest() for p in pages] == wanted
 
 
 @pytest.mark.slow
@@ -263,6 +284,57 @@ def test_a_damaged_copy_in_the_cache_is_fetched_again(monkeypatch: pytest.Monkey
     with pytest.raises(DeepZigError) as caught:
         wheels.wheel_file(wanted)
     assert caught.value.what == "x/lib/libx.so has another hash" and not path.exists()
+
+
+def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def full(*_: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    data = b"a library"
+    kept, wanted = tmp_path / "x" / "libx.so", wheels.WheelFile("x==1", ("any",), "", "libx.so", wheels._sha256(data))
+    monkeypatch.setattr(wheels.os, "replace", full)
+    with pytest.raises(DeepZigError) as caught:
+        wheels._keep(kept, data, wanted)
+    assert str(caught.value) == (
+        "the runtime library can't be kept: No space left on device\n"
+        f"  at: {kept}\n"
+        "  fix: make room, or name another folder with DEEPZIG_CACHE"
+    )
+    assert not list(kept.parent.iterdir())
+    kept.write_bytes(data)
+    wheels._keep(kept, data, wanted)  # somebody else was faster, and has it open on Windows
+
+
+@pytest.mark.parametrize("platform", PLATFORMS)
+def test_another_tvm_makes_code_for_this_platform_only(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "versions", lambda: {"tvm": "0.28.0", "tvm_ffi": "0.1"})
+    target = CpuTarget(frozenset(), platform, "some-target")
+    if platform == this_machine().platform:
+        assert build.runtime_library(target).is_file()
+        return
+    with pytest.raises(DeepZigError) as caught:
+        build.runtime_library(target)
+    assert str(caught.value) == (
+        "TVM 0.28.0 is installed, and only the libraries of 0.27.0.post1 are known for other platforms\n"
+        "  at: target some-target\n"
+        "  fix: pip install 'deepzig[compile]'"
+    )
+
+
+def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
+    def home() -> Path:
+        raise RuntimeError("Could not determine home directory.")
+
+    for variable in ("DEEPZIG_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(variable, raising=False)
+    monkeypatch.setattr(Path, "home", home)
+    with pytest.raises(DeepZigError) as caught:
+        cache_folder("wheels")
+    assert str(caught.value) == (
+        "this user has no home folder to keep a cache in\n"
+        "  at: DEEPZIG_CACHE\n"
+        "  fix: name another folder with DEEPZIG_CACHE"
+    )
 
 
 def test_pinned_versions_are_those_that_are_installed() -> None:

@@ -14,10 +14,10 @@ from deepzig.artifacts import cpu_features
 from deepzig.artifacts.machines import Machine
 from deepzig.errors import DeepZigError
 from deepzig.runtime.inspect import Facts, builds, facts, inspect_artifact
-from deepzig.runtime.inspect.here import bandwidth, ram_bytes
 from deepzig.runtime.inspect.kernels import LayerKind, ranges
 from deepzig.runtime.inspect.memory import PROCESS_BYTES, Speed
 from deepzig.runtime.inspect.units import count, parse_size, size
+from deepzig.runtime.machine import Memory
 
 from ...artifacts import made
 from ...artifacts.test_graphs import DATA, store
@@ -63,7 +63,7 @@ def test_memory(artifact: Path) -> None:
 
 
 def test_memory_that_is_not_known(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facts, "ram_bytes", lambda: None)
+    monkeypatch.setattr(facts, "memory", lambda: Memory(None, None))
     memory = told(artifact, None).memory
     assert (memory.ram, memory.largest_context, memory.cache_tokens) == (None, None, None)
 
@@ -208,18 +208,6 @@ def test_model_fields_of_any_kind(artifact: Path) -> None:
     assert (model["a"], model["c"], model["d"], model["e"], model["f"]) == (
         "{'b': [1]}", "nan", [1, "x"], None, "[[1]]"
     )  # fmt: skip
-
-
-def test_the_memory_of_a_container(tmp_path: Path) -> None:
-    installed = ram_bytes(tmp_path / "nothing")
-    assert installed is not None and installed > 1 << 28
-    for text, want in (("max\n", installed), ("123456\n", 123456), ("99999999999999999\n", installed)):
-        (tmp_path / "max").write_text(text)
-        assert ram_bytes(tmp_path / "max") == want
-
-
-def test_bandwidth_is_measured() -> None:
-    assert 1e8 < bandwidth() < 1e14
 
 
 def test_the_mask_of_features_counts(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
