@@ -6,8 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -22,6 +20,7 @@ from deepzig.errors import DeepZigError
 
 from .manifest import ITEM_BYTES, FileEntry, Manifest
 from .parts import MANIFEST
+from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
@@ -50,10 +49,29 @@ class ArtifactWriter:
         self._force = force
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
+        clear_leftovers(out)
         _check_free(out, force)
         with disk_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
+            self._work = Workplace(out)
+        self._folder = self._work.folder / NEW
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed on the way; it does not outlive the writer."""
+        return self._work.folder / SCRATCH
+
+    def check_room(self, size: int) -> None:
+        """Ask the disk for so many bytes, and give them back.
+
+        Raises:
+            DeepZigError: it has no room for them.
+        """
+        path = self.scratch / "room"
+        with disk_errors(self.out):
+            with path.open("wb") as file:
+                for begin in range(0, size, COPY_BYTES):
+                    file.write(bytes(min(COPY_BYTES, size - begin)))
+            path.unlink()
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -61,7 +79,7 @@ class ArtifactWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._work.close()
 
     def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
@@ -91,24 +109,7 @@ class ArtifactWriter:
                 _sync(file.fileno())
             self._folder.chmod(0o755)
             _check_free(self.out, self._force)  # compiling took a while
-            if self.out.exists():
-                self._replace()
-            else:
-                os.rename(self._folder, self.out)
-
-    def _replace(self) -> None:
-        """Put the new folder in the place of the old one, which comes back if that fails."""
-        aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
-        old = aside / "artifact"
-        try:
-            os.rename(self.out, old)
-            os.rename(self._folder, self.out)
-        except BaseException:
-            if old.exists() and not self.out.exists():
-                os.rename(old, self.out)
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            self._work.publish()
 
 
 @dataclass(frozen=True)
@@ -238,15 +239,26 @@ def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
 
 def _check_free(out: Path, force: bool) -> None:
     """Refuse a place that holds anything but an empty folder, or an artifact that may be replaced."""
+    if out.is_symlink() and not out.exists():
+        raise DeepZigError("the output is a broken link", str(out), "choose another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise DeepZigError("the output is a file", str(out), "choose another folder")
-    artifact = (out / MANIFEST).is_file()
+    artifact = _is_artifact(out)
     if not (artifact and force):
         mend = "or replace it with --force" if artifact else "only an artifact is ever replaced"
         joint = ", " if artifact else "; "
         raise DeepZigError("the output folder is not empty", str(out), f"choose another folder{joint}{mend}")
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether the folder has a manifest of ours; other programs have files of that name, too."""
+    try:
+        data = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"format", "created_by", "files"} <= data.keys()
 
 
 def _blocks(source: Path | bytes | Iterable[bytes]) -> Iterator[bytes]:

@@ -18,7 +18,7 @@ from .wheels import wheel_file
 
 
 def build(module: tvm.IRModule, target: Target, out: Path) -> None:
-    """Compile the module and link it to `out`.
+    """Compile the module and link it to `out`, beside which objects are put.
 
     Raises:
         DeepZigError: no linker; TVM refused the module.
@@ -31,7 +31,9 @@ def build(module: tvm.IRModule, target: Target, out: Path) -> None:
 
     link_objects.object_format = "o"  # type: ignore[attr-defined]
     try:
-        target.compile(module).export_library(str(out), fcompile=link_objects)
+        target.compile(module).export_library(
+            str(out), fcompile=link_objects, workspace_dir=str(out.parent)
+        )
     except DeepZigError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:

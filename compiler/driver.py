@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -33,6 +32,10 @@ from .weights import Packed, WeightSource
 
 Progress = Callable[[str, int, int], None]
 """Called with a stage, how much of it is done, and how much there is."""
+
+
+CODE_BYTES = 8 << 20
+"""More than objects and code of a target take. LLVM ends the process when it can't write a file: so we look before."""
 
 
 @dataclass(frozen=True)
@@ -92,16 +95,19 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     start = time.perf_counter()
     progress("fuse", 0, 1)
     source, module = fuse(path, options)
+    if path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
+        raise DeepZigError("the output would replace the checkpoint", str(out), "choose another folder")
     targets, table = find_targets(options.target, this_machine())
     plans_of = {target: [plan_graph(graph, module, target, table) for graph in module.graphs] for target in targets}
     plans, states = _shared(plans_of, module)
     progress("fuse", 1, 1)
-    with ArtifactWriter(out, force=options.force) as writer, tempfile.TemporaryDirectory() as scratch:
+    with ArtifactWriter(out, force=options.force) as writer:
         builds = []
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
             code, runtime = code_part(target), runtime_part(target)
-            file = Path(scratch) / Path(code).name
+            writer.check_room(CODE_BYTES)
+            file = writer.scratch / Path(code).name
             build(lower(plans_of[target]), target, file)
             writer.add_file(code, file)
             writer.add_file(runtime, runtime_library(target))
