@@ -93,8 +93,10 @@ def open_parts(path: Path) -> Parts:
 
 def _checked(name: str, where: str) -> PurePosixPath:
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+    if pure.is_absolute() or ".." in pure.parts or set("\\:\0") & set(name) or not pure.parts:
         raise DeepZigError("a part lies outside the artifact", f"{where}, file {name!r}", COPY_AGAIN)
+    if str(pure) != name or not name.isprintable():
+        raise DeepZigError("the name of a part is not a plain path", f"{where}, file {name!r}", COPY_AGAIN)
     return pure
 
 
@@ -111,6 +113,8 @@ class _Folder:
                     raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
             if part.is_file():
                 return Part(part, 0, part.stat().st_size, str(part))
+            if part.exists():
+                raise DeepZigError("a part is not a plain file", str(part), COPY_AGAIN)
         except OSError as error:
             raise DeepZigError(f"a part can't be found: {error.strerror}", str(part), COPY_AGAIN) from None
         raise DeepZigError("a part is missing", str(part), COPY_AGAIN)

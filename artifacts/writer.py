@@ -18,7 +18,8 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
-from .manifest import ITEM_BYTES, FileEntry, Manifest
+from .consistency import ITEM_BYTES
+from .manifest import FileEntry, Manifest
 from .parts import MANIFEST
 from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 

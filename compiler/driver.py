@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
+from deepzig.artifacts.consistency import ITEM_BYTES
 from deepzig.artifacts.cpu_features import this_machine
-from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Build, Call, Manifest
+from deepzig.artifacts.manifest import FORMAT, Build, Call, Manifest
 from deepzig.artifacts.selfcheck import PART as SELF_CHECK
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError

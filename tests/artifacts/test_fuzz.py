@@ -1,6 +1,8 @@
 """Fuzzing what reads files of others: an answer or a DeepZigError, never a crash, a hang or another exception.
 
-The slow part tries 10,000 cases a reader. For more: DEEPZIG_FUZZ=1000000 .venv/bin/pytest -m slow tests/artifacts/test_fuzz.py
+The slow part tries 10,000 cases a reader. For more:
+
+    DEEPZIG_FUZZ=1000000 .venv/bin/pytest -m slow tests/artifacts/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ from . import made
 MACHINE = Machine("x86_64-linux", frozenset({"avx2", "fma"}))
 MANY = int(os.environ.get("DEEPZIG_FUZZ", "10000"))
 NASTY = (
-    None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**40, "", "x", "\0", "../x", "n", "\ud800", [],
-    [[]], {}, {"": None}, "x" * 300,
+    None, True, -1, 0, 1.5, 1e308, float("nan"), float("inf"), 2**31, 2**63, 10**40, "", "x", "\0", "../x", "n",
+    "\ud800", [], [[]], {}, {"": None}, "x" * 300,
 )  # fmt: skip
 """Values that readers stumble over."""
 
@@ -71,7 +73,8 @@ def mutated(data: bytes, rng: random.Random) -> bytes:
 
 def places(data: Any) -> Iterator[tuple[Any, Any]]:
     """Every (container, key) of a JSON value."""
-    for key, value in list(data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()):
+    pairs = data.items() if isinstance(data, dict) else enumerate(data) if isinstance(data, list) else ()
+    for key, value in list(pairs):
         yield data, key
         yield from places(value)
 
