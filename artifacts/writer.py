@@ -20,7 +20,7 @@ from deepzig.errors import DeepZigError
 
 from .consistency import ITEM_BYTES
 from .manifest import FileEntry, Manifest
-from .parts import MANIFEST
+from .parts import MANIFEST, check_name
 from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 
 ALIGNMENT = 64
@@ -84,7 +84,7 @@ class ArtifactWriter:
 
     def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
-        path = self._folder / name
+        path = self._folder / check_name(name, str(self.out))
         with disk_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:

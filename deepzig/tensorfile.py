@@ -29,6 +29,8 @@ MAX_DIMENSIONS = 64
 """As many as PyTorch has; products of millions of numbers would take for ever."""
 
 LARGEST = (1 << 63) - 1
+"""The largest offset in a file."""
+
 MEND = "download or write the file again"
 
 
@@ -56,7 +58,7 @@ def read_header(path: Path, begin: int = 0, size: int | None = None) -> dict[str
     """
     try:
         status = path.stat()
-        if not stat.S_ISREG(status.st_mode):  # reading a pipe would wait for ever
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe is waited for without end
             raise DeepZigError("the file is not a plain file", str(path), MEND)
         if size is None:
             size = status.st_size - begin
@@ -121,7 +123,7 @@ def _entry(name: str, fields: Any, base: int, path: Path) -> TensorEntry:
         raise DeepZigError("the header entry lacks dtype, shape or data_offsets", where, MEND) from None
     if any(type(n) is not int or n < 0 for n in numbers):
         raise DeepZigError("shape or data_offsets are not whole numbers from 0", where, MEND)
-    if len(shape) > MAX_DIMENSIONS or max(numbers) > LARGEST:
+    if len(shape) > MAX_DIMENSIONS or end > LARGEST:
         raise DeepZigError("shape or data_offsets are too large", where, MEND)
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise DeepZigError(f"the element type {dtype!r} is unknown", where, "write the tensor in a known type")

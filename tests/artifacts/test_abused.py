@@ -16,6 +16,7 @@ import pytest
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
+from deepzig.tensorfile import read_header
 
 from . import made
 
@@ -336,6 +337,13 @@ def test_a_part_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pyt
         open_artifact(root, machine=MACHINE)
     hint = "check the path" if name == WEIGHTS else "check its permissions"
     assert str(caught.value) == f"the file can't be read: Permission denied\n  at: {root / name}\n  fix: {hint}"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(DeepZigError) as caught:
+        read_header(tmp_path / "pipe.safetensors")
+    assert str(caught.value) == f"the file is not a plain file\n  at: {tmp_path}/pipe.safetensors\n  fix: {WRITE}"
 
 
 @pytest.mark.parametrize("size", ["nothing", "half", "all but one"])

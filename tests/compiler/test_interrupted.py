@@ -18,6 +18,9 @@ import pytest
 
 from deepzig.artifacts.reader import open_artifact
 from deepzig.artifacts.workplace import clear_leftovers
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
+from deepzig.errors import DeepZigError
 
 from ..models.folders import config, random_weights, write
 
@@ -106,6 +109,7 @@ def test_interrupt(seed: int, number: signal.Signals, model: Path, old: tuple[Pa
         assert dtype(out) == ("f32" if status else "bf16")
 
 
+@pytest.mark.slow
 def test_leftovers_are_cleared_by_the_next(model: Path, tmp_path: Path) -> None:
     """A real one of a killed process; folders of the living, and what only looks alike, are let be."""
     out = tmp_path / "artifact"
@@ -139,7 +143,8 @@ def told_full(done: subprocess.CompletedProcess[str], where: object) -> None:
     assert lines[1].startswith(f"  at: {where}") and lines[2] == "  fix: make room and compile again"
 
 
-@pytest.mark.parametrize("size", [20_000, pytest.param(1_000_000, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("size", [20_000, 1_000_000])
 def test_files_that_may_not_grow(size: int, model: Path, tmp_path: Path) -> None:
     """Whoever meets the limit, linker or writer, it is told as a full disk."""
     out = tmp_path / "out" / "artifact"
@@ -215,11 +220,10 @@ def test_the_checkpoint_is_never_replaced(model: Path, tmp_path: Path) -> None:
     fake = json.dumps({"format": 2, "created_by": "deepzig", "files": {}})
     (tmp_path / "checkpoint" / "manifest.json").write_text(fake)
     for out in (copy, copy.parent, tmp_path / "link"):
-        done = subprocess.run(arguments(copy, out, "--force"), capture_output=True, text=True)
-        assert (done.returncode, done.stdout) == (2, "")
-        assert done.stderr == (
-            f"error: the output would replace the checkpoint\n  at: {out}\n  fix: choose another folder\n"
-        )
+        with pytest.raises(DeepZigError) as caught:
+            compile_model(copy, out, Options(force=True))
+        message = f"the output would replace the checkpoint\n  at: {out}\n  fix: choose another folder"
+        assert str(caught.value) == message
     assert {p: p.read_bytes() for p in copy.iterdir()} == before
 
 
@@ -227,6 +231,6 @@ def test_an_output_within_the_checkpoint(model: Path, tmp_path: Path) -> None:
     """Is as good as any; the checkpoint stays as it is."""
     copy = shutil.copytree(model, tmp_path / "checkpoint")
     before = {p: p.read_bytes() for p in copy.iterdir()}
-    done = subprocess.run(arguments(copy, copy / "deep" / "artifact"), capture_output=True, text=True)
-    assert (done.returncode, done.stderr) == (0, "") and dtype(copy / "deep" / "artifact") == "bf16"
+    compile_model(copy, copy / "deep" / "artifact", Options(self_check="none"))
+    assert dtype(copy / "deep" / "artifact") == "bf16"
     assert {p: p.read_bytes() for p in copy.iterdir() if p.is_file()} == before
