@@ -172,12 +172,16 @@ class Tokenizer:
             return {name: _text(path) for name, path in files.items()}
         template = self._config.get("chat_template")
         if isinstance(template, list):
-            named = {t.get("name"): t.get("template") for t in template if isinstance(t, dict)}
-            if len(named) < len(template) or not all(isinstance(word, str) for pair in named.items() for word in pair):
-                what = "the chat templates are not a list of name and template"
-                raise DeepZigError(what, str(self._folder / CONFIG), "compile the model again")
-            return named
+            return dict(self._named(entry) for entry in template)
         return {"default": template} if isinstance(template, str) else {}
+
+    def _named(self, entry: Any) -> tuple[str, str]:
+        """Name and source of an entry of the config."""
+        name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(source, str):
+            what = "the chat templates are not a list of name and template"
+            raise DeepZigError(what, str(self._folder / CONFIG), "compile the model again")
+        return name, source
 
 
 def _text(path: Path) -> str:
