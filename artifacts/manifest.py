@@ -9,14 +9,16 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
+from .checks import MEND, Fields, parse
+from .consistency import ITEM_BYTES, check
+
 FORMAT = 2
-ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4}
-"""Bytes of an element, by the names of the IR."""
+MAX_DIMENSIONS = 16
+LIMITS = {"page_size": 1 << 16, "positions": (1 << 31) - 1}
+"""The largest sane values of bounds; positions and tokens are i32."""
 
-ENTRY_POINTS = ("prefill", "decode", "sample")
-"""What every artifact has; there may be more."""
-
-MEND = "compile the model again"
+MAX_ROWS = 1 << 20
+"""Of the other bounds."""
 
 
 @dataclass(frozen=True)
@@ -152,17 +154,7 @@ class Manifest:
         Raises:
             DeepZigError: not JSON, another format version, or a field missing or ill-typed.
         """
-
-        def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-            if len({k for k, _ in pairs}) < len(pairs):
-                raise DeepZigError("the manifest names a key twice", where, MEND)
-            return dict(pairs)
-
-        try:
-            data = json.loads(text, object_pairs_hook=unique)
-        except (ValueError, RecursionError):
-            raise DeepZigError("the manifest is not JSON", where, MEND) from None
-        return cls.from_json(data, where)
+        return cls.from_json(parse(text, where), where)
 
     @classmethod
     def from_json(cls, data: Any, where: str) -> Manifest:
@@ -185,7 +177,7 @@ class Manifest:
                 name: r.entry_point(e, f"entry_points.{name}")
                 for name, e in r.object(top.get("entry_points"), "entry_points").items()
             },
-            bounds=Bounds(**{n: r.count(bounds.get(n), f"bounds.{n}", least=1) for n in names}),
+            bounds=Bounds(**{n: r.count(bounds.get(n), f"bounds.{n}", 1, LIMITS.get(n, MAX_ROWS)) for n in names}),
             cache=r.specs(top.get("cache"), "cache"),
             weights=r.specs(top.get("weights"), "weights"),
             memory={k: r.count(v, f"memory.{k}") for k, v in r.object(top.get("memory"), "memory").items()},
@@ -195,71 +187,25 @@ class Manifest:
         for key in ("tvm_ffi", "tvm"):
             r.text(manifest.abi.get(key), f"abi.{key}")
         for key in ("vocab_size", "num_hidden_layers"):
-            r.count(manifest.model.get(key), f"model.{key}", least=1)
+            r.count(manifest.model.get(key), f"model.{key}", 1, (1 << 31) - 1)
         for token in r.list(manifest.model.get("eos_token_ids"), "model.eos_token_ids"):
             r.count(token, "model.eos_token_ids entry")
-        _check_references(manifest, r)
+        check(manifest, r)
         return manifest
 
 
-def _check_references(manifest: Manifest, r: _Reader) -> None:
-    """What the fields say of each other."""
-    for name in ENTRY_POINTS:
-        if name not in manifest.entry_points:
-            raise r.fail("entry_points", f"lack {name}")
-    caches, weights = ({t.name for t in group} for group in (manifest.cache, manifest.weights))
-    for name, point in manifest.entry_points.items():
-        for field, used, known in (("states", point.states, caches), ("weights", point.weights, weights)):
-            if unknown := sorted(set(used) - known):
-                raise r.fail(f"entry_points.{name}.{field}", f"name {unknown[0]}, which is not listed")
-    for tensor in manifest.weights:
-        if not all(isinstance(d, int) for d in tensor.shape):
-            raise r.fail(f"weights {tensor.name} shape", "is not fixed")
-    if not manifest.builds:
-        raise r.fail("builds", "are none")
-    bounds = manifest.bounds
-    if bounds.rows < max(bounds.chunk, bounds.decode_rows):
-        raise r.fail("bounds.rows", "is less than a chunk")
-
-
 @dataclass(frozen=True)
-class _Reader:
-    """Checks of JSON values that name the field."""
-
-    where: str
-
-    def fail(self, field: str, what: str) -> DeepZigError:
-        return DeepZigError(f"the manifest's {field} {what}", self.where, MEND)
-
-    def object(self, value: Any, field: str) -> dict[str, Any]:
-        if not isinstance(value, dict):
-            raise self.fail(field, "is not an object")
-        return value
-
-    def list(self, value: Any, field: str) -> list[Any]:
-        if not isinstance(value, list):
-            raise self.fail(field, "is not a list")
-        return value
-
-    def text(self, value: Any, field: str) -> str:
-        if not isinstance(value, str):
-            raise self.fail(field, "is not a text")
-        return value
-
-    def texts(self, value: Any, field: str) -> tuple[str, ...]:
-        return tuple(self.text(v, field) for v in self.list(value, field))
-
-    def count(self, value: Any, field: str, least: int = 0) -> int:
-        if type(value) is not int or value < least:
-            raise self.fail(field, f"is not a whole number from {least}")
-        return value
+class _Reader(Fields):
+    """Reads the records that a manifest is made of."""
 
     def spec(self, value: Any, field: str) -> TensorSpec:
         data = self.object(value, field)
-        name, dtype = self.text(data.get("name"), f"{field} name"), data.get("dtype")
+        name, dtype = self.name(data.get("name"), f"{field} name"), data.get("dtype")
         if not isinstance(dtype, str) or dtype not in ITEM_BYTES:
             raise self.fail(f"{field} {name}", f"has an unknown type {dtype!r}")
         dims = self.list(data.get("shape"), f"{field} {name} shape")
+        if len(dims) > MAX_DIMENSIONS:
+            raise self.fail(f"{field} {name} shape", f"has more than {MAX_DIMENSIONS} dimensions")
         return TensorSpec(
             name, dtype, tuple(d if isinstance(d, str) else self.count(d, f"{field} {name} shape", 1) for d in dims)
         )
@@ -279,7 +225,7 @@ class _Reader:
     def build(self, value: Any, field: str) -> Build:
         data = self.object(value, field)
         name, platform, triple, code, runtime = (
-            self.text(data.get(key), f"{field}.{key}") for key in ("name", "platform", "triple", "code", "runtime")
+            self.name(data.get(key), f"{field}.{key}") for key in ("name", "platform", "triple", "code", "runtime")
         )
         calls = {
             entry: tuple(self.call(c, f"{field}.calls.{entry}") for c in self.list(listed, f"{field}.calls.{entry}"))

@@ -91,10 +91,17 @@ def open_parts(path: Path) -> Parts:
     raise DeepZigError("there is no artifact", str(path), "make one with deepzig-compile")
 
 
-def _checked(name: str, where: str) -> PurePosixPath:
+def check_name(name: str, where: str) -> PurePosixPath:
+    """The name of a part as a path.
+
+    Raises:
+        DeepZigError: it leads out of the artifact, or there is a plainer name for the same file.
+    """
     pure = PurePosixPath(name)
-    if pure.is_absolute() or ".." in pure.parts or "\\" in name or "\0" in name or not pure.parts:
+    if pure.is_absolute() or ".." in pure.parts or set("\\:\0") & set(name) or not pure.parts:
         raise DeepZigError("a part lies outside the artifact", f"{where}, file {name!r}", COPY_AGAIN)
+    if str(pure) != name or not name.isprintable():
+        raise DeepZigError("the name of a part is not a plain path", f"{where}, file {name!r}", COPY_AGAIN)
     return pure
 
 
@@ -105,12 +112,14 @@ class _Folder:
     def find(self, name: str) -> Part:
         part = self.path
         try:
-            for step in _checked(name, str(self.path / MANIFEST)).parts:
+            for step in check_name(name, str(self.path / MANIFEST)).parts:
                 part = part / step
                 if part.is_symlink():
                     raise DeepZigError("a part is a symbolic link", str(part), "copy the file itself")
             if part.is_file():
                 return Part(part, 0, part.stat().st_size, str(part))
+            if part.exists():
+                raise DeepZigError("a part is not a plain file", str(part), COPY_AGAIN)
         except OSError as error:
             raise DeepZigError(f"a part can't be found: {error.strerror}", str(part), COPY_AGAIN) from None
         raise DeepZigError("a part is missing", str(part), COPY_AGAIN)
@@ -125,7 +134,7 @@ class _Packed:
         self._members = read_package(path)
 
     def find(self, name: str) -> Part:
-        _checked(name, str(self.path))
+        check_name(name, str(self.path))
         if name not in self._members:
             raise DeepZigError("a part is missing", f"{self.path}, {name}", COPY_AGAIN)
         member = self._members[name]

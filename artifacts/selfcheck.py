@@ -20,7 +20,7 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
-from .manifest import MEND
+from .checks import MEND
 
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]

@@ -6,8 +6,6 @@ import errno
 import hashlib
 import json
 import os
-import shutil
-import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -20,9 +18,10 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
-from .folders import LOCK, exchange, hold, remove_leftovers
-from .manifest import ITEM_BYTES, FileEntry, Manifest
-from .parts import MANIFEST
+from .consistency import ITEM_BYTES
+from .manifest import FileEntry, Manifest
+from .parts import MANIFEST, check_name
+from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
@@ -51,12 +50,29 @@ class ArtifactWriter:
         self._force = force
         self._shard_bytes = shard_bytes
         self._files: dict[str, FileEntry] = {}
+        clear_leftovers(out)
         _check_free(out, force)
         with disk_errors(out):
-            out.parent.mkdir(parents=True, exist_ok=True)
-            remove_leftovers(out)
-            self._folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-            self._lock = hold(self._folder)
+            self._work = Workplace(out)
+        self._folder = self._work.folder / NEW
+
+    @property
+    def scratch(self) -> Path:
+        """A folder for what is needed on the way; it does not outlive the writer."""
+        return self._work.folder / SCRATCH
+
+    def check_room(self, size: int) -> None:
+        """Ask the disk for so many bytes, and give them back.
+
+        Raises:
+            DeepZigError: it has no room for them.
+        """
+        path = self.scratch / "room"
+        with disk_errors(self.out):
+            with path.open("wb") as file:
+                for begin in range(0, size, COPY_BYTES):
+                    file.write(bytes(min(COPY_BYTES, size - begin)))
+            path.unlink()
 
     def __enter__(self) -> ArtifactWriter:
         return self
@@ -64,12 +80,11 @@ class ArtifactWriter:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        shutil.rmtree(self._folder, ignore_errors=True)
-        self._lock.close()
+        self._work.close()
 
     def add_file(self, name: str, source: Path | bytes | Iterable[bytes]) -> None:
         """Copy a file, or write bytes, as the part `name`."""
-        path = self._folder / name
+        path = self._folder / check_name(name, str(self.out))
         with disk_errors(self.out):
             path.parent.mkdir(parents=True, exist_ok=True)
             with path.open("wb") as target:
@@ -94,28 +109,8 @@ class ArtifactWriter:
                 file.flush()
                 _sync(file.fileno())
             self._folder.chmod(0o755)
-            (self._folder / LOCK).unlink()
             _check_free(self.out, self._force)  # compiling took a while
-            if self.out.exists():
-                self._replace()
-            else:
-                os.rename(self._folder, self.out)
-
-    def _replace(self) -> None:
-        """Put the new folder in the place of the old one: at once, or the old one comes back if that fails."""
-        if exchange(self._folder, self.out):
-            return
-        aside = Path(tempfile.mkdtemp(prefix=f".{self.out.name}.old.", dir=self.out.parent))
-        old = aside / "artifact"
-        try:
-            os.rename(self.out, old)
-            os.rename(self._folder, self.out)
-        except BaseException:
-            if old.exists() and not self.out.exists():
-                os.rename(old, self.out)
-            raise
-        finally:
-            shutil.rmtree(aside, ignore_errors=True)
+            self._work.publish()
 
 
 @dataclass(frozen=True)
@@ -245,15 +240,26 @@ def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
 
 def _check_free(out: Path, force: bool) -> None:
     """Refuse a place that holds anything but an empty folder, or an artifact that may be replaced."""
+    if out.is_symlink() and not out.exists():
+        raise DeepZigError("the output is a broken link", str(out), "choose another folder")
     if not out.exists() or (out.is_dir() and not any(out.iterdir())):
         return
     if not out.is_dir():
         raise DeepZigError("the output is a file", str(out), "choose another folder")
-    artifact = (out / MANIFEST).is_file()
+    artifact = _is_artifact(out)
     if not (artifact and force):
         mend = "or replace it with --force" if artifact else "only an artifact is ever replaced"
         joint = ", " if artifact else "; "
         raise DeepZigError("the output folder is not empty", str(out), f"choose another folder{joint}{mend}")
+
+
+def _is_artifact(folder: Path) -> bool:
+    """Whether the folder has a manifest of ours; other programs have files of that name, too."""
+    try:
+        data = json.loads((folder / MANIFEST).read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(data, dict) and {"format", "created_by", "files"} <= data.keys()
 
 
 def _blocks(source: Path | bytes | Iterable[bytes]) -> Iterator[bytes]:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
-import sys
-import tempfile
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -19,44 +16,29 @@ from .link import link, linker
 from .platforms import PLATFORMS, TVM
 from .wheels import wheel_file
 
-ROOM = 1 << 20
-"""Bytes that object files take, generously."""
-
 
 def build(module: tvm.IRModule, target: Target, out: Path) -> None:
-    """Compile the module and link it to `out`.
+    """Compile the module and link it to `out`, beside which objects are put.
 
     Raises:
         DeepZigError: no linker; TVM refused the module.
     """
     native = target.platform == this_machine().platform
     linker(target.platform, native)
-    _check_room(Path(tempfile.gettempdir()))
 
     def link_objects(output: str, objects: Any, options: Any = None, **_: Any) -> None:
         link([objects] if isinstance(objects, str) else list(objects), output, target.platform, native)
 
     link_objects.object_format = "o"  # type: ignore[attr-defined]
     try:
-        target.compile(module).export_library(str(out), fcompile=link_objects)
+        target.compile(module).export_library(
+            str(out), fcompile=link_objects, workspace_dir=str(out.parent)
+        )
     except DeepZigError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:
         line = (str(error).strip().splitlines() or ["no message"])[-1]
         raise DeepZigError(f"TVM could not build the model: {line}", "lowering", "rerun with --traceback") from error
-
-
-def _check_room(folder: Path) -> None:
-    """Refuse to start where objects can't be written: LLVM would end the process."""
-    room, what = shutil.disk_usage(folder).free, "there is no room for the code"
-    if sys.platform != "win32":
-        import resource
-
-        limit = resource.getrlimit(resource.RLIMIT_FSIZE)[0]
-        if limit != resource.RLIM_INFINITY and limit < min(room, ROOM):
-            room, what = limit, f"files may not grow beyond {limit} bytes"
-    if room < ROOM:
-        raise DeepZigError(what, str(folder), "make room, or name another folder with TMPDIR; see `ulimit -f`, too")
 
 
 def code_part(target: Target) -> str:

@@ -32,6 +32,10 @@ Examples:
 """
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+INTERRUPTED = "interrupted; nothing was written"
+
+
 @click.command(epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG", "show_default": True})
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
@@ -94,7 +98,7 @@ def command(
         click.echo(f"error: {error}", err=True)
         sys.exit(2)
     except KeyboardInterrupt:
-        click.echo("interrupted; nothing was written", err=True)
+        click.echo(INTERRUPTED, err=True)
         sys.exit(130)
     summary = {
         "artifact": str(report.out),
@@ -139,13 +143,19 @@ def _bars(quiet: bool) -> Iterator[Callable[[str, int, int], None]]:
 
 def main() -> None:
     """Entry point of the console script; says which extra to install where the compiler is missing."""
+    for number in SIGNALS:
+        signal.signal(number, signal.default_int_handler)  # being told to end leaves nothing behind either
     try:
-        import tvm  # noqa: F401
-    except ImportError:
-        missing = DeepZigError("the compiler is not installed", "deepzig-compile", "pip install 'deepzig[compile]'")
-        click.echo(f"error: {missing}", err=True)
-        sys.exit(2)
+        try:
+            import tvm  # noqa: F401
+        except ImportError:
+            missing = DeepZigError("the compiler is not installed", "deepzig-compile", "pip install 'deepzig[compile]'")
+            click.echo(f"error: {missing}", err=True)
+            sys.exit(2)
+        command()
     except KeyboardInterrupt:
+        click.echo(INTERRUPTED, err=True)
         sys.exit(130)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # being told to end leaves nothing behind either
-    command()
+    finally:
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # all is done

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,9 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
+from deepzig.artifacts.consistency import ITEM_BYTES
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import GRAPHS
-from deepzig.artifacts.manifest import FORMAT, ITEM_BYTES, Build, Call, Manifest
+from deepzig.artifacts.manifest import FORMAT, Build, Call, Manifest
 from deepzig.artifacts.selfcheck import PART as SELF_CHECK
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.errors import DeepZigError
@@ -35,6 +35,9 @@ from .selfcheck import BUDGET, record, sampled_layers
 from .stages import Progress, logged
 from .trace import Bounds, trace
 from .weights import Packed, WeightSource
+
+CODE_BYTES = 8 << 20
+"""More than objects and code of a target take. LLVM ends the process when it can't write a file: so we look before."""
 
 
 @dataclass(frozen=True)
@@ -104,16 +107,19 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     progress("fuse", 0, 1)
     source, traced = read_model(path, options)
     module = _fused(traced, options)
+    if path.exists() and out.resolve() in (path.resolve(), *path.resolve().parents):
+        raise DeepZigError("the output would replace the checkpoint", str(out), "choose another folder")
     targets, table = find_targets(options.target, this_machine())
     plans_of = {target: [plan_graph(graph, module, target, table) for graph in module.graphs] for target in targets}
     plans, states = _shared(plans_of, module)
     progress("fuse", 1, 1)
-    with ArtifactWriter(out, force=options.force) as writer, tempfile.TemporaryDirectory() as scratch:
+    with ArtifactWriter(out, force=options.force) as writer:
         builds, modules = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
             code, runtime = code_part(target), runtime_part(target)
-            file = Path(scratch) / Path(code).name
+            writer.check_room(CODE_BYTES)
+            file = writer.scratch / Path(code).name
             writer.add_file(runtime, runtime_library(target))  # first, since it may be out of reach
             modules[target] = lower(plans_of[target])
             build(modules[target], target, file)

@@ -17,6 +17,8 @@ from deepzig.errors import DeepZigError
 from .platforms import PLATFORMS
 
 COMPILERS = ("c++", "g++", "clang++")
+FULL = ("No space left on device", "File too large", "File size limit exceeded")
+"""How linkers say that they can't write, themselves or by the signal that ends them."""
 
 
 def link(objects: Sequence[str], out: str, platform: str, native: bool) -> None:
@@ -40,6 +42,8 @@ def link(objects: Sequence[str], out: str, platform: str, native: bool) -> None:
             sources.append(str(Path(scratch) / name))
         words = [*command, "-shared", "-s", *objects, *sources, *data.flags, "-o", out]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=_environment())
+    if done.returncode and any(sign in done.stderr for sign in FULL):
+        raise DeepZigError("the code can't be linked: the disk is full", out, "make room and compile again")
     if done.returncode < 0:
         what = f"the linker was stopped by signal {-done.returncode}"
         raise DeepZigError(what, f"platform {platform}", "look for a limit on memory or on the size of files")

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+LONGEST = 6000
+"""Characters of a line; a path has up to 4096."""
+
 
 class DeepZigError(Exception):
     """Something the user can mend, told in three lines.
@@ -19,4 +22,12 @@ class DeepZigError(Exception):
         self.hint = hint
 
     def __str__(self) -> str:
-        return f"{self.what}\n  at: {self.where}\n  fix: {self.hint}"
+        what, where, hint = map(_line, (self.what, self.where, self.hint))
+        return f"{what}\n  at: {where}\n  fix: {hint}"
+
+
+def _line(text: str) -> str:
+    """One line of bounded length: names in files of others may hold line ends, commands to terminals, or megabytes."""
+    if len(text) > LONGEST:
+        text = f"{text[: LONGEST - 100]} ... {text[-90:]}"
+    return text if text.isprintable() else "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

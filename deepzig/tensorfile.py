@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,6 +24,12 @@ DTYPE_BYTES = {
 
 MAX_HEADER = 100_000_000
 """The format's own limit, in bytes."""
+
+MAX_DIMENSIONS = 64
+"""As many as PyTorch has; products of millions of numbers would take for ever."""
+
+LARGEST = (1 << 63) - 1
+"""The largest offset in a file."""
 
 MEND = "download or write the file again"
 
@@ -50,8 +57,11 @@ def read_header(path: Path, begin: int = 0, size: int | None = None) -> dict[str
         DeepZigError: the file can't be read, is truncated, or its header contradicts itself.
     """
     try:
+        status = path.stat()
+        if not stat.S_ISREG(status.st_mode) and not stat.S_ISDIR(status.st_mode):  # a pipe is waited for without end
+            raise DeepZigError("the file is not a plain file", str(path), MEND)
         if size is None:
-            size = path.stat().st_size - begin
+            size = status.st_size - begin
         with path.open("rb") as file:
             file.seek(begin)
             head = file.read(8)
@@ -82,13 +92,14 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     def unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         found: dict[str, Any] = {}
         for key, value in pairs:
+            key.encode()  # a lone surrogate is a ValueError
             if key in found:
                 raise DeepZigError(f"the header names {key!r} twice", str(path), MEND)
             found[key] = value
         return found
 
     try:
-        header = json.loads(raw, object_pairs_hook=unique)
+        header = json.loads(raw.decode(), object_pairs_hook=unique, parse_constant=_refuse)
     except (ValueError, RecursionError):
         raise DeepZigError("the header is not JSON", str(path), MEND) from None
     if not isinstance(header, dict):
@@ -96,15 +107,24 @@ def _parse(raw: bytes, path: Path) -> dict[str, Any]:
     return header
 
 
+def _refuse(constant: str) -> None:
+    """NaN and Infinity, which Python's reader takes for JSON."""
+    raise ValueError(constant)
+
+
 def _entry(name: str, fields: Any, base: int, path: Path) -> TensorEntry:
     where = f"{path}, tensor {name}"
     try:
         dtype, shape, (begin, end) = fields["dtype"], fields["shape"], fields["data_offsets"]
         numbers = [*shape, begin, end]
+        if not isinstance(shape, list) or not isinstance(fields["data_offsets"], list):
+            raise TypeError
     except (KeyError, TypeError, ValueError):
         raise DeepZigError("the header entry lacks dtype, shape or data_offsets", where, MEND) from None
     if any(type(n) is not int or n < 0 for n in numbers):
         raise DeepZigError("shape or data_offsets are not whole numbers from 0", where, MEND)
+    if len(shape) > MAX_DIMENSIONS or end > LARGEST:
+        raise DeepZigError("shape or data_offsets are too large", where, MEND)
     if not isinstance(dtype, str) or dtype not in DTYPE_BYTES:
         raise DeepZigError(f"the element type {dtype!r} is unknown", where, "write the tensor in a known type")
     if end - begin != math.prod(shape) * DTYPE_BYTES[dtype]:

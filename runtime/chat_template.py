@@ -1,12 +1,18 @@
 """Chat templates, rendered as transformers renders them (transformers/utils/chat_template_utils.py).
 
-A template is a stranger's program: it runs in Jinja's sandbox and sees plain data only.
+A template is a stranger's program: it runs in Jinja's sandbox and sees plain data only. Its text, its products and
+powers, and the time in which it writes, calls and loops are limited. It still runs in our process: one that doubles
+a text often enough, or spends its time within one filter, is not stopped.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+import math
+import re
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from datetime import datetime
 from functools import lru_cache
 from typing import Any
@@ -16,7 +22,7 @@ import numpy as np
 from jinja2 import nodes
 from jinja2.ext import Extension, loopcontrols
 from jinja2.parser import Parser
-from jinja2.runtime import Macro
+from jinja2.runtime import Context, Macro
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 from jinja2.utils import Namespace
 
@@ -24,6 +30,17 @@ from deepzig.errors import DeepZigError
 
 REASONING = ("reasoning_content", "thinking", "reasoning")
 """Names under which clients pass the reasoning of a message; templates read the first, some of them the second."""
+
+MAX_TEXT = 1 << 26
+"""Characters that a template may write; a context of a million tokens has some four million."""
+
+MAX_SECONDS = 20
+MAX_BITS = 1 << 16
+WIDE = re.compile(r"%(?:\([^)]*\))?[-#0 +]*(?:[0-9]*\.)?(?:[0-9]{6}|\*)")
+"""A format that fills up to a hundred thousand characters or more, or to a width that it is given."""
+
+_DEADLINE: ContextVar[float] = ContextVar("_DEADLINE", default=math.inf)
+"""When the template that is being rendered has to be done."""
 
 END = "<deepzig-continue-here> "
 """Marks the end of the message to continue; a template that trims its text takes the last space away."""
@@ -54,15 +71,48 @@ def render(source: str, messages: Sequence[Mapping[str, Any]], where: str, **var
     if resume and "content" not in source:
         raise DeepZigError("the chat template reads no content", where, "don't ask it to continue a message")
     try:
-        text: str = _compile(source).render(messages=chat, **plain(variables))
+        text = _limited(_compile(source).generate(messages=chat, **plain(variables)))
     except jinja2.TemplateSyntaxError as error:
         what = f"the chat template is wrong: {error}"
         raise DeepZigError(what, where, "mend it and compile the model again") from None
+    except _StoppedError as error:
+        what = f"the chat template is stopped: {error}"
+        raise DeepZigError(what, where, "choose another template, or mend it and compile the model again") from None
     except Exception as error:  # the template's own code may raise anything
         raise DeepZigError(
             f"the chat template refuses the messages: {error}", where, "check roles and contents"
         ) from None
     return _cut(text, said, where) if resume else text
+
+
+class _StoppedError(Exception):
+    """The template takes too much."""
+
+
+def _limited(pieces: Iterator[str]) -> str:
+    """The pieces joined, as long as they are of a size and come in time."""
+    size, written, token = 0, list[str](), _DEADLINE.set(time.monotonic() + MAX_SECONDS)
+    try:
+        for piece in pieces:
+            _check_time()
+            size += len(piece)
+            if size > MAX_TEXT:
+                raise _StoppedError(f"it writes more than {MAX_TEXT} characters")
+            written.append(piece)
+    finally:
+        _DEADLINE.reset(token)
+    return "".join(written)
+
+
+def _check_time() -> None:
+    if time.monotonic() > _DEADLINE.get():
+        raise _StoppedError(f"it takes more than {MAX_SECONDS} seconds")
+
+
+def _timed(values: Iterable[Any]) -> Iterator[Any]:
+    for value in values:
+        _check_time()
+        yield value
 
 
 def plain(value: Any) -> Any:
@@ -154,11 +204,46 @@ def _tojson(
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
 
 
+class _Environment(ImmutableSandboxedEnvironment):
+    """The sandbox, with limits to what a template can take."""
+
+    intercepted_binops = frozenset(("*", "**", "%"))
+
+    def call_binop(self, context: Context, operator: str, left: Any, right: Any) -> Any:
+        """Refuse products, powers and formats that need a lot of memory."""
+        _check_time()
+        numbers = isinstance(left, int) and isinstance(right, int)
+        if operator == "**":
+            large = not isinstance(left, float) and right * left.bit_length() > MAX_BITS
+        elif operator == "*" and not numbers:
+            large = any(
+                hasattr(a, "__len__") and isinstance(b, int) and len(a) * b > MAX_TEXT
+                for a, b in ((left, right), (right, left))
+            )
+        else:
+            large = isinstance(left, str) and operator == "%" and WIDE.search(left) is not None
+        if large:
+            raise _StoppedError(f"the result of {operator} is too large")
+        return super().call_binop(context, operator, left, right)
+
+    def call(self, context: Context, function: Any, /, *arguments: Any, **named: Any) -> Any:
+        """Call a function, in time."""
+        _check_time()
+        return super().call(context, function, *arguments, **named)
+
+    def _parse(self, source: str, name: str | None, filename: str | None) -> nodes.Template:
+        tree = super()._parse(source, name, filename)
+        for loop in tree.find_all(nodes.For):
+            loop.iter = nodes.Filter(loop.iter, "_timed", [], [], None, None)
+        return tree
+
+
 @lru_cache(maxsize=16)
 def _compile(source: str) -> jinja2.Template:
-    environment = ImmutableSandboxedEnvironment(
+    environment = _Environment(
         trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
     )
+    environment.filters["_timed"] = _timed
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception
     environment.globals["strftime_now"] = lambda form: datetime.now().strftime(form)

@@ -13,6 +13,9 @@ from deepzig.errors import DeepZigError
 TOKENIZER, CONFIG, TEMPLATE, MORE_TEMPLATES = (
     "tokenizer.json", "tokenizer_config.json", "chat_template.jinja", "additional_chat_templates",
 )  # fmt: skip
+MAX_TOKENIZER = 256 << 20
+"""Bytes; those of 160,000 tokens have 20 million."""
+
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The named tokens; templates see those that the config has."""
 
@@ -39,6 +42,8 @@ class Tokenizer:
             )
         import tokenizers
 
+        if path.stat().st_size > MAX_TOKENIZER:
+            raise DeepZigError("the tokenizer is too large", str(path), "compile the model again")
         try:
             tokenizer = tokenizers.Tokenizer.from_file(str(path))
         except Exception as error:  # tokenizers raises nothing more specific
@@ -54,7 +59,7 @@ class Tokenizer:
             return {}
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError):
+        except (OSError, ValueError, RecursionError):
             config = None
         if not isinstance(config, dict):
             raise DeepZigError("the tokenizer's config is not a JSON object", str(path), "compile the model again")
@@ -164,8 +169,23 @@ class Tokenizer:
         if (self._folder / TEMPLATE).is_file():
             files["default"] = self._folder / TEMPLATE
         if files:
-            return {name: path.read_text(encoding="utf-8") for name, path in files.items()}
+            return {name: _text(path) for name, path in files.items()}
         template = self._config.get("chat_template")
         if isinstance(template, list):
-            return {t["name"]: t["template"] for t in template}
+            return dict(self._named(entry) for entry in template)
         return {"default": template} if isinstance(template, str) else {}
+
+    def _named(self, entry: Any) -> tuple[str, str]:
+        """Name and source of an entry of the config."""
+        name, source = (entry.get("name"), entry.get("template")) if isinstance(entry, dict) else (None, None)
+        if not isinstance(name, str) or not isinstance(source, str):
+            what = "the chat templates are not a list of name and template"
+            raise DeepZigError(what, str(self._folder / CONFIG), "compile the model again")
+        return name, source
+
+
+def _text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError):
+        raise DeepZigError("the chat template is no UTF-8 text", str(path), "compile the model again") from None

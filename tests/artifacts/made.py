@@ -28,7 +28,8 @@ def manifest_json() -> dict[str, Any]:
     """A manifest as the compiler makes it; `files` is filled in by the writer."""
     rows = [{"name": n, "dtype": "i32", "shape": ["n"]} for n in ("tokens", "seq", "pos")]
     point = {
-        "inputs": [*rows, {"name": "block_table", "dtype": "i32", "shape": ["b", "p"]}],
+        "inputs": [*rows, {"name": "block_table", "dtype": "i32", "shape": ["b", "p"]},
+                   {"name": "out_rows", "dtype": "i32", "shape": ["r"]}],
         "states": ["cache.0"],
         "weights": list(WEIGHTS),
         "outputs": [{"name": "logits", "dtype": "f32", "shape": ["r", 11]}],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
@@ -15,6 +16,7 @@ import pytest
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
+from deepzig.tensorfile import read_header
 
 from . import made
 
@@ -112,8 +114,61 @@ def listed(name: str) -> Callable[[Path], object]:
     return manifest(lambda m: m["files"].update({name: {"size": 1, "sha256": HASH}}))
 
 
+def point(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], object]:
+    """Change the entry point `decode`."""
+    return manifest(lambda m: change(m["entry_points"]["decode"]))
 
-AT, FIELD = "{root}/manifest.json", "{root}/manifest.json"
+
+def field(path: str, value: Any) -> Callable[[Path], object]:
+    """Set a field of the manifest, named by keys and indices with dots between."""
+
+    def change(data: Any) -> None:
+        *steps, last = path.split(".")
+        for step in steps:
+            data = data[int(step) if isinstance(data, list) else step]
+        data[int(last) if isinstance(data, list) else last] = value
+
+    return manifest(change)
+
+
+def piped(root: Path) -> None:
+    (root / MANIFEST).unlink()
+    os.mkfifo(root / MANIFEST)
+
+
+def hashed(name: str, to: str) -> Callable[[Path], object]:
+    """A copy of a part under another name, listed as it should be."""
+
+    def damage(root: Path) -> None:
+        data = json.loads((root / MANIFEST).read_text())
+        made.edit(root, lambda m: m["files"].update({to: data["files"][name]}))
+        if not (root / to).exists():
+            (root / to).write_bytes((root / name).read_bytes())
+
+    return damage
+
+
+def spaces(data: bytearray) -> None:
+    """A header of 100 MB, most of it spaces, which are within the format: but it has no tensor at its end."""
+    length = int.from_bytes(data[:8], "little")
+    data[: 8 + length] = struct.pack("<Q", 100_000_001) + data[8 : 8 + length] + b" " * (100_000_001 - length)
+
+
+def raw_header(change: Callable[[bytes], bytes]) -> Callable[[Path], object]:
+    """Change the bytes of the header; what follows stays."""
+
+    def rewrite(data: bytearray) -> None:
+        length = int.from_bytes(data[:8], "little")
+        raw = change(bytes(data[8 : 8 + length]))
+        data[: 8 + length] = struct.pack("<Q", len(raw)) + raw
+
+    return part(WEIGHTS, rewrite)
+
+
+AT = "{root}/manifest.json"
+NORM = "{root}/" + WEIGHTS + ", tensor norm@raw"
+TOO_LARGE = "shape or data_offsets are too large"
+NOT_PLAIN = "the name of a part is not a plain path"
 SHA = "the file was changed: its SHA-256 differs from the manifest's"
 OUTSIDE = "a part lies outside the artifact"
 
@@ -161,8 +216,8 @@ ABUSES = [
     Abuse("a link to a file", linked(CODE, "/bin/true"), "a part is a symbolic link", "{root}/" + CODE, "copy the file itself"),
     Abuse("a broken link", linked(RUNTIME, "nowhere"), "a part is a symbolic link", "{root}/" + RUNTIME, "copy the file itself"),
     Abuse("a link to itself", looped, "a part is a symbolic link", "{root}/code", "copy the file itself"),
-    Abuse("a pipe", fifo, "a part is missing", "{root}/" + CODE, COPY),
-    Abuse("a folder", folder, "a part is missing", "{root}/" + CODE, COPY),
+    Abuse("a pipe", fifo, "a part is not a plain file", "{root}/" + CODE, COPY),
+    Abuse("a folder", folder, "a part is not a plain file", "{root}/" + CODE, COPY),
     Abuse("empty code", part(CODE, lambda d: d.clear(), listed=False), "the file has 0 bytes, not 9", "{root}/" + CODE, COPY),
     Abuse("longer code", part(CODE, lambda d: d.extend(b"x"), listed=False), "the file has 10 bytes, not 9", "{root}/" + CODE, COPY),
     Abuse("a bit of code", part(CODE, lambda d: d.__setitem__(3, d[3] ^ 4), listed=False), SHA, "{root}/" + CODE, COPY),
@@ -182,6 +237,54 @@ ABUSES = [
     Abuse("a weight more in the file", extra, "a weight is not in the manifest", "{root}, tensor norm@raw", COPY),
     Abuse("weights that are not aligned", part(WEIGHTS, lambda d: shifted(d)), "a weight is not aligned to 64 bytes", "{root}/" + WEIGHTS + ", tensor norm@raw", COPY),
     Abuse("weights twice", lambda root: twice(root), "a weight is in two files", "{root}/weights-00002.safetensors, tensor norm@raw", COPY),
+    Abuse("a manifest that is a pipe", piped, "a part is not a plain file", AT, COPY),
+    Abuse("a manifest that is a link to a device", linked(MANIFEST, "/dev/zero"), "a part is a symbolic link", AT, "copy the file itself"),
+    Abuse("not a number", text(lambda t: t.replace('"weights_bytes": 1100', '"weights_bytes": NaN')), "the manifest has a number that is not finite", AT, COMPILE),
+    Abuse("infinity", text(lambda t: t.replace('"created_by": "a test"', '"created_by": -Infinity')), "the manifest has a number that is not finite", AT, COMPILE),
+    Abuse("a number that becomes infinity", text(lambda t: t.replace('"name": "m"', '"name": 1e999')), "the manifest has a number that is not finite", AT, COMPILE),
+    Abuse("half a character", text(lambda t: t.replace('"name": "m"', '"name": "\\ud800"')), "the manifest has a text that is not Unicode", AT, COMPILE),
+    Abuse("a line end in a name", point(lambda p: p["states"].append("a\nb\x1b[2J")), "the manifest's entry_points.decode.states name a\\nb\\x1b[2J, which is not listed", AT, COMPILE),
+    Abuse("terabytes in a page", field("cache.0.shape", ["pages", 1 << 20, 1 << 20]), "the manifest's cache cache.0 has pages of more than 1073741824 bytes", AT, COMPILE),
+    Abuse("a cache without pages", field("cache.0.shape", [16, 48]), "the manifest's cache cache.0 shape is not a number of pages, then fixed", AT, COMPILE),
+    Abuse("a cache of no dimension", field("cache.0.shape", []), "the manifest's cache cache.0 shape is not a number of pages, then fixed", AT, COMPILE),
+    Abuse("a cache that grows twice", field("cache.0.shape", ["pages", "pages", 4]), "the manifest's cache cache.0 shape is not a number of pages, then fixed", AT, COMPILE),
+    Abuse("a page of millions of tokens", field("bounds.page_size", 1 << 40), "the manifest's bounds.page_size is larger than 65536", AT, COMPILE),
+    Abuse("positions beyond i32", field("bounds.positions", 1 << 31), "the manifest's bounds.positions is larger than 2147483647", AT, COMPILE),
+    Abuse("a billion rows", field("bounds.rows", 10**9), "the manifest's bounds.rows is larger than 1048576", AT, COMPILE),
+    Abuse("a vocabulary beyond i32", field("model.vocab_size", 1 << 31), "the manifest's model.vocab_size is larger than 2147483647", AT, COMPILE),
+    Abuse("an end beyond the vocabulary", field("model.eos_token_ids", [1, 11]), "the manifest's model.eos_token_ids name 11, beyond a vocabulary of 11", AT, COMPILE),
+    Abuse("a dimension beyond all", field("weights.0.shape", [1 << 62]), "the manifest's weights norm@raw shape is larger than 9007199254740991", AT, COMPILE),
+    Abuse("dimensions beyond all", field("weights.0.shape", [1 << 40, 1 << 40]), "the manifest's weights norm@raw shape is too large", AT, COMPILE),
+    Abuse("a dimension of zero", field("weights.0.shape", [0]), "the manifest's weights norm@raw shape is not a whole number from 1", AT, COMPILE),
+    Abuse("too many dimensions", field("weights.0.shape", [1] * 17), "the manifest's weights norm@raw shape has more than 16 dimensions", AT, COMPILE),
+    Abuse("a weight without a name", field("weights.0.name", ""), "the manifest's weights name is empty", AT, COMPILE),
+    Abuse("a weight listed twice", manifest(lambda m: m["weights"].append(m["weights"][0])), "the manifest's weights name norm@raw twice", AT, COMPILE),
+    Abuse("a cache listed twice", manifest(lambda m: m["cache"].append(m["cache"][0])), "the manifest's cache name cache.0 twice", AT, COMPILE),
+    Abuse("a build listed twice", manifest(lambda m: m["builds"].append(m["builds"][0])), "the manifest's builds name x86-64-v3 twice", AT, COMPILE),
+    Abuse("an input twice", point(lambda p: p["inputs"].append(p["inputs"][0])), "the manifest's entry_points.decode.inputs name tokens twice", AT, COMPILE),
+    Abuse("an input less", point(lambda p: p["inputs"].pop()), "the manifest's entry_points.decode.inputs lack out_rows, i32 with 1 dimensions", AT, COMPILE),
+    Abuse("an input of another type", point(lambda p: p["inputs"][0].update(dtype="f32")), "the manifest's entry_points.decode.inputs lack tokens, i32 with 1 dimensions", AT, COMPILE),
+    Abuse("an input of other dimensions", point(lambda p: p["inputs"][3].update(shape=["b"])), "the manifest's entry_points.decode.inputs lack block_table, i32 with 2 dimensions", AT, COMPILE),
+    Abuse("logits of another size", point(lambda p: p["outputs"][0].update(shape=["r", 12])), "the manifest's entry_points.decode.outputs logits are not of the vocabulary's size", AT, COMPILE),
+    Abuse("calls of nothing", field("builds.0.calls.train", []), "the manifest's builds[0].calls name train, which is no entry point", AT, COMPILE),
+    Abuse("weights for code", field("builds.0.code", WEIGHTS), "the manifest's builds[0].code is a weight file", AT, COMPILE),
+    Abuse("the dot", listed("."), OUTSIDE, "{root}/manifest.json, file '.'", COPY),
+    Abuse("a drive without a slash", listed("C:x"), OUTSIDE, "{root}/manifest.json, file 'C:x'", COPY),
+    Abuse("a detour", hashed(CODE, "./" + CODE), NOT_PLAIN, "{root}/manifest.json, file './" + CODE + "'", COPY),
+    Abuse("two slashes", hashed(CODE, CODE.replace("/", "//")), NOT_PLAIN, "{root}/manifest.json, file '" + CODE.replace("/", "//") + "'", COPY),
+    Abuse("a command to the terminal in a name", listed("a\x1b[2Jb"), NOT_PLAIN, "{root}/manifest.json, file 'a\\x1b[2Jb'", COPY),
+    Abuse("a name in other letters", listed(CODE.upper()), f"the manifest's files name {CODE} and {CODE.upper()}, which are one file on some systems", AT, COMPILE),
+    Abuse("a header of too many spaces", part(WEIGHTS, spaces), "the header claims 100000001 bytes, the file has 100001225", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a header with a mark", raw_header(lambda raw: b"\xef\xbb\xbf" + raw), "the header is not JSON", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a header in UTF-16", raw_header(lambda raw: raw.decode().encode("utf-16-le")), "the header is not JSON", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a header with infinity", raw_header(lambda raw: raw.replace(b"[7]", b"[Infinity]")), "the header is not JSON", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a tensor named by half a character", raw_header(lambda raw: raw.replace(b"norm@raw", b"norm\\udfff")), "the header is not JSON", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a tensor twice", raw_header(lambda raw: raw.replace(b"embed@raw", b"norm@raw")), "the header names 'norm@raw' twice", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a header that is a list", raw_header(lambda raw: b"[" + raw.strip() + b"]"), "the header is not a JSON object", "{root}/" + WEIGHTS, WRITE),
+    Abuse("a tensor without offsets", header(lambda h: h["norm@raw"].pop("data_offsets")), "the header entry lacks dtype, shape or data_offsets", NORM, WRITE),
+    Abuse("a shape that is a text", header(lambda h: h["norm@raw"].update(shape="")), "the header entry lacks dtype, shape or data_offsets", NORM, WRITE),
+    Abuse("an offset that is too large", header(lambda h: h["norm@raw"].update(data_offsets=[0, 1 << 63])), TOO_LARGE, NORM, WRITE),
+    Abuse("a shape that takes for ever", header(lambda h: h["norm@raw"].update(shape=[1 << 62] * 300_000)), TOO_LARGE, NORM, WRITE),
 ]  # fmt: skip
 
 
@@ -198,7 +301,7 @@ def twice(root: Path) -> None:
 
 
 def test_there_are_many() -> None:
-    assert len({abuse.name for abuse in ABUSES}) == len(ABUSES) >= 60
+    assert len({abuse.name for abuse in ABUSES}) == len(ABUSES) == 112
 
 
 @pytest.mark.parametrize("abuse", ABUSES, ids=[a.name for a in ABUSES])
@@ -216,3 +319,40 @@ def test_it_is_refused(abuse: Abuse, tmp_path: Path, monkeypatch: pytest.MonkeyP
         open_artifact(root, abuse.full, MACHINE)
     where = abuse.where.replace("{root}", str(root))
     assert str(caught.value) == f"{abuse.what}\n  at: {where}\n  fix: {abuse.hint}"
+
+
+@pytest.mark.parametrize("name", [MANIFEST, CODE, WEIGHTS])
+def test_a_part_that_may_not_be_read(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Simulated: root may read everything."""
+    root = made.write(tmp_path / "artifact")
+    opened = Path.open
+
+    def refuse(path: Path, *args: Any, **kwargs: Any) -> Any:
+        if path == root / name:
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        return opened(path, *args, **kwargs)
+
+    monkeypatch.setattr(Path, "open", refuse)
+    with pytest.raises(DeepZigError) as caught:
+        open_artifact(root, machine=MACHINE)
+    hint = "check the path" if name == WEIGHTS else "check its permissions"
+    assert str(caught.value) == f"the file can't be read: Permission denied\n  at: {root / name}\n  fix: {hint}"
+
+
+def test_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.safetensors")
+    with pytest.raises(DeepZigError) as caught:
+        read_header(tmp_path / "pipe.safetensors")
+    assert str(caught.value) == f"the file is not a plain file\n  at: {tmp_path}/pipe.safetensors\n  fix: {WRITE}"
+
+
+@pytest.mark.parametrize("size", ["nothing", "half", "all but one"])
+@pytest.mark.parametrize("name", [CODE, RUNTIME, WEIGHTS])
+def test_truncated_parts(name: str, size: str, tmp_path: Path) -> None:
+    root = made.write(tmp_path / "artifact")
+    whole = (root / name).stat().st_size
+    left = {"nothing": 0, "half": whole // 2, "all but one": whole - 1}[size]
+    os.truncate(root / name, left)
+    with pytest.raises(DeepZigError) as caught:
+        open_artifact(root, machine=MACHINE)
+    assert str(caught.value) == f"the file has {left} bytes, not {whole}\n  at: {root / name}\n  fix: {COPY}"

@@ -1,6 +1,8 @@
 """Fuzzing what reads files of others: an answer or a DeepZigError, never a crash, a hang or another exception.
 
-The slow part tries 10,000 cases a reader, and as many as DEEPZIG_FUZZ says.
+The slow part tries 10,000 cases a reader. For more:
+
+    DEEPZIG_FUZZ=1000000 .venv/bin/pytest -m slow tests/artifacts/test_fuzz.py
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ import json
 import os
 import random
 from collections.abc import Callable, Iterator
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -83,18 +86,18 @@ def rearranged(data: Any, rng: random.Random) -> Any:
     for _ in range(rng.randint(1, 3)):
         spots = list(places(data))
         if not spots:
-            return rng.choice(NASTY)
+            return deepcopy(rng.choice(NASTY))
         where, key = rng.choice(spots)
         kind = rng.randrange(4)
         if kind == 0:
             del where[key]
         elif kind == 1:
             other, other_key = rng.choice(spots)
-            where[key] = other[other_key] if not isinstance(other[other_key], dict | list) else rng.choice(NASTY)
+            where[key] = deepcopy(other[other_key])
         elif kind == 2 and isinstance(where, list):
-            where.append(where[key])
+            where.append(deepcopy(where[key]))
         else:
-            where[key] = rng.choice(NASTY)
+            where[key] = deepcopy(rng.choice(NASTY))
     return data
 
 

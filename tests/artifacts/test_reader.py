@@ -76,7 +76,7 @@ def test_a_manifest_that_cannot_be_read(artifact: Path) -> None:
     assert refusal(artifact) == lines("the manifest is not UTF-8", path)
     path.unlink()
     path.mkdir()
-    assert refusal(artifact) == lines("a part is missing", path)
+    assert refusal(artifact) == lines("a part is not a plain file", path)
 
 
 def test_a_huge_manifest(artifact: Path) -> None:
@@ -181,7 +181,7 @@ def test_a_symbolic_link(artifact: Path, name: str) -> None:
 
 def test_a_folder_for_a_part(artifact: Path) -> None:
     made.edit(artifact, lambda m: m["files"].update(lib={"size": 1, "sha256": "0" * 64}))
-    assert refusal(artifact) == lines("a part is missing", artifact / "lib")
+    assert refusal(artifact) == lines("a part is not a plain file", artifact / "lib")
 
 
 def reshape(artifact: Path, change: Any) -> Path:

@@ -6,16 +6,19 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from deepzig.artifacts import workplace
 from deepzig.artifacts import writer as module
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
+from deepzig.artifacts.workplace import OLD, clear_leftovers
 from deepzig.artifacts.writer import ALIGNMENT, ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import read_header
@@ -190,7 +193,6 @@ def test_the_old_artifact_returns_if_the_rename_fails(tmp_path: Path, monkeypatc
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
-    monkeypatch.setattr(module, "exchange", lambda a, b: False)  # a system that can't
     with pytest.raises(DeepZigError) as caught:
         made.write(out, force=True)
     assert caught.value.what == "the artifact can't be written: Input/output error"
@@ -222,25 +224,71 @@ def test_weights_must_be_written_as_declared(tmp_path: Path) -> None:
             file.write("a", ones)
 
 
-@pytest.mark.parametrize("able", [True, False])
-def test_replacing(able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """At once where the system can, else by two renames."""
+def test_a_manifest_of_another_program(tmp_path: Path) -> None:
+    """Such a folder is no artifact, whatever --force says."""
+    out = tmp_path / "extension"
+    out.mkdir()
+    for text in ('{"manifest_version": 3, "name": "a browser extension"}', "[]", "{", "[" * 100_000, ""):
+        (out / "manifest.json").write_text(text)
+        assert refusal(out, True) == (
+            f"the output folder is not empty\n  at: {out}\n"
+            "  fix: choose another folder; only an artifact is ever replaced"
+        )
+
+
+def test_a_broken_link(tmp_path: Path) -> None:
+    (tmp_path / "out").symlink_to(tmp_path / "nowhere")
+    message = f"the output is a broken link\n  at: {tmp_path}/out\n  fix: choose another folder"
+    assert refusal(tmp_path / "out", True) == message
+
+
+def test_an_artifact_that_was_moved_aside_comes_back(tmp_path: Path) -> None:
+    """A process was killed between the two renames; what lies about and is no folder of ours is let be."""
     out = made.write(tmp_path / "out")
-    (out / "mark").write_text("old")
-    if not able:
-        monkeypatch.setattr(module, "exchange", lambda a, b: False)
-    made.write(out, force=True)
-    assert not (out / "mark").exists() and os.listdir(tmp_path) == ["out"]
-    assert ".lock" not in os.listdir(out)
+    left = tmp_path / ".out.deepzig-00c0ffee"
+    left.mkdir()
+    out.rename(left / OLD)
+    (tmp_path / ".out.deepzig-link").symlink_to(tmp_path)
+    (tmp_path / ".out.deepzig-file").write_text("x")
+    clear_leftovers(out)
+    open_artifact(out, full=True, machine=MACHINE)
+    assert set(os.listdir(tmp_path)) == {"out", ".out.deepzig-link", ".out.deepzig-file"}
 
 
-def test_leftovers_of_dead_writers_go_and_living_ones_stay(tmp_path: Path) -> None:
-    (tmp_path / ".[out].dead").mkdir()
-    (tmp_path / ".[out].dead" / ".lock").touch()
-    (tmp_path / ".[out].strange").mkdir()
-    (tmp_path / ".o.other").mkdir()
-    with ArtifactWriter(tmp_path / "[out]"):
-        (living,) = set(os.listdir(tmp_path)) - {".[out].strange", ".o.other"}
-        made.write(tmp_path / "[out]")
-        assert set(os.listdir(tmp_path)) == {living, ".[out].strange", ".o.other", "[out]"}
-    assert set(os.listdir(tmp_path)) == {".[out].strange", ".o.other", "[out]"}
+def test_a_folder_that_was_taken_for_a_leftover(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process cleared it between its making and its locking: it is made again."""
+    hold, calls = workplace._hold, []
+
+    def late(folder: Path, wait: bool) -> int | None:
+        calls.append(folder)
+        if len(calls) == 1:
+            shutil.rmtree(folder)
+            return None
+        return hold(folder, wait)
+
+    monkeypatch.setattr(workplace, "_hold", late)
+    open_artifact(made.write(tmp_path / "out"), full=True, machine=MACHINE)
+    assert len(calls) == 2 and os.listdir(tmp_path) == ["out"]
+
+
+def test_an_interrupt_does_not_stop_the_clearing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rmtree, calls = shutil.rmtree, []
+
+    def interrupted(folder: Path, ignore_errors: bool) -> None:
+        calls.append(folder)
+        if len(calls) < 3:
+            raise KeyboardInterrupt
+        rmtree(folder, ignore_errors)
+
+    monkeypatch.setattr(workplace.shutil, "rmtree", interrupted)
+    open_artifact(made.write(tmp_path / "out"), full=True, machine=MACHINE)
+    assert len(calls) == 3 and os.listdir(tmp_path) == ["out"]
+
+
+@pytest.mark.parametrize("name", ["../x", "/x", "C:x", ""])
+def test_a_part_outside_is_not_written(name: str, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    with ArtifactWriter(out) as writer, pytest.raises(DeepZigError) as caught:
+        writer.add_file(name, b"x")
+    assert caught.value.what == "a part lies outside the artifact" and caught.value.where == f"{out}, file {name!r}"
+    assert os.listdir(tmp_path) == []

@@ -58,7 +58,7 @@ def manifest(vocab: int, **bounds: int) -> Manifest:
         *(spec(n, "n") for n in ("tokens", "seq", "pos")), spec("block_table", "b", "p"), spec("out_rows", "r")
     ]  # fmt: skip
     point = {"inputs": inputs, "states": [], "weights": [], "outputs": []}
-    build = {**dict.fromkeys(("name", "platform", "triple", "code", "runtime"), ""), "features": [], "calls": {}}
+    build = {**dict.fromkeys(("name", "platform", "triple", "code", "runtime"), "none"), "features": [], "calls": {}}
     sizes = {"rows": 24, "batch": 3, "chunk": 8, "decode_rows": 3, "page_size": 4, "positions": 60}
     return Manifest.from_json(
         {

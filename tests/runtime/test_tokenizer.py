@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import transformers
 
 from deepzig.errors import DeepZigError
+from deepzig.runtime import chat_template
 from deepzig.runtime.tokenizer import Tokenizer
 
 from . import fake
@@ -228,3 +230,69 @@ def test_a_tokenizer_that_is_none(tmp_path: Path) -> None:
     with pytest.raises(DeepZigError) as caught:
         Tokenizer(tmp_path).encode("x")
     assert caught.value.what.startswith("the tokenizer can't be read: ")
+
+
+LOOP = "{% for a in range(99999) %}"
+ENDLESS = LOOP * 3 + "{% endfor %}" * 3
+STOPPED = [
+    (ENDLESS, "it takes more than 0.2 seconds"),
+    ("{% macro f(n) %}{{ f(n - 1) ~ f(n - 1) if n }}{% endmacro %}{{ f(60) }}", "it takes more than 0.2 seconds"),
+    ("{% for a in range(9999) %}{{ 'some text' }}{% endfor %}", "it writes more than 5000 characters"),
+    ("{{ 'x' * 10000000000 }}", "the result of * is too large"),
+    ("{{ (10000000000 * [1])|length }}", "the result of * is too large"),
+    ("{{ 10 ** 1000000 }}", "the result of ** is too large"),
+    ("{{ '%01000000000d' % 3 }}", "the result of % is too large"),
+    ("{{ '%(a).1000000000f' % {'a': 3} }}", "the result of % is too large"),
+    ("{{ '%*d' % (1000000000, 3) }}", "the result of % is too large"),
+]
+"""Templates that want too much, and what is said of them."""
+
+
+@pytest.mark.parametrize(("template", "why"), STOPPED)
+def test_templates_that_want_too_much(
+    template: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
+    monkeypatch.setattr(chat_template, "MAX_TEXT", 5000)
+    fake.write_tokenizer(tmp_path, chat_template=template)
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).render_chat([{"role": "user", "content": "hi"}])
+    hint = "choose another template, or mend it and compile the model again"
+    assert str(caught.value) == f"the chat template is stopped: {why}\n  at: {tmp_path}\n  fix: {hint}"
+
+
+def test_templates_that_compute_a_little(tmp_path: Path) -> None:
+    """Within limits, operators and loops mean what they mean in Python."""
+    template = "{{ 3 * 4 }} {{ 'ab' * 2 }} {{ 2 ** 10 }} {{ 7 % 4 }} {{ '%05d 1234567' % 42 }} {{ 2.5 * 2 }}"
+    template += "{% for c in 'xyz' %}{{ loop.index }}/{{ loop.length }}{{ c }}{{ loop.last }} {% endfor %}"
+    fake.write_tokenizer(tmp_path, chat_template=template)
+    text = Tokenizer(tmp_path).render_chat([{"role": "user", "content": "hi"}])
+    assert text == "12 abab 1024 3 00042 1234567 5.01/3xFalse 2/3yFalse 3/3zTrue "
+
+
+@pytest.mark.parametrize("templates", [[3], [{"name": "default"}], [{"name": 1, "template": "x"}], [None], ["x"]])
+def test_templates_that_are_none(templates: Any, tmp_path: Path) -> None:
+    fake.write_tokenizer(tmp_path, chat_template=templates)
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).render_chat([])
+    what = "the chat templates are not a list of name and template"
+    assert str(caught.value) == f"{what}\n  at: {tmp_path}/tokenizer_config.json\n  fix: compile the model again"
+
+
+def test_a_template_that_is_no_text(tmp_path: Path) -> None:
+    fake.write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff{{ messages }}")
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).render_chat([])
+    where = f"{tmp_path}/chat_template.jinja"
+    assert str(caught.value) == f"the chat template is no UTF-8 text\n  at: {where}\n  fix: compile the model again"
+
+
+def test_a_tokenizer_that_is_too_large(tmp_path: Path) -> None:
+    """Refused by its size, without reading it."""
+    fake.write_tokenizer(tmp_path)
+    os.truncate(tmp_path / "tokenizer.json", 1 << 40)
+    with pytest.raises(DeepZigError) as caught:
+        Tokenizer(tmp_path).encode("a")
+    where = f"{tmp_path}/tokenizer.json"
+    assert str(caught.value) == f"the tokenizer is too large\n  at: {where}\n  fix: compile the model again"
