@@ -11,7 +11,8 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
-from .manifest import MEND, Manifest
+from .checks import MEND
+from .manifest import Manifest
 from .reader import read_part
 
 GRAPHS = "graphs.json"

@@ -156,17 +156,14 @@ class _Packed:
 
 def _extract(part: Part, target: Path) -> None:
     """Whole or not at all, whoever else does the same."""
-    unfinished: str | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=target.parent, delete=False) as file:
-            unfinished = file.name
-            for block in part.blocks():
-                file.write(block)
-        os.replace(unfinished, target)
+        with tempfile.TemporaryDirectory(dir=target.parent) as scratch:
+            whole = Path(scratch) / target.name
+            with whole.open("wb") as file:
+                file.writelines(part.blocks())
+            os.replace(whole, target)
     except OSError as error:
-        if unfinished is not None:
-            Path(unfinished).unlink(missing_ok=True)
         with suppress(OSError):  # Windows replaces no file that another process has open: then it is there already
             if Part(target, 0, target.stat().st_size, "").sha256() == part.sha256():
                 return

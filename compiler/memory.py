@@ -12,7 +12,7 @@ from typing import Any
 import tvm
 from tvm import relax, tirx
 
-from deepzig.artifacts.manifest import ITEM_BYTES
+from deepzig.artifacts.consistency import ITEM_BYTES
 from deepzig.ir import Module, Node, Value
 from deepzig.models.kinds import KINDS, kind_of
 from deepzig.targets.base import Target

@@ -19,6 +19,10 @@ HEADS = ("lm_head", "shared_head.head")
 Rule = Callable[[str], str | None]
 
 
+def quantize_nothing(name: str) -> None:
+    """The rule that quantises nothing."""
+
+
 def parse_quant(text: str | None) -> Rule:
     """The rule that `--quant` gives: name of a matrix -> q8 or q4; None if it isn't quantised.
 
@@ -30,7 +34,7 @@ def parse_quant(text: str | None) -> Rule:
         DeepZigError: not such a text.
     """
     if text is None:
-        return lambda name: None
+        return quantize_nothing
     first, *more = text.split(",")
     rules = [("", first), *((head, "q8") for head in HEADS)]
     for part in more:

@@ -8,7 +8,7 @@ from deepzig.ir import Builder, Graph, Module, ModuleBuilder
 from deepzig.models.config import ModelConfig
 from deepzig.models.definition import Rows, define, define_draft
 
-from .precision import Rule, parse_quant
+from .precision import Rule, quantize_nothing
 
 
 @dataclass(frozen=True)
@@ -32,7 +32,7 @@ class Bounds:
 
 def trace(
     config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False,
-    quant: Rule = parse_quant(None),
+    quant: Rule = quantize_nothing,
 ) -> Module:  # fmt: skip
     """Trace the definition into the graphs `prefill`, `decode` and `sample`, and `draft` if asked for.
 

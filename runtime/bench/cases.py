@@ -6,7 +6,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepzig.artifacts.manifest import ITEM_BYTES, Manifest
+from deepzig.artifacts.consistency import ITEM_BYTES
+from deepzig.artifacts.manifest import Manifest
 from deepzig.errors import DeepZigError
 
 

@@ -8,10 +8,11 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepzig.artifacts.checks import MEND
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import Graphs, read_graphs
 from deepzig.artifacts.machines import fitting
-from deepzig.artifacts.manifest import FORMAT, MEND, EntryPoint, FileEntry, Manifest, TensorSpec
+from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, Manifest, TensorSpec
 from deepzig.artifacts.parts import MANIFEST
 from deepzig.artifacts.reader import read_manifest
 from deepzig.errors import DeepZigError

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from deepzig.artifacts.manifest import ITEM_BYTES, Manifest, TensorSpec
+from deepzig.artifacts.consistency import ITEM_BYTES
+from deepzig.artifacts.manifest import Manifest, TensorSpec
 
 PROCESS_BYTES = 64 << 20
 """Python, numpy, TVM's runtime and the tokenizer: 45 to 60 MiB measured, of which a third can be shared."""

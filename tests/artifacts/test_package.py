@@ -121,7 +121,7 @@ def test_no_room_in_the_cache(packed: Path, monkeypatch: pytest.MonkeyPatch, tmp
     def full(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(parts.tempfile, "NamedTemporaryFile", full)
+    monkeypatch.setattr(parts.tempfile, "TemporaryDirectory", full)
     told = refusal(packed)
     assert told.startswith("a part can't be unpacked: No space left on device\n")
     assert told.endswith("\n  fix: make room, or name another folder with DEEPZIG_CACHE")
