@@ -217,7 +217,7 @@ class _Environment(ImmutableSandboxedEnvironment):
             large = not isinstance(left, float) and right * left.bit_length() > MAX_BITS
         elif operator == "*" and not numbers:
             large = any(
-                hasattr(a, "__len__") and isinstance(b, int) and len(a) * b > MAX_TEXT
+                isinstance(a, str | bytes | list | tuple) and isinstance(b, int) and len(a) * b > MAX_TEXT
                 for a, b in ((left, right), (right, left))
             )
         else:
