@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 
 from deepzig.artifacts import workplace
+from deepzig.artifacts import workplace
 from deepzig.artifacts import writer as module
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.manifest import Manifest
@@ -193,6 +194,7 @@ def test_the_old_artifact_returns_if_the_rename_fails(tmp_path: Path, monkeypatc
         rename(source, target)
 
     monkeypatch.setattr(os, "rename", fail)
+    monkeypatch.setattr(workplace, "_exchange", lambda a, b: False)  # a system that can't
     with pytest.raises(DeepZigError) as caught:
         made.write(out, force=True)
     assert caught.value.what == "the artifact can't be written: Input/output error"
@@ -292,3 +294,14 @@ def test_a_part_outside_is_not_written(name: str, tmp_path: Path) -> None:
         writer.add_file(name, b"x")
     assert caught.value.what == "a part lies outside the artifact" and caught.value.where == f"{out}, file {name!r}"
     assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("able", [True, False])
+def test_replacing(able: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At once where the system can, else by two renames."""
+    out = made.write(tmp_path / "out")
+    (out / "mark").write_text("old")
+    if not able:
+        monkeypatch.setattr(workplace, "_exchange", lambda a, b: False)
+    made.write(out, force=True)
+    assert not (out / "mark").exists() and os.listdir(tmp_path) == ["out"]
