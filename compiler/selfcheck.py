@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+from threadpoolctl import threadpool_limits
 
 from deepzig.artifacts.selfcheck import CheckedCall, Choice, Draw, Noise, SelfCheck, Sketch
 from deepzig.errors import DeepZigError
@@ -128,13 +129,15 @@ def record(
     recorded = (None, *layers)
     seeds = count(1)
     calls = [_begin(module, graph, inputs, recorded, seeds) for graph, inputs in scenario(module, positions, bounds)]
-    for done, layer in enumerate(recorded):
-        progress(done, len(recorded))
-        params: dict[Value, Any] = {}
-        for call in calls:
-            for node in call.graph.nodes:
-                if node.layer == layer:
-                    _record(call, node, source, params)
+    # the products are so small that two threads are no faster, and on a busy machine ten times slower
+    with threadpool_limits(1, "blas"):
+        for done, layer in enumerate(recorded):
+            progress(done, len(recorded))
+            params: dict[Value, Any] = {}
+            for call in calls:
+                for node in call.graph.nodes:
+                    if node.layer == layer:
+                        _record(call, node, source, params)
     progress(len(recorded), len(recorded))
     return SelfCheck(tuple(layers), pages_of(c.inputs for c in calls), tuple(call.finished() for call in calls))
 
