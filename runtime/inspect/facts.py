@@ -8,23 +8,17 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from deepzig.artifacts.checks import MEND
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import Graphs, read_graphs
 from deepzig.artifacts.machines import fitting
-from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, Manifest, TensorSpec
-from deepzig.artifacts.parts import MANIFEST
+from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, TensorSpec
 from deepzig.artifacts.reader import read_manifest
-from deepzig.errors import DeepZigError
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.machine import memory
 
 from .builds import BuildFacts, Verdict, builds_of, verdict_of
 from .kernels import Kernel, LayerKind, kernels_of, layer_kinds, node_kernels
 from .memory import Memory, Reading, memory_of, reading_of
-
-MOST = 1 << 60
-"""A greater number of bytes or tokens is no size of anything."""
 
 
 @dataclass(frozen=True)
@@ -127,7 +121,6 @@ def inspect_artifact(
         DeepZigError: no artifact, or one that can't be believed.
     """
     manifest, machine = read_manifest(path), this_machine()
-    _check_sizes(manifest, path)
     graphs = read_graphs(path, manifest)
     builds = builds_of(manifest, machine, path)
     shown = next((n for n, build in enumerate(builds) if build.chosen), 0)
@@ -155,15 +148,6 @@ def inspect_artifact(
         files=manifest.files,
     )
     return facts, None if graphs is None else Drawing(graphs, node_kernels(build, graphs))
-
-
-def _check_sizes(manifest: Manifest, path: Path) -> None:
-    """Refuse numbers that are no sizes of anything: what is computed of them stays a number."""
-    widths = (d for cache in manifest.cache for d in cache.shape if isinstance(d, int))
-    sizes = (entry.size for entry in manifest.files.values())
-    for number in (*manifest.memory.values(), *vars(manifest.bounds).values(), *widths, *sizes):
-        if number >= MOST:
-            raise DeepZigError("the manifest names a size that no machine has", str(path / MANIFEST), MEND)
 
 
 def _plain(fields: Mapping[str, Any]) -> dict[str, Any]:

@@ -14,7 +14,6 @@ import numpy as np
 import pytest
 
 from deepzig.artifacts import workplace
-from deepzig.artifacts import workplace
 from deepzig.artifacts import writer as module
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.manifest import Manifest
