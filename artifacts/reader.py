@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -90,7 +91,7 @@ def choose_build(manifest: Manifest, machine: Machine, path: Path) -> Build:
         DeepZigError: there is none for its platform, or it lacks a feature that all need.
     """
     kind = fitting(machine) or "native"
-    mend = f"deepzig-compile {manifest.model.get('name', 'MODEL')} --target llvm:cpu={kind} -o DIR"
+    mend = f"deepzig-compile {quote(str(manifest.model.get('name', 'MODEL')))} --target llvm:cpu={kind} -o DIR"
     same = [b for b in manifest.builds if b.platform == machine.platform]
     if not same:
         have = ", ".join(dict.fromkeys(b.platform for b in manifest.builds))

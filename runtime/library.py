@@ -25,6 +25,10 @@ NAME = "tvm_runtime"
 """Without what a platform puts before and after."""
 
 
+_CODE: dict[Path, str] = {}
+"""The code that this process has loaded: path -> SHA-256. Systems know libraries by their paths."""
+
+
 def load_runtime(artifact: Artifact, threads: int | None) -> None:
     """Make the runtime library available to the artifact's code.
 
@@ -52,6 +56,20 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
         )
     else:
         log.info("the runtime library is that of this process, %s", present)
+
+
+def code_path(artifact: Artifact) -> Path:
+    """Where the artifact's code can be loaded from.
+
+    Raises:
+        DeepZigError: the process has loaded other code from there, which the system would give it again.
+    """
+    path = artifact.folder / artifact.build.code
+    sha256 = artifact.manifest.files[artifact.build.code].sha256
+    if _CODE.setdefault(path.resolve(), sha256) != sha256:
+        hint = "load the new artifact in a new process, or from another folder"
+        raise DeepZigError("the artifact was replaced since this process loaded it", str(artifact.path), hint)
+    return path
 
 
 def default_threads() -> int:

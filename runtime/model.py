@@ -396,4 +396,5 @@ def load(
     from .vm import VirtualMachine
 
     machine = VirtualMachine(artifact, pages, threads)
-    return Model(artifact.manifest, Tokenizer(artifact.folder), machine, PagePool(pages, bounds.page_size), Path(path))
+    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
+    return Model(artifact.manifest, tokenizer, machine, PagePool(pages, bounds.page_size), Path(path))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -23,18 +23,23 @@ SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls
 class Tokenizer:
     """tokenizer.json, tokenizer_config.json and templates of an artifact; read when first needed."""
 
-    def __init__(self, folder: Path) -> None:
-        self._folder = folder
+    def __init__(self, folder: Path, listed: Collection[str] | None = None) -> None:
+        """Read from `folder`; with `listed`, only the files of these names: others are nobody's."""
+        self._folder, self._listed = folder, listed
+
+    def _has(self, path: Path) -> bool:
+        known = self._listed is None or path.relative_to(self._folder).as_posix() in self._listed
+        return known and path.is_file()
 
     @property
     def present(self) -> bool:
         """Whether the artifact has a tokenizer at all."""
-        return (self._folder / TOKENIZER).is_file()
+        return self._has(self._folder / TOKENIZER)
 
     @cached_property
     def _tokenizer(self) -> Any:
         path = self._folder / TOKENIZER
-        if not path.is_file():
+        if not self._has(path):
             raise DeepZigError(
                 "the artifact has no tokenizer",
                 str(path),
@@ -55,7 +60,7 @@ class Tokenizer:
     @cached_property
     def _config(self) -> dict[str, Any]:
         path = self._folder / CONFIG
-        if not path.is_file():
+        if not self._has(path):
             return {}
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
@@ -165,8 +170,8 @@ class Tokenizer:
     @cached_property
     def _templates(self) -> dict[str, str]:
         """Name -> source. Files come before the config, as in transformers."""
-        files = {p.stem: p for p in sorted((self._folder / MORE_TEMPLATES).glob("*.jinja"))}
-        if (self._folder / TEMPLATE).is_file():
+        files = {p.stem: p for p in sorted((self._folder / MORE_TEMPLATES).glob("*.jinja")) if self._has(p)}
+        if self._has(self._folder / TEMPLATE):
             files["default"] = self._folder / TEMPLATE
         if files:
             return {name: _text(path) for name, path in files.items()}

@@ -20,7 +20,7 @@ from deepzig.artifacts.manifest import TensorSpec
 from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
-from .library import default_threads, load_runtime
+from .library import code_path, default_threads, load_runtime
 
 log = logging.getLogger(__name__)
 
@@ -69,7 +69,7 @@ class VirtualMachine:
         self._from_dlpack = tvm_ffi.from_dlpack
         config = tvm_ffi.get_global_func("runtime.config_threadpool")
         config(1, threads or default_threads())
-        module = tvm_ffi.load_module(str(self.artifact.folder / self.artifact.build.code))
+        module = tvm_ffi.load_module(str(code_path(self.artifact)))
         self._vm = module["vm_load_executable"]()
         self._vm["vm_initialization"](CPU, 0, POOLED)
         view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")

@@ -113,6 +113,12 @@ def test_another_platform(platform: str, kind: str, artifact: Path) -> None:
     )
 
 
+def test_a_command_that_is_shown_can_be_pasted(artifact: Path) -> None:
+    made.edit(artifact, lambda m: m["model"].update(name="my model; rm x"))
+    told = refusal(artifact, machine=Machine("aarch64-macos", frozenset({"neon"})))
+    assert told.endswith("fix: deepzig-compile 'my model; rm x' --target llvm:cpu=aarch64-macos -o DIR")
+
+
 def test_the_most_demanding_code_that_fits_is_chosen(artifact: Path) -> None:
     def more(manifest: dict[str, Any]) -> None:
         (build,) = manifest["builds"]

@@ -74,6 +74,34 @@ def test_another_build_is_refused(artifact: Path, tmp_path: Path) -> None:
         )
 
 
+def test_code_that_was_replaced_is_refused(artifact: Path, tmp_path: Path) -> None:
+    """The system would give the old code again, for the new weights."""
+    program = """
+import json, hashlib, pathlib, sys
+import deepzig.runtime
+path = pathlib.Path(sys.argv[1])
+for turn in range(3):
+    try:
+        deepzig.runtime.load(path, threads=1).close()
+    except deepzig.errors.DeepZigError as error:
+        print(error)
+    if turn == 1:
+        code = path / "code" / "native.so"
+        data = code.read_bytes() + b"x"
+        code.unlink()
+        code.write_bytes(data)
+        manifest = json.loads((path / "manifest.json").read_text())
+        manifest["files"]["code/native.so"] = {"size": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+        (path / "manifest.json").write_text(json.dumps(manifest))
+"""
+    shutil.copytree(artifact, tmp_path / "copy")
+    assert python(program, tmp_path / "copy") == (
+        "the artifact was replaced since this process loaded it\n"
+        f"  at: {tmp_path / 'copy'}\n"
+        "  fix: load the new artifact in a new process, or from another folder\n"
+    )
+
+
 @pytest.mark.parametrize(("given", "want"), [("3", 3), ("0", None), ("many", None), ("", None)])
 def test_default_threads(given: str, want: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("DEEPZIG_THREADS", given)

@@ -153,6 +153,19 @@ def refusal(tokenizer: Tokenizer, messages: Any, **options: Any) -> list[str]:
     return str(caught.value).splitlines()
 
 
+def test_files_that_are_not_listed_are_ignored(tmp_path: Path) -> None:
+    """A template that somebody put beside an artifact's parts is not the artifact's."""
+    fake.write_tokenizer(tmp_path)
+    (tmp_path / "chat_template.jinja").write_text("taken over")
+    (tmp_path / "additional_chat_templates").mkdir()
+    (tmp_path / "additional_chat_templates" / "tool_use.jinja").write_text("taken over")
+    chat = [{"role": "user", "content": "hi"}]
+    own = Tokenizer(tmp_path, {"tokenizer.json", "tokenizer_config.json"})
+    assert Tokenizer(tmp_path).render_chat(chat) == "taken over" and "taken over" not in own.render_chat(chat)
+    assert "taken over" not in own.render_chat(chat, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert own.present and not Tokenizer(tmp_path, {"tokenizer_config.json"}).present
+
+
 def test_refusals(folders: dict[str, tuple[Tokenizer, Any]], tmp_path: Path) -> None:
     mistral, _ = folders["mistral"]
     where = f"  at: {mistral._folder}"
