@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the processors, and threads of PyTorch that wait for each other spin: one second becomes ten.
     # TVM has a variable of its own, so that tests of two threads have two.
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
+
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
+    # shells start what runs in the background so, and its children inherit it: Ctrl-C would never be heard
+    signal.signal(signal.SIGINT, signal.default_int_handler)
