@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from deepzig.artifacts.consistency import ITEM_BYTES
 from deepzig.artifacts.manifest import Manifest
 from deepzig.errors import DeepZigError
+from deepzig.runtime.inspect.memory import row_bytes
 
 
 @dataclass(frozen=True)
@@ -61,12 +60,7 @@ class Plan:
 def cache_bytes(manifest: Manifest, entry: str | None = None) -> int:
     """Bytes of a token in all caches, or in those that an entry point reads."""
     names = None if entry is None else manifest.entry_points[entry].states
-    total = 0
-    for spec in manifest.cache:
-        if names is None or spec.name in names:
-            page = math.prod(d for d in spec.shape if isinstance(d, int)) * ITEM_BYTES[spec.dtype]
-            total += page // manifest.bounds.page_size
-    return total
+    return sum(row_bytes(spec) for spec in manifest.cache if names is None or spec.name in names)
 
 
 def make_plan(

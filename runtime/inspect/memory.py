@@ -113,14 +113,14 @@ def reading_of(manifest: Manifest, bandwidth: float | None) -> Reading | None:
     if not active:
         return None
     used = set(manifest.entry_points[MAIN].states)
-    per_token = sum(_row_bytes(cache) for cache in manifest.cache if cache.name in used)
+    per_token = sum(row_bytes(cache) for cache in manifest.cache if cache.name in used)
     positions = manifest.bounds.positions
     depths = (*(depth for depth in DEPTHS if depth < positions), positions)
     speeds = tuple(Speed(depth, bandwidth / (active + depth * per_token)) for depth in depths) if bandwidth else ()
     return Reading(active, manifest.memory.get("active_params_per_token", 0), per_token, bandwidth, speeds)
 
 
-def _row_bytes(cache: TensorSpec) -> int:
+def row_bytes(cache: TensorSpec) -> int:
     """Bytes of one token in a cache, whose last dimension is its width."""
     width = cache.shape[-1] if cache.shape else 0
     return ITEM_BYTES[cache.dtype] * (width if isinstance(width, int) else 0)
