@@ -41,7 +41,7 @@ from .softmax import MASKED, Softmax
 from .vector import Expr, at, exp, fma, splat, tree_sum
 
 HEADS_PER_TASK = 8
-SECTION = 512
+SECTION = 256
 """Positions of a task, in whole pages: few enough for one request to have work for all cores."""
 
 
@@ -195,7 +195,7 @@ def mla_attend(
             with loop(T.min(begin + section, pages_of(row)), begin) as block:
                 cached = T.bind(T.Cast("int64", TABLE[SEQ[row], block]))
                 count = T.bind(T.min(page, T.Cast("int64", POS[row]) + 1 - block * page))
-                with loop(count) as t, loop(tiles) as u:
+                with loop(tiles) as u, loop(count) as t:
                     lines = [u * tile + r for r in range(tile)]
                     dots = [vector_sum() for _ in lines]
                     with loop(cw // LANES) as c:
@@ -222,18 +222,19 @@ def mla_attend(
         def join(row: Expr, head: Expr) -> None:
             """Emit the output of a row and head: the mean of its sections, each with its share of the mass."""
             sections = T.bind(start[row + 1] - start[row])
-            share, top, mass = workspace(p), variable(T.float32(MASKED)), variable(T.float32(0))
+            joined, top, mass = workspace(cl), variable(T.float32(MASKED)), variable(T.float32(0))
             with loop(sections) as s:
                 store(top, T.max(top[0], peaks[start[row] + s, head]), 0)
-            with loop(sections) as s:
-                fading = T.bind(exp(T.bind(peaks[start[row] + s, head] - top[0]), 1))
-                store(share, fading, s)
-                store(mass, fma(masses[start[row] + s, head], fading, mass[0], 1), 0)
             with loop(cl // LANES) as c:
-                joined = vector_sum()
-                with loop(sections) as s:
-                    accumulate([joined], [splat(share[s])], sums[start[row] + s, head, at(c * LANES)])
-                mean = T.bind(joined[at(0)] / splat(mass[0]))
+                store(joined, splat(0.0), at(c * LANES))
+            with loop(sections) as s:
+                share = T.bind(exp(T.bind(peaks[start[row] + s, head] - top[0]), 1))
+                store(mass, fma(masses[start[row] + s, head], share, mass[0], 1), 0)
+                with loop(cl // LANES) as c:
+                    some = sums[start[row] + s, head, at(c * LANES)]
+                    store(joined, fma(splat(share), some, joined[at(c * LANES)]), at(c * LANES))
+            with loop(cl // LANES) as c:
+                mean = T.bind(joined[at(c * LANES)] / splat(mass[0]))
                 for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
                     store(Y, half("float32x8", mean), row, head, index)
 
