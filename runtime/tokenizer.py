@@ -31,7 +31,7 @@ class Tokenizer:
         known = self._listed is None or path.relative_to(self._folder).as_posix() in self._listed
         return known and path.is_file()
 
-    @property
+    @cached_property
     def present(self) -> bool:
         """Whether the artifact has a tokenizer at all."""
         return self._has(self._folder / TOKENIZER)

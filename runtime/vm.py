@@ -35,6 +35,8 @@ Observer = Callable[[str, list[Array], bool], None]
 CPU, POOLED = 1, 2
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
+SMALL = 4096
+"""Bytes of an input up to which it is copied to where the last one of its shape was: that is ready to be passed on."""
 
 
 def aligned(shape: tuple[int, ...], dtype: Any, zero: bool = False) -> Array:
@@ -55,6 +57,7 @@ class VirtualMachine:
     def __init__(self, artifact: Artifact, pages: int, threads: int | None = None) -> None:
         self.artifact = artifact
         self._executor = ThreadPoolExecutor(1, "deepzig")
+        self._small: dict[tuple[str, str], tuple[Array, Any]] = {}
         self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
         try:
             self._run(lambda: self._load(pages, threads))
@@ -130,15 +133,25 @@ class VirtualMachine:
         Raises:
             DeepZigError: the code refused the arguments.
         """
-        arguments = [_prepare(inputs[spec.name], spec) for spec in self._specs[entry]]
 
         def work() -> tuple[Array, ...]:
             function, fixed = self._functions[entry]
-            outputs = function(*map(self._from_dlpack, arguments), *fixed)
-            return tuple(np.from_dlpack(output) for output in outputs)
+            arguments = [self._tensor(entry, spec, inputs[spec.name]) for spec in self._specs[entry]]
+            return tuple(np.from_dlpack(output) for output in function(*arguments, *fixed))
 
         result: tuple[Array, ...] = self._run(work)
         return result
+
+    def _tensor(self, entry: str, spec: TensorSpec, value: Array) -> Any:
+        if value.nbytes > SMALL:
+            return self._from_dlpack(_prepare(value, spec))
+        key = entry, spec.name
+        if key not in self._small or self._small[key][0].shape != value.shape:
+            array = aligned(value.shape, NUMPY[spec.dtype])
+            self._small[key] = array, self._from_dlpack(array)
+        array, tensor = self._small[key]
+        array[...] = value
+        return tensor
 
     @contextmanager
     def watch(self, observer: Observer, tensors: bool = True) -> Iterator[None]:

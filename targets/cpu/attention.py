@@ -5,8 +5,9 @@
     mla_attend      softmax(scale * query . cache rows) applied to the latent part of the cache rows
     mla_lift        output = W_UV latent
 
-Every sum has one order, fixed by the static sizes: blocks of positions are whole pages, counted from position 0, and no
-two tasks add to the same element. So a row's bits depend neither on other rows, nor on threads, nor on page numbers.
+Every sum has one order, fixed by the static sizes: blocks of positions are whole pages, sections of the context are
+whole blocks, both counted from position 0, and no two tasks add to the same element. So a row's bits depend neither on
+other rows, nor on threads, nor on page numbers.
 """
 
 from __future__ import annotations
@@ -18,15 +19,30 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from .cache import columns, gather, narrow, pair_order
-from .emit import Buffer, each_row, kernel, loop, parallel, store, symbols, vector_of, vector_sum, workspace
+from .emit import (
+    Buffer,
+    each_row,
+    kernel,
+    loop,
+    parallel,
+    repeat,
+    store,
+    symbols,
+    variable,
+    vector_of,
+    vector_sum,
+    workspace,
+)
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import inverse_rms, normalize, rotate
 from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, products
 from .softmax import MASKED, Softmax
-from .vector import Expr, at, splat, tree_sum
+from .vector import Expr, at, exp, fma, splat, tree_sum
 
 HEADS_PER_TASK = 8
+SECTION = 256
+"""Positions of a task, in whole pages: few enough for one request to have work for all cores."""
 
 
 @cache
@@ -128,7 +144,8 @@ def mla_attend(
 ) -> PrimFunc:
     """Kernel of causal attention in latent space: all heads share the cache rows as keys and as values.
 
-    A task is one row and up to 8 heads; each load of cached columns serves a tile of them.
+    A task is one row, up to 8 heads, and a section of the context; each load of cached columns serves a tile of heads.
+    Sections are joined in order of position (Dao et al., Flash-Decoding, 2023).
 
     Returns:
         (absorbed f32[n, heads, cw], cache[pages, page, cw], seq i32[n], pos i32[n], table i32[b, p],
@@ -140,6 +157,7 @@ def mla_attend(
     group = tiles * tile
     groups = -(-heads // group)
     width = padded(page)
+    section = max(SECTION // page, 1)
     with kernel("mla_attend", heads, kv_lora, rope, page, cdtype, scale) as f:
         n, b, p, pages = symbols("n b p pages")
         Q = f.tensor("absorbed", "f32", n, heads, cw)
@@ -147,30 +165,41 @@ def mla_attend(
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
         Y = f.tensor("latent", "f32", n, heads, cl)
-        with parallel(n * groups) as task:
-            row = T.bind(task // groups)
-            first = T.bind(task % groups * group)
-            query, sums = workspace(group, cw), workspace(group, cl)
-            scores, decay = workspace(group, width), workspace(group)
+
+        def pages_of(row: Expr) -> Expr:
+            return T.Cast("int64", POS[row] // page + 1)
+
+        # Rows have as many sections as their contexts ask for: those of row i are numbered from start[i] on.
+        most = n * ((p + (section - 1)) // section)
+        start = workspace(n + 1, dtype="int64")
+        store(start, T.int64(0), 0)
+        with loop(n) as row:
+            store(start, start[row] + (pages_of(row) + (section - 1)) // section, row + 1)
+        sums = workspace(most, groups * group, cl)
+        peaks, masses = workspace(most, groups * group), workspace(most, groups * group)
+
+        def attend(number: Expr, row: Expr, first: Expr) -> None:
+            """Emit the task of a section and of the heads from `first` on. Those beyond the last repeat it."""
+            query, scores, decay = workspace(group, cw), workspace(group, width), workspace(group)
             softmax = Softmax.of(group)
             with loop(group) as g:
                 softmax.clear(g)
-                # Heads beyond the last repeat it and are not stored.
                 head = T.bind(T.min(first + g, heads - 1))
                 with loop(cw // LANES) as c:
                     some = gather(lambda i: Q[row, head, i], c * LANES, cdtype)
                     store(query, some * splat(scale), g, at(c * LANES))
                 with loop(cl // LANES) as c:
-                    store(sums, splat(0.0), g, at(c * LANES))
+                    store(sums, splat(0.0), number, first + g, at(c * LANES))
 
-            with loop(T.Cast("int64", POS[row] // page + 1)) as block:
-                number = T.bind(T.Cast("int64", TABLE[SEQ[row], block]))
+            begin = T.bind((number - start[row]) * section)
+            with loop(T.min(begin + section, pages_of(row)), begin) as block:
+                cached = T.bind(T.Cast("int64", TABLE[SEQ[row], block]))
                 count = T.bind(T.min(page, T.Cast("int64", POS[row]) + 1 - block * page))
-                with loop(count) as t, loop(tiles) as u:
+                with loop(tiles) as u, loop(count) as t:
                     lines = [u * tile + r for r in range(tile)]
                     dots = [vector_sum() for _ in lines]
                     with loop(cw // LANES) as c:
-                        key = columns(CACHE[number, t, at(c * LANES)], cdtype)
+                        key = columns(CACHE[cached, t, at(c * LANES)], cdtype)
                         accumulate(dots, [query[g, at(c * LANES)] for g in lines], key)
                     for g, dot in zip(lines, dots, strict=True):
                         store(scores, tree_sum(dot[at(0)]), g, t)
@@ -180,17 +209,42 @@ def mla_attend(
                     softmax.weigh(g, scores, g, width, decay)
                 with loop(cl // LANES) as c, loop(tiles) as u:
                     lines = [u * tile + r for r in range(tile)]
-                    means = [vector_of(sums[g, at(c * LANES)] * splat(decay[g])) for g in lines]
+                    means = [vector_of(sums[number, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
                     with loop(count) as t:
-                        value = columns(CACHE[number, t, at(c * LANES)], cdtype)
+                        value = columns(CACHE[cached, t, at(c * LANES)], cdtype)
                         accumulate(means, [splat(scores[g, t]) for g in lines], value)
                     for g, mean in zip(lines, means, strict=True):
-                        store(sums, mean[at(0)], g, at(c * LANES))
+                        store(sums, mean[at(0)], number, first + g, at(c * LANES))
+            with loop(group) as g:
+                store(peaks, softmax.peak[g], number, first + g)
+                store(masses, softmax.mass[g], number, first + g)
 
-            with loop(T.min(group, heads - first)) as g, loop(cl // LANES) as c:
-                mean = T.bind(sums[g, at(c * LANES)] / splat(softmax.mass[g]))
+        def join(row: Expr, head: Expr) -> None:
+            """Emit the output of a row and head: the mean of its sections, each with its share of the mass."""
+            sections = T.bind(start[row + 1] - start[row])
+            joined, top, mass = workspace(cl), variable(T.float32(MASKED)), variable(T.float32(0))
+            with loop(sections) as s:
+                store(top, T.max(top[0], peaks[start[row] + s, head]), 0)
+            with loop(cl // LANES) as c:
+                store(joined, splat(0.0), at(c * LANES))
+            with loop(sections) as s:
+                share = T.bind(exp(T.bind(peaks[start[row] + s, head] - top[0]), 1))
+                store(mass, fma(masses[start[row] + s, head], share, mass[0], 1), 0)
+                with loop(cl // LANES) as c:
+                    some = sums[start[row] + s, head, at(c * LANES)]
+                    store(joined, fma(splat(share), some, joined[at(c * LANES)]), at(c * LANES))
+            with loop(cl // LANES) as c:
+                mean = T.bind(joined[at(c * LANES)] / splat(mass[0]))
                 for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
-                    store(Y, half("float32x8", mean), row, first + g, index)
+                    store(Y, half("float32x8", mean), row, head, index)
+
+        with parallel(start[n] * groups) as task:
+            number, row = T.bind(task // groups), variable(T.int64(0), "int64")
+            with repeat(start[row[0] + 1] <= number):
+                store(row, row[0] + 1, 0)
+            attend(number, T.bind(row[0]), T.bind(task % groups * group))
+        with parallel(n * heads) as task:
+            join(T.bind(task // heads), T.bind(task % heads))
     return f.function
 
 

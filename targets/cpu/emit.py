@@ -6,7 +6,7 @@ A Python loop is an unrolled one; what is known when the kernel is built, such a
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 from tvm import tirx
@@ -101,6 +101,24 @@ def when(condition: Expr) -> Iterator[None]:
     """What is emitted in this context runs if the condition holds."""
     with builder.If(condition), builder.Then():
         yield
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """What is emitted in this context is run by all threads at once, each with its own part of every `shared` loop.
+
+    No thread waits for another before the end of the context.
+    """
+    with builder.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
+        yield
+
+
+@contextmanager
+def shared(size: int) -> Iterator[Expr]:
+    """A loop in `together`. Which thread does what depends on the size only: loops of the same size agree in it."""
+    # a loop of one iteration would be dissolved, and done by every thread
+    with parallel(max(size, 2)) as i, when(i < size) if size < 2 else nullcontext():
+        yield i
 
 
 @contextmanager

@@ -8,7 +8,7 @@ Threads share the columns, and each walks the experts that have rows: work is ev
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from tvm.script import tirx as T
@@ -16,12 +16,11 @@ from tvm.tirx import PrimFunc
 
 from deepzig.ir.quantize import QUANTIZED
 
-from .emit import Buffer, kernel, loop, parallel, store, symbols, when, workspace
+from .emit import Buffer, kernel, loop, shared, store, symbols, together, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .linear import gated
 from .product import (
-    ROW_BLOCKS,
     Columns,
     Input,
     Output,
@@ -29,7 +28,7 @@ from .product import (
     by_columns,
     rows_by_tiles,
     rows_of,
-    tile,
+    stream,
 )
 from .quant import coded
 from .vector import Expr, fma, splat
@@ -113,24 +112,29 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         def x(slot: Expr) -> Any:
             return read(T.bind(T.Cast("int64", ROWS[flat(slot, slots)])))
 
-        with parallel(blocks(i)) as block:
+        def columns(e: Expr, block: Expr) -> Columns:
+            taken = [(e, block, T.int64(half)) for half in range(2)]
+            return Columns(W, taken, k, wdtype, integers=vectors.integers)
 
+        def into(block: Expr) -> Output:
             def output(slot: Expr, sums: Sequence[Buffer]) -> None:
                 def write(column: Expr, value: Expr, _: int) -> None:
                     store(A, value, *flat(slot, slots), column)
 
                 by_columns(gated(*sums), block, i, write)
 
-            def columns(e: Expr) -> Columns:
-                taken = [(e, block, T.int64(half)) for half in range(2)]
-                return Columns(W, taken, k, wdtype, integers=vectors.integers)
+            return output
 
-            each_expert(
-                OFFSETS,
-                experts,
-                lambda e, slot: output(slot, tile(columns(e), [slot], x)[0]),
-                lambda e, begin, end: rows_by_tiles(columns(e), begin, end, x, output, vectors),
-            )
+        def one(e: Expr, slot: Expr) -> None:
+            with shared(blocks(i)) as block:
+                into(block)(slot, stream(columns(e, block), slot, x))
+
+        def many(e: Expr, begin: Expr, end: Expr) -> None:
+            with shared(blocks(i)) as block:
+                rows_by_tiles(columns(e, block), begin, end, x, into(block), vectors)
+
+        with together():
+            each_expert(OFFSETS, experts, one, many)
     return f.function
 
 
@@ -176,28 +180,26 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
             by_columns(sums[0], block, h, write)
 
         _, count = vectors.tile
-        together = max(min(ROW_BLOCKS, blocks(h)) // count * count, count)
-        with parallel(-(-blocks(h) // together)) as task:
-            first = T.bind(task * together)
+        parts = -(-blocks(h) // count)
 
-            def part(e: Expr, begin: Expr, size: int) -> tuple[Columns, Output]:
-                def columns(taken: Sequence[Expr]) -> Columns:
-                    return Columns(W, [(e, block) for block in taken], i, wdtype, integers=vectors.integers)
+        def columns(e: Expr, taken: Sequence[Expr]) -> Columns:
+            return Columns(W, [(e, block) for block in taken], i, wdtype, integers=vectors.integers)
 
-                return adjacent(begin, size, blocks(h), columns, output, 1)
+        def one(e: Expr, slot: Expr) -> None:
+            with shared(parts) as part, loop(T.min((part + 1) * count, blocks(h)), part * count) as block:
+                output(slot, block, stream(columns(e, [block]), slot, x))
 
-            def one(e: Expr, slot: Expr) -> None:
-                columns, write = part(e, first, together)
-                write(slot, tile(columns, [slot], x)[0])
+        def many(e: Expr, begin: Expr, end: Expr) -> None:
+            with shared(parts) as part:
+                taken, write = adjacent(T.bind(part * count), count, blocks(h), partial(columns, e), output, 1)
+                rows_by_tiles(taken, begin, end, x, write, vectors)
 
-            def many(e: Expr, begin: Expr, end: Expr) -> None:
-                for offset in range(0, together, count):
-                    with when(first + offset < blocks(h)):
-                        columns, write = part(e, first + offset, count)
-                        rows_by_tiles(columns, begin, end, x, write, vectors)
-
-            with loop(rows) as row, loop(T.min((first + together) * LANES, h), first * LANES) as column:
-                store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
+        with together():
+            # a thread has the same columns of all experts, so sums need no lock and have one order
+            with shared(parts) as part:
+                first, end = part * count * LANES, T.min((part + 1) * count * LANES, h)
+                with loop(rows) as row, loop(end, first) as column:
+                    store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
             each_expert(OFFSETS, experts, one, many)
     return f.function
 

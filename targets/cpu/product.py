@@ -59,8 +59,6 @@ Groups = Callable[[Sequence[Expr]], Columns]
 GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 """(row, group, sums of its blocks) -> emits the stores."""
 
-ROW_BLOCKS = 4
-"""Blocks of columns that a single row is multiplied with together, if there are enough of them."""
 TASKS = 32
 """How many tasks should be there at least: they don't divide evenly among threads."""
 
@@ -114,6 +112,15 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
             word = columns.weight[(*block, T.int64(last), at(0))]
             step(column, widen(word, columns.wdtype, False), T.int64(2 * last))
     return sums
+
+
+def stream(columns: Columns, row: Expr, x: Input) -> list[Buffer]:
+    """The sums of a single row, one block after the other.
+
+    A row has nothing to gain from a tile of blocks: memory is read fastest in one long stream, and streams that lie a
+    power of two apart push each other out of the cache.
+    """
+    return [tile(replace(columns, blocks=[block]), [row], x)[0][0] for block in columns.blocks]
 
 
 def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) -> None:
@@ -184,17 +191,12 @@ def products(
         beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
     """
     with either(rows == 1) as (one, many):
-        with one:
-            enough = max(min(number * groups // TASKS, ROW_BLOCKS // width), ROW_BLOCKS // 2 // width, 1)
-            count = min(enough, groups)
-            parts = -(-groups // count)
-            with parallel(number * parts) as task:
-                which, first = T.bind(task // parts), T.bind(task % parts * count)
-                columns, x, output = factors(which)
-                part, write = adjacent(first, count, groups, columns, output, width)
-                write(T.int64(0), tile(part, [T.int64(0)], x)[0])
-                with when(first == 0):
-                    beside(which, T.int64(0))
+        with one, parallel(number * groups) as task:
+            which, group = T.bind(task // groups), T.bind(task % groups)
+            columns, x, output = factors(which)
+            output(T.int64(0), group, stream(columns([group]), T.int64(0), x))
+            with when(group == 0):
+                beside(which, T.int64(0))
         with many:
             lines, held = vectors.tile
             count = min(max(held // width, 1), groups)

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.targets.cpu.attention import latent_write, mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.attention import SECTION, latent_write, mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_columns
 
@@ -50,6 +50,28 @@ def test_attend(build: Build, s: Sizes, dtype: str) -> None:
         rows = to_f32(to_bits(latents[q][: p + 1], dtype), dtype).astype(np.float64)[:, None]
         want[i] = softmax_rows(query[i].astype(np.float64), rows, rows[..., : s.kv])
     assert error(out[..., : s.kv], want) < 1e-6
+
+
+def test_attend_joins_sections_of_a_long_context(build: Build, threads: Callable[[int], None]) -> None:
+    s = Sizes(5, 7, 2, 19, 11, 20)
+    rng = np.random.default_rng(8)
+    batch = Batch.of([(0, 2), (1543, 1545), (SECTION - 21, SECTION + 2), (31, 32)], s.page, rng)
+    latents = latents_of(batch, s, rng)
+    cache = batch.cache(latents, s.cw, s.page, "f32")
+    query = 3 * rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
+    query[..., s.kv + s.rope :] = 0
+    kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, "f32", SCALE, vectors=AVX2))
+    out, alone = np.full((2, len(batch.seq), s.heads, s.cl), np.nan, np.float32)
+    threads(2)
+    kernel(query, cache, batch.seq, batch.pos, batch.table, out)
+    for i, (q, p) in enumerate(zip(batch.seq, batch.pos, strict=True)):
+        rows = latents[q][: p + 1].astype(np.float64)[:, None]
+        want = softmax_rows(query[i].astype(np.float64), rows, rows[..., : s.kv])
+        assert error(out[i, :, : s.kv], want) < 1e-6
+    threads(1)
+    for i in range(len(batch.seq)):
+        kernel(query[i : i + 1], cache, *batch.take(slice(i, i + 1)), batch.table, alone[i : i + 1])
+    assert np.array_equal(out[..., : s.kv], alone[..., : s.kv])
 
 
 @pytest.mark.parametrize("dtype", ["f32", "bf16"])
