@@ -28,7 +28,7 @@ HALF = 8
 FLUSH = 4
 """Words of 4-bit codes after which sums of 16 bits could overflow: each adds at most 4 * 15 * 127."""
 NIBBLES = ((0, 0), (4, GROUP // STEP // 2))
-"""By how many bits a word of 4-bit codes is moved for four of them, and by how many words of the row these are later."""
+"""By how many bits a word of 4-bit codes is moved for four of them, and how many words later of the row these are."""
 
 
 @dataclass(frozen=True)
