@@ -38,7 +38,7 @@ MACOS = {
     "hw.optional.arm.FEAT_BF16": "bf16",
     "hw.optional.arm.FEAT_I8MM": "i8mm",
 }
-"""sysctl of macOS -> LLVM's name."""
+"""sysctl of macOS -> LLVM's name. Version 11 knows none of them."""
 
 
 WINDOWS = {
@@ -88,7 +88,8 @@ def cpuinfo_features(cpuinfo: Path) -> frozenset[str]:
 def _macos() -> frozenset[str]:
     asked = subprocess.run(["sysctl", *MACOS], capture_output=True, text=True, check=False).stdout
     found = {MACOS[key] for key, _, value in (line.partition(": ") for line in asked.splitlines()) if value == "1"}
-    return frozenset(found | ({"neon"} if platform.machine() == "arm64" else set()))
+    # the first of Apple's chips for Macs has what every later one has
+    return frozenset(found | ({"neon", "dotprod"} if platform.machine() == "arm64" else set()))
 
 
 def _auxiliary(value: Callable[[int], int]) -> frozenset[str]:

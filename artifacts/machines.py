@@ -24,15 +24,18 @@ _AMX = _V4 | {"avx512bf16", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8"}
 
 MACHINES = {
     "amx": Machine("x86_64-linux", _AMX),
+    "avx512-vnni": Machine("x86_64-linux", _V4 | {"avx512vnni"}),
     "x86-64-v4": Machine("x86_64-linux", _V4),
     "x86-64-v3": Machine("x86_64-linux", _V3),
     "x86-64-v2": Machine("x86_64-linux", frozenset({"sse4.2"})),
+    "aarch64-dotprod-linux": Machine("aarch64-linux", frozenset({"neon", "dotprod"})),
     "aarch64-linux": Machine("aarch64-linux", frozenset({"neon"})),
-    "aarch64-macos": Machine("aarch64-macos", frozenset({"neon"})),
+    "aarch64-macos": Machine("aarch64-macos", frozenset({"neon", "dotprod"})),
     "x86_64-windows": Machine("x86_64-windows", _V3),
 }
 """Names that `--target` knows; of a platform the most demanding first. x86-64-v2 to v4 as in the x86-64 psABI, where
-kernels can make use of it; amx is Sapphire Rapids and later."""
+kernels can make use of it; avx512-vnni is Ice Lake, Zen 4 and later, amx Sapphire Rapids and later; dotprod has every
+Arm of version 8.4 or later, and each of Apple's."""
 
 
 def fitting(machine: Machine) -> str | None:

@@ -17,7 +17,7 @@ class Vectors:
     Attributes:
         registers: how many there are.
         lanes: f32 elements in each.
-        integers: instructions for products of bytes: `avx2`, or none.
+        integers: instructions for products of bytes; see `integers.DOTS`.
     """
 
     registers: int
@@ -38,8 +38,10 @@ class Vectors:
 
 BASELINE = Vectors(registers=16, lanes=4)
 VECTORS: dict[str, Vectors] = {
+    "avx512vnni": Vectors(registers=32, lanes=16, integers="vnni"),
     "avx512f": Vectors(registers=32, lanes=16, integers="avx2"),
     "avx2": Vectors(registers=16, lanes=8, integers="avx2"),
+    "dotprod": Vectors(registers=32, lanes=4, integers="dotprod"),
     "neon": Vectors(registers=32, lanes=4),
 }
 """Instruction set -> its registers; the first that a CPU has counts."""

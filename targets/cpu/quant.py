@@ -7,7 +7,6 @@ the groups are added in order, so the bits of a result depend neither on the ins
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 
 from tvm.script import tirx as T
@@ -15,32 +14,9 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 
 from .emit import Buffer, each_row, local, loop, store, vector_sum, workspace
+from .integers import DOTS, FLUSH, STEP, Codes
 from .layout import LANES
 from .vector import Expr, at, dtype, fma, prefetch, splat, tree_max
-
-STEP = 4
-"""Codes in a word of 32 bits."""
-HALF = 8
-"""Words in a register of 256 bits."""
-OFFSET = 8
-"""What is added to codes of 4 bits."""
-FLUSH = 4
-"""Words of 4-bit codes after which sums of 16 bits could overflow: each adds at most 4 * 15 * 127."""
-
-
-@dataclass(frozen=True)
-class Codes:
-    """A row of the left matrix, rounded to 8 bits.
-
-    Attributes:
-        word: (group, number of a word in it) -> four codes.
-        scale: group -> its scale.
-        total: group -> the sum of its codes.
-    """
-
-    word: Callable[[Expr, Expr], Expr]
-    scale: Callable[[Expr], Expr]
-    total: Callable[[Expr], Expr]
 
 
 def coded(x: Callable[[Expr], Callable[[Expr], Expr]], rows: Expr, size: int) -> Callable[[Expr], Codes]:
@@ -118,11 +94,13 @@ def coded_tile(
     words = GROUP // STEP if wdtype == "q8" else GROUP // STEP // 2
     sums = [[vector_sum() for _ in blocks] for _ in rows]
     parts = [[local(LANES, "int32") for _ in blocks] for _ in rows]
-    dots = _Avx2(rows, blocks, parts) if integers == "avx2" else _Portable(rows, blocks, parts)
+    dots = DOTS[integers](rows, blocks, parts)
     with loop(groups) as g:
-        for line in parts:
+        for codes, line in zip(rows, parts, strict=True):
+            added = dots.offset[wdtype]
+            first = T.broadcast(codes.total(g) * -added if added else T.int32(0), LANES)
             for part in line:
-                store(part, T.broadcast(T.int32(0), LANES), at(0))
+                store(part, first, at(0))
         with loop(words // FLUSH) as outer:
             dots.begin()
             for step in range(FLUSH):
@@ -136,10 +114,7 @@ def coded_tile(
         for column, block in enumerate(blocks):
             scale = T.bind(T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(words), at(0))]))
             for codes, line, part in zip(rows, sums, parts, strict=True):
-                exact = part[column][at(0)]
-                if wdtype == "q4":
-                    exact = exact - T.broadcast(codes.total(g) * OFFSET, LANES)
-                value = T.Cast(dtype("float32"), exact)
+                value = T.Cast(dtype("float32"), part[column][at(0)])
                 total = line[column]
                 store(total, fma(value, scale * splat(codes.scale(g)), total[at(0)]), at(0))
     return sums
@@ -147,109 +122,3 @@ def coded_tile(
 
 def _lanes(weight: Buffer, index: tuple[Expr, ...], lanes: Expr) -> Expr:
     return weight[(*index, lanes)]
-
-
-@dataclass
-class _Portable:
-    """Byte by byte in 32 bits, in whatever instructions the CPU has."""
-
-    rows: Sequence[Codes]
-    blocks: Sequence[tuple[Expr, ...]]
-    parts: Sequence[Sequence[Buffer]]
-
-    def begin(self) -> None:
-        pass
-
-    def end(self, wdtype: str) -> None:
-        pass
-
-    def add_q8(self, column: int, load: Callable[[Expr], Expr], g: Expr, word: Expr) -> None:
-        packed = T.bind(T.reinterpret(dtype("int32"), load(at(0))))
-        self._add(column, [_byte(packed, i, LANES) for i in range(STEP)], g, word)
-
-    def add_q4(self, column: int, load: Callable[[Expr], Expr], g: Expr, word: Expr) -> None:
-        packed = T.bind(load(at(0)))
-        for shift, first in ((0, 0), (4, GROUP // STEP // 2)):
-            nibbles = [
-                T.reinterpret(
-                    dtype("int32"),
-                    T.bitwise_and(
-                        T.shift_right(packed, T.broadcast(T.uint32(8 * i + shift), LANES)),
-                        T.broadcast(T.uint32(15), LANES),
-                    ),
-                )
-                for i in range(STEP)
-            ]
-            self._add(column, nibbles, g, word + first)
-
-    def _add(self, column: int, bytes_: Sequence[Expr], g: Expr, word: Expr) -> None:
-        values = [T.bind(b) for b in bytes_]
-        for codes, line in zip(self.rows, self.parts, strict=True):
-            x = T.bind(codes.word(g, word))
-            total = line[column][at(0)]
-            for i, value in enumerate(values):
-                total = total + value * T.broadcast(_byte(x, i, 1), LANES)
-            store(line[column], total, at(0))
-
-
-def _byte(word: Expr, number: int, lanes: int) -> Expr:
-    """A signed byte of words, as 32 bits."""
-    left, right = T.int32(24 - 8 * number), T.int32(24)
-    if lanes > 1:
-        left, right = T.broadcast(left, lanes), T.broadcast(right, lanes)
-    return T.shift_right(T.shift_left(word, left), right)
-
-
-@dataclass
-class _Avx2:
-    """32 products at once. vpmaddubsw takes unsigned by signed bytes: the sign of a weight goes to the other factor."""
-
-    rows: Sequence[Codes]
-    blocks: Sequence[tuple[Expr, ...]]
-    parts: Sequence[Sequence[Buffer]]
-
-    def begin(self) -> None:
-        """Sums of 16 bits, for 4-bit codes."""
-        zero = T.broadcast(T.int16(0), 2 * HALF)
-        self._short = [[[local(2 * HALF, "int16") for _ in range(2)] for _ in self.blocks] for _ in self.rows]
-        for buffer in (b for line in self._short for column in line for b in column):
-            store(buffer, zero, at(0, 2 * HALF))
-
-    def end(self, wdtype: str) -> None:
-        if wdtype == "q4":
-            for line, short in zip(self.parts, self._short, strict=True):
-                for part, halves in zip(line, short, strict=True):
-                    for half, buffer in enumerate(halves):
-                        _add_pairs(part, half, buffer[at(0, 2 * HALF)])
-
-    def add_q8(self, column: int, load: Callable[[Expr], Expr], g: Expr, word: Expr) -> None:
-        weights = [T.bind(T.reinterpret("int8x32", load(at(half * HALF, HALF)))) for half in range(2)]
-        sizes = [T.bind(T.max(w, T.broadcast(T.int8(0), 32) - w)) for w in weights]
-        for codes, line in zip(self.rows, self.parts, strict=True):
-            x = T.bind(T.reinterpret("int8x32", T.broadcast(codes.word(g, word), HALF)))
-            for half in range(2):
-                signed = T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", x, weights[half])
-                _add_pairs(line[column], half, _pairs(sizes[half], signed))
-
-    def add_q4(self, column: int, load: Callable[[Expr], Expr], g: Expr, word: Expr) -> None:
-        mask = T.broadcast(T.uint32(0x0F0F0F0F), HALF)
-        for half in range(2):
-            packed = T.bind(load(at(half * HALF, HALF)))
-            high = T.shift_right(packed, T.broadcast(T.uint32(4), HALF))
-            for nibbles, first in ((packed, 0), (high, GROUP // STEP // 2)):
-                values = T.bind(T.reinterpret("int8x32", T.bitwise_and(nibbles, mask)))
-                for codes, short in zip(self.rows, self._short, strict=True):
-                    x = T.reinterpret("int8x32", T.broadcast(codes.word(g, word + first), HALF))
-                    buffer = short[column][half]
-                    store(buffer, buffer[at(0, 2 * HALF)] + _pairs(values, x), at(0, 2 * HALF))
-
-
-def _pairs(unsigned: Expr, signed: Expr) -> Expr:
-    return T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
-
-
-def _add_pairs(part: Buffer, half: int, short: Expr) -> None:
-    """Add sums of pairs of 16-bit numbers."""
-    ones = T.broadcast(T.int16(1), 2 * HALF)
-    lanes = at(T.int64(half * HALF), HALF)
-    store(part, part[lanes] + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", short, ones), lanes)

@@ -27,9 +27,12 @@ def aligned(array: Array) -> Array:
 
 
 def compile_kernel(kernel: Any, mcpu: str = "x86-64-v3") -> tuple[Any, str]:
+    return compile_for(kernel, tvm.target.Target({**X86, "mcpu": mcpu}))
+
+
+def compile_for(kernel: Any, target: Any) -> tuple[Any, str]:
+    """A kernel for a TVM target, and its name. Unlike a model's kernels, this one checks its arguments."""
     name = str(kernel.attrs["global_symbol"])
-    target = tvm.target.Target({**X86, "mcpu": mcpu})
-    # unlike a model's kernels, this one checks its arguments
     return tvm.compile(tvm.IRModule({name: kernel}), target=target, tir_pipeline=PIPELINE), name
 
 

@@ -39,7 +39,7 @@ with load(sys.argv[1], threads=2) as model:
     logits = model.logits({TOKENS})
     print(json.dumps({{"build": model.backend.artifact.build.name, "logits": logits.tolist()}}))
 """
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4")
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "avx512-vnni")
 QEMU = shutil.which("qemu-aarch64-static")
 PACKAGES = (
     "libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5", "libpython3.11-minimal",

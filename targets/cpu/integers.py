@@ -1,0 +1,219 @@
+"""Sums of products of bytes, with each family of instructions.
+
+Weights are words of four codes: bytes with a sign in `q8`; in `q4` halves of bytes without, to which 8 was added. Where
+instructions want a factor without a sign, 128 is added to weights of 8 bits. What was added comes off where sums start:
+at minus so many times the sum of the other factor. Sums are exact, so all of these give the same bits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
+from typing import ClassVar
+
+from tvm.script import tirx as T
+
+from deepzig.ir.quantize import GROUP
+
+from .emit import Buffer, local, store
+from .layout import LANES
+from .vector import Expr, at, dtype, words
+
+STEP = 4
+"""Codes in a word of 32 bits."""
+HALF = 8
+"""Words in a register of 256 bits."""
+FLUSH = 4
+"""Words of 4-bit codes after which sums of 16 bits could overflow: each adds at most 4 * 15 * 127."""
+NIBBLES = ((0, 0), (4, GROUP // STEP // 2))
+"""By how many bits a word of 4-bit codes is moved for four of them, and how many words later of the row these are."""
+
+
+@dataclass(frozen=True)
+class Codes:
+    """A row of the left matrix, rounded to 8 bits.
+
+    Attributes:
+        word: (group, number of a word in it) -> four codes.
+        scale: group -> its scale.
+        total: group -> the sum of its codes.
+    """
+
+    word: Callable[[Expr, Expr], Expr]
+    scale: Callable[[Expr], Expr]
+    total: Callable[[Expr], Expr]
+
+
+Load = Callable[[Expr], Expr]
+"""Indices of words -> these words of a weight."""
+
+
+@dataclass
+class Dots:
+    """A family of instructions, at work on one tile.
+
+    Attributes:
+        rows: rows of the tile.
+        blocks: its blocks of columns.
+        parts: of each row, for each block, the sums of one group: 16 of 32 bits.
+        offset: element type -> what is added to weights.
+    """
+
+    rows: Sequence[Codes]
+    blocks: Sequence[tuple[Expr, ...]]
+    parts: Sequence[Sequence[Buffer]]
+    offset: ClassVar[Mapping[str, int]] = MappingProxyType({"q8": 0, "q4": 8})
+
+    def begin(self) -> None:
+        """Emit what precedes FLUSH words."""
+
+    def end(self, wdtype: str) -> None:
+        """Emit what follows them."""
+
+    def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        """Emit the products of a word with that of each row."""
+        raise NotImplementedError
+
+    def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        """Emit the products of a word of twice as many codes."""
+        raise NotImplementedError
+
+
+class _Portable(Dots):
+    """Byte by byte in 32 bits, in whatever instructions the CPU has."""
+
+    def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        packed = T.bind(T.reinterpret(dtype("int32"), load(at(0))))
+        self._add(column, [_byte(packed, i, LANES) for i in range(STEP)], g, word)
+
+    def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        packed = T.bind(load(at(0)))
+        for shift, first in NIBBLES:
+            nibbles = [
+                T.reinterpret(
+                    dtype("int32"), T.bitwise_and(T.shift_right(packed, words(8 * i + shift)), words(15))
+                )
+                for i in range(STEP)
+            ]  # fmt: skip
+            self._add(column, nibbles, g, word + first)
+
+    def _add(self, column: int, bytes_: Sequence[Expr], g: Expr, word: Expr) -> None:
+        values = [T.bind(b) for b in bytes_]
+        for codes, line in zip(self.rows, self.parts, strict=True):
+            x = T.bind(codes.word(g, word))
+            total = line[column][at(0)]
+            for i, value in enumerate(values):
+                total = total + value * T.broadcast(_byte(x, i, 1), LANES)
+            store(line[column], total, at(0))
+
+
+def _byte(word: Expr, number: int, lanes: int) -> Expr:
+    """A signed byte of words, as 32 bits."""
+    left, right = T.int32(24 - 8 * number), T.int32(24)
+    if lanes > 1:
+        left, right = T.broadcast(left, lanes), T.broadcast(right, lanes)
+    return T.shift_right(T.shift_left(word, left), right)
+
+
+class _Avx2(Dots):
+    """32 products at once. vpmaddubsw takes unsigned by signed bytes: the sign of a weight goes to the other factor."""
+
+    def begin(self) -> None:
+        """Sums of 16 bits, for 4-bit codes."""
+        zero = T.broadcast(T.int16(0), 2 * HALF)
+        self._short = [[[local(2 * HALF, "int16") for _ in range(2)] for _ in self.blocks] for _ in self.rows]
+        for buffer in (b for line in self._short for column in line for b in column):
+            store(buffer, zero, at(0, 2 * HALF))
+
+    def end(self, wdtype: str) -> None:
+        if wdtype == "q4":
+            for line, short in zip(self.parts, self._short, strict=True):
+                for part, halves in zip(line, short, strict=True):
+                    for half, buffer in enumerate(halves):
+                        _add_pairs(part, half, buffer[at(0, 2 * HALF)])
+
+    def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        weights = [T.bind(T.reinterpret("int8x32", load(at(half * HALF, HALF)))) for half in range(2)]
+        sizes = [T.bind(T.max(w, T.broadcast(T.int8(0), 32) - w)) for w in weights]
+        for codes, line in zip(self.rows, self.parts, strict=True):
+            x = T.bind(T.reinterpret("int8x32", T.broadcast(codes.word(g, word), HALF)))
+            for half in range(2):
+                signed = T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", x, weights[half])
+                _add_pairs(line[column], half, _pairs(sizes[half], signed))
+
+    def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        for half in range(2):
+            packed = T.bind(load(at(half * HALF, HALF)))
+            for shift, first in NIBBLES:
+                values = T.bind(T.reinterpret("int8x32", _nibbles(packed, shift, HALF)))
+                for codes, short in zip(self.rows, self._short, strict=True):
+                    x = T.reinterpret("int8x32", T.broadcast(codes.word(g, word + first), HALF))
+                    buffer = short[column][half]
+                    store(buffer, buffer[at(0, 2 * HALF)] + _pairs(values, x), at(0, 2 * HALF))
+
+
+def _nibbles(packed: Expr, shift: int, lanes: int) -> Expr:
+    """The low or the high halves of bytes."""
+    moved = T.shift_right(packed, words(shift, lanes)) if shift else packed
+    return T.bitwise_and(moved, words(0x0F0F0F0F, lanes))
+
+
+def _pairs(unsigned: Expr, signed: Expr) -> Expr:
+    return T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
+
+
+def _add_pairs(part: Buffer, half: int, short: Expr) -> None:
+    """Add sums of pairs of 16-bit numbers."""
+    ones = T.broadcast(T.int16(1), 2 * HALF)
+    lanes = at(T.int64(half * HALF), HALF)
+    store(part, part[lanes] + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", short, ones), lanes)
+
+
+class _Fused(Dots):
+    """Instructions that add the products of four bytes with four bytes to a sum of 32 bits."""
+
+    name: ClassVar[str]
+    lanes: ClassVar[int]
+    weights: ClassVar[str]
+
+    def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        for first in range(0, LANES, self.lanes):
+            codes = load(at(first, self.lanes))
+            if self.offset["q8"]:
+                codes = T.bitwise_xor(codes, words(0x80808080, self.lanes))
+            self._add(column, first, codes, g, word)
+
+    def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        for first in range(0, LANES, self.lanes):
+            packed = T.bind(load(at(first, self.lanes)))
+            for shift, further in NIBBLES:
+                self._add(column, first, _nibbles(packed, shift, self.lanes), g, word + further)
+
+    def _add(self, column: int, first: int, codes: Expr, g: Expr, word: Expr) -> None:
+        bytes_, lanes = self.lanes * STEP, at(T.int64(first), self.lanes)
+        weights = T.bind(T.reinterpret(dtype(self.weights, bytes_), codes))
+        for row, line in zip(self.rows, self.parts, strict=True):
+            x = T.reinterpret(dtype("int8", bytes_), T.broadcast(row.word(g, word), self.lanes))
+            dot = partial(T.call_llvm_pure_intrin, dtype("int32", self.lanes), self.name)
+            store(line[column], dot(line[column][lanes], weights, x), lanes)
+
+
+class _Vnni(_Fused):
+    """vpdpbusd (AVX512-VNNI): weights without a sign."""
+
+    name, lanes, weights = "llvm.x86.avx512.vpdpbusd.512", 16, "uint8"
+    offset = MappingProxyType({"q8": 128, "q4": 8})
+
+
+class _Sdot(_Fused):
+    """sdot (Arm's FEAT_DotProd)."""
+
+    name, lanes, weights = "llvm.aarch64.neon.sdot", 4, "int8"
+
+
+DOTS: Mapping[str, type[Dots]] = MappingProxyType(
+    {"": _Portable, "avx2": _Avx2, "vnni": _Vnni, "dotprod": _Sdot}
+)  # fmt: skip
+"""`Vectors.integers` -> what works with it."""

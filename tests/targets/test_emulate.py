@@ -1,0 +1,1 @@
+"""The emulated instructions themselves, and that misuse of tiles is found."""
