@@ -1,4 +1,4 @@
-"""Quantised matrices: what they mean.
+"""Quantised matrices: what they mean. Those of 8-bit floats have a file of their own, `fp8`.
 
 A row of a matrix is cut into groups of 64 along the inner dimension. A group is one f32 scale and 64 integers, of 8 or
 4 bits, symmetric around zero. What such a matrix multiplies is rounded too, to 8 bits in the same groups, so that the
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .fp8 import FP8
+
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
 
@@ -20,7 +22,10 @@ GROUP = 64
 """Elements that share a scale."""
 
 QUANTIZED = {"q8": 8, "q4": 4}
-"""Element types of quantised matrices -> bits of an element."""
+"""Element types of matrices of integers -> bits of an element."""
+
+FORMATS = (*QUANTIZED, FP8)
+"""Element types of quantised matrices."""
 
 SHRINKS = (0.97, 0.94, 0.91, 0.88, 0.85, 0.8)
 """More scales to try for 4 bits, as parts of the one that the largest element asks for: a smaller one cuts it off."""
