@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import mmap
 from collections.abc import Iterable, Iterator
-from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -212,9 +211,6 @@ def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[
 
 
 def _read_ahead(array: npt.NDArray[Any]) -> None:
-    """Ask for the file to be read, in huge pages where the file system has them: fewer misses in the page tables."""
     base = array.base
-    for advice in ("MADV_HUGEPAGE", "MADV_WILLNEED"):
-        if isinstance(base, mmap.mmap) and hasattr(mmap, advice):
-            with suppress(OSError):  # a kernel without huge pages
-                base.madvise(getattr(mmap, advice))
+    if isinstance(base, mmap.mmap) and hasattr(mmap, "MADV_WILLNEED"):
+        base.madvise(mmap.MADV_WILLNEED)
