@@ -1,7 +1,8 @@
 """Products with weights of 8-bit floats: codes are widened in registers, and the sum of a block is scaled.
 
-Widening is exact. Each 128 elements of the inner dimension have a sum of their own, one chain of fused multiply-adds
-in order; the sums, times their scales, are added in order. So the bits of a result do not depend on the tile.
+Widening is exact. Of each 128 elements along the inner dimension, every 32 are one chain of fused multiply-adds in
+order. The four sums are added in order, and so are those of all groups, times their scales. So the bits of a result do
+not depend on the tile: it has its chains side by side, so as not to wait for one, or one after the other.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ from .vector import Expr, at, dtype, fma, prefetch, splat, words
 
 STEP = 4
 """Codes in a word of 32 bits."""
+CHAIN = 32
+"""Elements of a chain."""
 LIFT, LOWER = 2.0**64, 2.0**56
 """What a row is multiplied by before, and its sums after: widened codes are 2^-120 times as large, and their products
 with a row, as it is, would leave the normal range."""
@@ -38,41 +41,54 @@ def fp8_tile(
     Returns:
         Of each row, for each block, a local vector of f32.
     """
-    sums = [[vector_sum() for _ in blocks] for _ in rows]
-    parts = [[local() for _ in blocks] for _ in rows]
     lifted = [local(SIDE) for _ in rows]
+    cells = [(x, column) for x in lifted for column in range(len(blocks))]
+    sums = [vector_sum() for _ in cells]
 
-    def word(g: Expr, number: Expr, count: int) -> None:
-        """`count` elements of each column."""
-        factors = [[splat(T.bind(x[number * STEP + i])) for x in lifted] for i in range(count)]
-        for column, block in enumerate(blocks):
-            if ahead:
-                prefetch(weight[(*block, g, number + ahead, 0)])
-            codes = T.bind(weight[(*block, g, number, at(0))])
-            for value, lines in zip(widen_codes(codes), factors, strict=False):
-                for part, factor in zip(parts, lines, strict=True):
-                    store(part[column], fma(factor, value, part[column][at(0)]), at(0))
+    def word(g: Expr, number: Expr, count: int, chains: Sequence[Buffer]) -> None:
+        """`count` elements of each column, each added to the chain of its cell."""
+        for block in blocks if ahead else ():
+            prefetch(weight[(*block, g, number + ahead, 0)])
+        values = [widen_codes(T.bind(weight[(*block, g, number, at(0))])) for block in blocks]
+        for i in range(count):
+            factors = {x: splat(T.bind(x[number * STEP + i])) for x in lifted}
+            for (x, column), chain in zip(cells, chains, strict=True):
+                store(chain, fma(factors[x], values[column][i], chain[at(0)]), at(0))
 
     def group(g: Expr, count: int) -> None:
-        for x, lifts in zip(rows, lifted, strict=True):
-            lift(x, g * SIDE, count, lifts)
-        for part in (p for line in parts for p in line):
-            store(part, splat(0.0), at(0))
-        with loop(count // STEP) as number:
-            word(g, number, STEP)
-        if count % STEP:
-            word(g, T.int64(count // STEP), count % STEP)
-        for column, block in enumerate(blocks):
-            scale = T.bind(T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(SIDE // STEP), at(0))]))
-            for total, part in zip(sums, parts, strict=True):
-                exact = part[column][at(0)] * splat(LOWER)
-                store(total[column], fma(exact, scale, total[column][at(0)]), at(0))
+        for x, buffer in zip(rows, lifted, strict=True):
+            lift(x, g * SIDE, count, buffer)
+        parts = [vector_sum() for _ in cells]
+        whole = [[vector_sum()] for _ in range(count // CHAIN if len(cells) == 1 else 0)]
+        if whole:
+            with loop(CHAIN // STEP) as number:
+                for place, chains in enumerate(whole):
+                    word(g, number + place * (CHAIN // STEP), STEP, chains)
+        for chains in whole:
+            add(parts, chains)
+        for begin in range(len(whole) * CHAIN, count, CHAIN):
+            first, many = begin // STEP, min(CHAIN, count - begin)
+            chains = [vector_sum() for _ in cells]
+            with loop(first + many // STEP, first) as number:
+                word(g, number, STEP, chains)
+            if many % STEP:
+                word(g, T.int64(first + many // STEP), many % STEP, chains)
+            add(parts, chains)
+        for (_, column), total, part in zip(cells, sums, parts, strict=True):
+            scale = T.reinterpret(dtype("float32"), weight[(*blocks[column], g, T.int64(SIDE // STEP), at(0))])
+            store(total, fma(part[at(0)] * splat(LOWER), scale, total[at(0)]), at(0))
 
     with loop(size // SIDE) as g:
         group(g, SIDE)
     if size % SIDE:
         group(T.int64(size // SIDE), size % SIDE)
-    return sums
+    return [sums[i : i + len(blocks)] for i in range(0, len(sums), len(blocks))]
+
+
+def add(sums: Sequence[Buffer], more: Sequence[Buffer]) -> None:
+    """Emit sums[i] += more[i] for local vectors."""
+    for total, part in zip(sums, more, strict=True):
+        store(total, total[at(0)] + part[at(0)], at(0))
 
 
 def lift(x: Callable[[Expr], Expr], begin: Expr, count: int, lifted: Buffer) -> None:
