@@ -45,7 +45,7 @@ INTERRUPTED = "interrupted; nothing was written"
     help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact.",
 )
 @click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
-@click.option("--quant", help="Quantise matrices: q8 or q4, then rules such as q4,experts.down_proj=q8,o_proj=float.")
+@click.option("--quant", help="Quantise matrices: q8, q4 or fp8, then rules such as experts.down_proj=q8,o_proj=float.")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
 )

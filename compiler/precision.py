@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deepzig.errors import DeepZigError
-from deepzig.ir.quantize import QUANTIZED
+from deepzig.ir.quantize import FORMATS
 
 FLOAT = "float"
 """What a rule says of matrices that stay as `--dtype` has them."""
@@ -14,7 +14,7 @@ KEPT = ("embed_tokens", "kv_b_proj", "eh_proj")
 """Matrices that stay floats: rows of the embedding are looked up, the others are cut to pieces before they are used."""
 
 HEADS = ("lm_head", "shared_head.head")
-"""The output head, where few bits cost the most; 8 unless a rule says otherwise."""
+"""The output head, where few bits cost the most; 8-bit integers, the most exact, unless a rule says otherwise."""
 
 Rule = Callable[[str], str | None]
 
@@ -24,11 +24,11 @@ def quantize_nothing(name: str) -> None:
 
 
 def parse_quant(text: str | None) -> Rule:
-    """The rule that `--quant` gives: name of a matrix -> q8 or q4; None if it isn't quantised.
+    """The rule that `--quant` gives: name of a matrix -> one of FORMATS; None if it isn't quantised.
 
     Args:
-        text: `q8` or `q4` for all matrices but KEPT, then `part.of.name=q8` (or q4, float) for some of them, separated
-            by commas; the last that matches counts. None quantises nothing.
+        text: `q8`, `q4` or `fp8` for all matrices but KEPT, then `part.of.name=q8` (or another, or float) for some of
+            them, separated by commas; the last that matches counts. None quantises nothing.
 
     Raises:
         DeepZigError: not such a text.
@@ -43,7 +43,7 @@ def parse_quant(text: str | None) -> Rule:
             raise _error(f"{part!r} is not a rule")
         rules.append((_paired(name), kind))
     for _, kind in rules:
-        if kind not in (*QUANTIZED, FLOAT):
+        if kind not in (*FORMATS, FLOAT):
             raise _error(f"no quantisation is called {kind!r}")
 
     def rule(name: str) -> str | None:
@@ -61,5 +61,5 @@ def _paired(name: str) -> str:
 
 
 def _error(what: str) -> DeepZigError:
-    hint = f"give one of {', '.join(QUANTIZED)}, then rules such as experts.down_proj=q8 or o_proj={FLOAT}"
+    hint = f"give one of {', '.join(FORMATS)}, then rules such as experts.down_proj=q8 or o_proj={FLOAT}"
     return DeepZigError(what, "--quant", hint)

@@ -19,7 +19,8 @@ from threadpoolctl import threadpool_limits
 
 from deepzig.artifacts.selfcheck import CheckedCall, Choice, Draw, Noise, SelfCheck, Sketch
 from deepzig.errors import DeepZigError
-from deepzig.ir import Graph, Module, Node, Value
+from deepzig.ir import Graph, Module, Node, TensorType, Value
+from deepzig.ir.fp8 import FP8, values_fp8
 from deepzig.ir.interpret import round_to
 from deepzig.ir.quantize import QUANTIZED, QuantizedMatrix
 
@@ -66,14 +67,14 @@ class LazyStack:
         """One slice, or those at an array of indices."""
         if isinstance(index, np.ndarray):
             return np.stack([self[i] for i in index])
-        return _operand(self._source.piece(self._value, int(index)), self._value.type.dtype)
+        return _operand(self._source.piece(self._value, int(index)), self._value.type)
 
     @property
     def T(self) -> _Transposed:  # noqa: N802 - numpy's name
         """A matrix's transpose, to multiply by; the matrix is kept as it is stored."""
         if self._stored is None:
             self._stored = self._source.whole(self._value)
-        return _Transposed(self._stored, self._value.type.dtype)
+        return _Transposed(self._stored, self._value.type)
 
 
 @dataclass(frozen=True)
@@ -81,12 +82,12 @@ class _Transposed:
     """The transpose of a large matrix: `x @ w.T` widens a block of it at a time."""
 
     stored: Array
-    dtype: str
+    type: TensorType
     __array_ufunc__ = None
 
     def __rmatmul__(self, x: Array) -> Array:
         blocks = (self.stored[i : i + BLOCK_ROWS] for i in range(0, len(self.stored), BLOCK_ROWS))
-        return np.concatenate([x @ _operand(block, self.dtype).T for block in blocks], -1)
+        return np.concatenate([x @ _operand(block, self.type).T for block in blocks], -1)
 
 
 @dataclass
@@ -296,11 +297,13 @@ def _parameter(node: Node, value: Value, source: WeightSource, params: dict[Valu
     if value not in params:
         large = len(value.shape) == 2 and int(value.shape[0]) > BLOCK_ROWS
         lazy = large or (len(value.shape) == 3 and node.op.name in EXPERTS)
-        params[value] = LazyStack(source, value) if lazy else _operand(source.whole(value), value.type.dtype)
+        params[value] = LazyStack(source, value) if lazy else _operand(source.whole(value), value.type)
     return params[value]
 
 
-def _operand(stored: Array, dtype: str) -> Any:
-    """A parameter, or a piece of one, as ops take it."""
-    values = as_f32(stored, dtype)
-    return QuantizedMatrix.of(values, dtype) if dtype in QUANTIZED else values
+def _operand(stored: Array, type_: TensorType) -> Any:
+    """A parameter of this type, or a piece of one, as ops take it."""
+    if type_.dtype == FP8:
+        return values_fp8(stored, int(type_.shape[-1]))
+    values = as_f32(stored, type_.dtype)
+    return QuantizedMatrix.of(values, type_.dtype) if type_.dtype in QUANTIZED else values

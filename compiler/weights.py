@@ -15,6 +15,7 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Node, TensorType, Value
+from deepzig.ir.fp8 import FP8, elements, from_elements, quantize_fp8
 from deepzig.ir.quantize import QUANTIZED
 from deepzig.models.checkpoint import Checkpoint
 from deepzig.targets.base import Layout
@@ -53,14 +54,12 @@ class WeightSource:
             yield np.ascontiguousarray(weight.layout.pack(*slices))
 
     def pieces(self, value: Value) -> Iterator[Array]:
-        """The parameter in its own element type (bf16 as bits), piece by piece."""
+        """The parameter in its own element type (bf16 as bits, fp8 as records), piece by piece."""
         node = self._nodes.get(value)
         if len(value.shape) < 3:
             yield self.whole(value)
         elif node is None:
-            stored = self._checkpoint.dtype(value.name)
-            for piece in self._checkpoint.pieces(value.name):
-                yield convert(piece, stored, value.type.dtype, value.name)
+            yield from (self._read(value, i) for i in range(int(value.shape[0])))
         elif node.op.name == "concat" and node.attrs["axis"] == 0:
             for part in node.inputs:
                 assert part is not None
@@ -71,9 +70,9 @@ class WeightSource:
     def piece(self, value: Value, index: int) -> Array:
         """One slice of the parameter along its first dimension, in its own element type."""
         node = self._nodes.get(value)
-        if node is None and value.name not in self._constants:
-            stored = self._checkpoint.dtype(value.name)
-            return convert(self._checkpoint.piece(value.name, index), stored, value.type.dtype, value.name)
+        rows = value.type.dtype == FP8 and len(value.shape) < 3  # which have no blocks of their own
+        if node is None and value.name not in self._constants and not rows:
+            return self._read(value, index)
         if node is not None and node.op.name == "concat" and node.attrs["axis"] == 0:
             for part in node.inputs:
                 assert part is not None
@@ -83,16 +82,28 @@ class WeightSource:
         return self.whole(value)[index]
 
     def whole(self, value: Value) -> Array:
-        """The parameter in its own element type (bf16 as bits)."""
+        """The parameter in its own element type (bf16 as bits, fp8 as records)."""
         if value.name in self._constants:
             return self._constants[value.name]
         node = self._nodes.get(value)
         if node is None:
-            return convert(
-                self._checkpoint.read(value.name), self._checkpoint.dtype(value.name), value.type.dtype, value.name
-            )
-        result: Array = node.op.meaning(*(v and self.whole(v) for v in node.inputs), **node.attrs)
-        return result
+            return self._read(value)
+        if value.type.dtype != FP8:
+            result: Array = node.op.meaning(*(v and self.whole(v) for v in node.inputs), **node.attrs)
+            return result
+        # what is done to matrices at compile time moves elements; here each takes its scale along
+        parts = zip(*(elements(self.whole(v), int(v.shape[-1])) for v in node.inputs if v), strict=True)
+        codes, scales = (node.op.meaning(*part, **node.attrs) for part in parts)
+        return from_elements(codes, scales)
+
+    def _read(self, value: Value, index: int | None = None) -> Array:
+        """A parameter of the checkpoint, or one slice of it, in its own element type."""
+        name, dtype = value.name, value.type.dtype
+        if dtype == FP8 and (stored := self._checkpoint.fp8(name, index)) is not None:
+            return stored
+        x = self._checkpoint.read(name) if index is None else self._checkpoint.piece(name, index)
+        x = convert(x, self._checkpoint.dtype(name), "f32" if dtype == FP8 else dtype, name)
+        return quantize_fp8(x) if dtype == FP8 else x
 
 
 def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
@@ -103,7 +114,7 @@ def convert(x: Array, stored: str, wanted: str, name: str) -> Array:
     Args:
         x: float32, float16, or the bits of bf16 as uint16.
         stored: its type: f32, f16 or bf16.
-        wanted: the type of the result; f16 comes as bits, too, and what will be quantised as f32.
+        wanted: the type of the result; f16 comes as bits, too, and what will be integers as f32.
         name: the tensor's name, for the error.
 
     Raises:

@@ -90,7 +90,7 @@ class ModuleBuilder:
 
     Args:
         weight_dtype: how matrices and caches are stored (`f32`, `bf16`, `f16`).
-        quantized: name of a matrix -> how it is stored instead (`q8`, `q4`), if it is.
+        quantized: name of a matrix -> how it is stored instead (`q8`, `q4`, `fp8`), if it is.
     """
 
     def __init__(self, weight_dtype: str, quantized: Callable[[str], str | None] = lambda name: None) -> None:

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .fp8 import FP8, round_fp8
 from .quantize import QUANTIZED, QuantizedMatrix
 from .records import Module, Node, Value
 
@@ -51,10 +52,12 @@ def interpret(
     env: dict[Value, Array] = {}
     for value in module.params:
         if value.name in params or value.name in module.constants:
-            env[value] = params[value.name] if value.name in params else module.constants[value.name]
+            array = params[value.name] if value.name in params else module.constants[value.name]
+            # blocks of 8-bit floats are those of the checkpoint's matrices
+            env[value] = round_fp8(array) if value.type.dtype == FP8 else array
     env.update({value: states[value.name] for value in module.states})
     run(module.weights, env)
-    # only now: what a weight is made of is not rounded before it is put together
+    # only now: matrices of integers are not rounded before they are put together
     rounded: dict[Value, Any] = {v: QuantizedMatrix.of(x, v.type.dtype) for v, x in env.items() if _quantized(v)}
     env.update(rounded)
     env.update({value: inputs[value.name] for value in g.inputs})

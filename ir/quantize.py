@@ -1,4 +1,4 @@
-"""Quantised matrices: what they mean.
+"""Quantised matrices: what they mean. Those of 8-bit floats have a file of their own, `fp8`.
 
 A row of a matrix is cut into groups of 64 along the inner dimension. A group is one f32 scale and 64 integers, of 8 or
 4 bits, symmetric around zero. What such a matrix multiplies is rounded too, to 8 bits in the same groups, so that the
@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from .fp8 import FP8
+
 F32 = npt.NDArray[np.float32]
 I8 = npt.NDArray[np.int8]
 
@@ -20,10 +22,13 @@ GROUP = 64
 """Elements that share a scale."""
 
 QUANTIZED = {"q8": 8, "q4": 4}
-"""Element types of quantised matrices -> bits of an element."""
+"""Element types of matrices of integers -> bits of an element."""
 
-SHRINKS = (1.0, 0.97, 0.94, 0.91, 0.88, 0.85, 0.8)
-"""Scales to try for 4 bits, as parts of the one that the largest element asks for: a smaller one cuts it off."""
+FORMATS = (*QUANTIZED, FP8)
+"""Element types of quantised matrices."""
+
+SHRINKS = (0.97, 0.94, 0.91, 0.88, 0.85, 0.8)
+"""More scales to try for 4 bits, as parts of the one that the largest element asks for: a smaller one cuts it off."""
 
 
 def quantize(w: npt.NDArray[Any], dtype: str) -> tuple[I8, F32]:
@@ -34,21 +39,18 @@ def quantize(w: npt.NDArray[Any], dtype: str) -> tuple[I8, F32]:
     """
     groups = in_groups(w)
     if QUANTIZED[dtype] == 8:
-        return _rounded(groups, np.abs(groups).max(-1) / np.float32(127), -127, 127)
+        codes, scales = _rounded(groups, np.abs(groups).max(-1) / np.float32(127), -127, 127)
+        return codes.astype(np.int8), scales
     farthest = np.take_along_axis(groups, np.abs(groups).argmax(-1)[..., None], -1)[..., 0]
-    best, codes, scales = None, None, None
+    codes, scales = _rounded(groups, farthest / np.float32(-8), -8, 7)
+    best = _squared_error(groups, codes, scales)
     for shrink in SHRINKS:
-        tried = _rounded(groups, farthest * np.float32(shrink) / np.float32(-8), -8, 7)
-        with np.errstate(over="ignore"):
-            error = np.square(tried[0] * tried[1][..., None] - groups).sum(-1)
-        if best is None or codes is None or scales is None:
-            best, (codes, scales) = error, tried
-            continue
+        tried, scale = _rounded(groups, farthest * np.float32(shrink) / np.float32(-8), -8, 7)
+        error = _squared_error(groups, tried, scale)
         better = error < best
-        best = np.where(better, error, best)
-        codes, scales = np.where(better[..., None], tried[0], codes), np.where(better, tried[1], scales)
-    assert codes is not None and scales is not None
-    return codes, scales
+        np.copyto(codes, tried, where=better[..., None])
+        best, scales = np.where(better, error, best), np.where(better, scale, scales)
+    return codes.astype(np.int8), scales
 
 
 def quantize_rows(x: F32) -> F32:
@@ -68,11 +70,20 @@ def in_groups(x: npt.NDArray[Any]) -> F32:
     return padded.reshape(*x.shape[:-1], -1, GROUP)
 
 
-def _rounded(groups: F32, scales: F32, least: int, most: int) -> tuple[I8, F32]:
+def _rounded(groups: F32, scales: F32, least: int, most: int) -> tuple[F32, F32]:
     with np.errstate(divide="ignore", invalid="ignore"):
         inverse = np.where(scales != 0, np.float32(1) / scales, np.float32(0))
-    codes = np.clip(np.rint(groups * inverse[..., None]), least, most).astype(np.int8)
-    return codes, scales.astype(np.float32)
+    codes = groups * inverse[..., None]
+    np.rint(codes, out=codes)
+    return np.clip(codes, least, most, out=codes), scales.astype(np.float32)
+
+
+def _squared_error(groups: F32, codes: F32, scales: F32) -> F32:
+    """Of each group, without the sum of its squares, which no choice of codes changes."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        products, squares = (np.einsum("...k,...k->...", codes, other) for other in (groups, codes))
+        error: F32 = scales * (scales * squares - 2 * products)
+    return error
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ Dim = int | str
 Attr = int | float | bool | str | tuple[int, ...] | tuple[str | int, ...]
 Kind = Literal["local", "input", "param", "state"]
 
-FLOATS = ("f32", "bf16", "f16", "q8", "q4")
+FLOATS = ("f32", "bf16", "f16", "q8", "q4", "fp8")
 """Storage types of weights and, but for the quantised ones, caches; see `quantize` for those. Sums are always f32."""
 
 NUMPY: dict[str, np.dtype[Any]] = {

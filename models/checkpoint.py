@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
+from deepzig.ir.fp8 import largest
 
 from .files import MEND
 from .storage import DTYPES, NUMPY, Weight
@@ -78,8 +80,7 @@ class Checkpoint:
         for at in range(0, len(flat), BLOCK):
             part = flat[at : at + BLOCK]
             finite = part & 0x7F80 != 0x7F80 if weight.dtype == "bf16" else np.isfinite(part)
-            if not finite.all():
-                raise DeepZigError("a weight is not a finite number", weight.where, MEND)
+            _believe(finite, weight)
         return x
 
     def same(self, a: str, b: str) -> bool:
@@ -96,14 +97,32 @@ class Checkpoint:
 
     def piece(self, name: str, index: int) -> Array:
         """One slice of a tensor along its first dimension."""
+        stored, place, part = self._place(name, index)
+        return self._read(stored, place)[part]
+
+    def fp8(self, name: str, index: int | None = None) -> Array | None:
+        """A matrix, or one of a stack, as records of `deepzig.ir.fp8`; None if it is not stored as such numbers.
+
+        Raises:
+            DeepZigError: a value is not finite.
+        """
+        stored, place, part = (name, (), ...) if index is None else self._place(name, index)
+        weight = self._weights[stored]
+        if weight.fp8 is None:
+            return None
+        found = weight.fp8(place)[part]
+        _believe(np.isfinite(largest(found)), weight)
+        return found
+
+    def _place(self, name: str, index: int) -> tuple[str, tuple[int, ...], slice | EllipsisType]:
+        """Where one slice of a tensor is: a stored tensor, an index in it, and a part of what is there."""
         if name in self._experts:
-            return self.read(self._experts[name][index])
+            return self._experts[name][index], (), ...
         stored = self._stored(name)
-        piece = self._read(stored, (index,))
         if stored == name or not self._fused(name)[1]:
-            return piece
-        half = len(piece) // 2
-        return piece[:half] if ".gate_proj" in name else piece[half:]
+            return stored, (index,), ...
+        half = self._weights[stored].shape[1] // 2
+        return stored, (index,), slice(half) if ".gate_proj" in name else slice(half, None)
 
     def _stored(self, name: str) -> str:
         return name if name in self._weights else self._fused(name)[0]
@@ -170,6 +189,11 @@ class Checkpoint:
             raise DeepZigError(f"weights of type {weight.dtype} can't be read", weight.where, hint)
         if weight.shape != shape:
             raise DeepZigError(f"the shape is {list(weight.shape)}, not {list(shape)}", weight.where, OTHER_MODEL)
+
+
+def _believe(finite: Array, weight: Weight) -> None:
+    if not finite.all():
+        raise DeepZigError("a weight is not a finite number", weight.where, MEND)
 
 
 def _layer(name: str) -> int:

@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
+from deepzig.ir.fp8 import E4M3, SIDE, records
 
 from .fields import Fields
 from .files import MEND, Stored
@@ -49,21 +50,15 @@ class Weight:
         shape: its shape.
         dtype: f32, f16 or bf16, or the stored type if it can't be read.
         read: the part at an index of the first dimensions: float32, float16, or the bits of bf16 as uint16.
+        fp8: the matrix at an index of the dimensions before its own, as records of `deepzig.ir.fp8`, to the bit; None
+            if it is not stored as such numbers.
     """
 
     where: str
     shape: tuple[int, ...]
     dtype: str
     read: Callable[[tuple[int, ...]], Array]
-
-
-def _e4m3() -> F32:
-    """The value of each e4m3fn code (Micikevicius et al., arXiv:2209.05433): bias 7, no infinities, 0x7F is NaN."""
-    code = np.arange(256)
-    exponent, mantissa = code >> 3 & 15, code & 7
-    value = np.where(exponent == 0, mantissa * 2.0**-9, (8 + mantissa) * 2.0 ** (exponent - 10.0))
-    value[code & 127 == 127] = np.nan
-    return np.where(code < 128, value, -value).astype(np.float32)
+    fp8: Callable[[tuple[int, ...]], Array] | None = None
 
 
 def _e8m0() -> F32:
@@ -73,7 +68,7 @@ def _e8m0() -> F32:
     return value.astype(np.float32)
 
 
-E4M3, E8M0 = _e4m3(), _e8m0()
+E8M0 = _e8m0()
 NIBBLES = np.array([(byte & 15, byte >> 4) for byte in range(256)], np.float32) - np.float32(8)
 """The two 4-bit integers of a byte, the low one first, without their offset of 8."""
 
@@ -152,7 +147,14 @@ class Scheme:
             s = scale_decode(scale.read(scale_held, block)).reshape(*wanted[len(block) :])
             return _scaled(x[None], s[None], rows, columns)[0] if row else _scaled(x, s, rows, columns)
 
-        return matrix, Weight(codes.where, shape, "f32", read), took
+        def fp8(index: tuple[int, ...]) -> Array:
+            s = scale_decode(scale.read(scale_held, index)).reshape(*wanted[len(index) :])
+            by_row = np.repeat(s, rows, -2)[..., : shape[-2], :]
+            groups = -(-shape[-1] // SIDE)
+            return records(codes.read(held, index), np.repeat(by_row, -(-columns // SIDE), -1)[..., :groups])
+
+        exact = self.code == "F8_E4M3" and (columns % SIDE == 0 or columns >= shape[-1])
+        return matrix, Weight(codes.where, shape, "f32", read, fp8 if exact else None), took
 
 
 def _scaled(x: F32, scale: F32, rows: int, columns: int) -> F32:

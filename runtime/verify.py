@@ -35,8 +35,8 @@ CODED = 1e-2
 codes may become its neighbour, 1/127 of the largest of 64."""
 
 HALVED = 2e-2
-"""The same where rows are rounded to bf16, by 1/512 at most, and the interpreter's are not. Distances are estimates: those
-of a small model were 6e-3 at most, 2e-3 in the middle."""
+"""The same where rows are rounded to bf16, by 1/512 at most, and the interpreter's are not. Distances are estimates:
+those of a small model were 6e-3 at most, 2e-3 in the middle."""
 
 Progress = Callable[[str, int, int], None]
 

@@ -12,7 +12,11 @@ along the inner dimension: a u32 word has the even element in its low half and t
     q4          w[..., N, K] -> u32[..., N16, ceil(K/64), 9, 16]    of such a byte the low half for k < 32, the high
                                                                    half for the k after; 8 is added to codes
 
-A group of 64 quantised elements ends with its scales: packed[j, g, -1, l] is the bits of that of column 16 j + l.
+    fp8         w[..., N, K] -> u32[..., N16, ceil(K/128), 33, 16]  byte k % 4 of packed[j, g, k // 4, l] = code of
+                                                                   w[16 j + l, 128 g + k]
+
+A group of 64 integers, or of 128 8-bit floats, ends with its scales: packed[j, g, -1, l] is the bits of that of column
+16 j + l.
 What lies beyond N or K is zero.
 """
 
@@ -24,6 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.ir import TensorType
+from deepzig.ir.fp8 import FP8, SIDE
 from deepzig.ir.quantize import GROUP, QUANTIZED, quantize
 
 LANES = 16
@@ -46,6 +51,8 @@ def inner(size: int, dtype: str) -> tuple[int, ...]:
     """The dimensions of vectors along the inner dimension that hold `size` elements."""
     if dtype in QUANTIZED:
         return -(-size // GROUP), GROUP * QUANTIZED[dtype] // 32 + 1
+    if dtype == FP8:
+        return -(-size // SIDE), SIDE // 4 + 1
     return (size if dtype == "f32" else -(-size // 2),)
 
 
@@ -61,16 +68,16 @@ def packed_type(weight: TensorType) -> TensorType:
 
 
 def pack_quantized(weight: Array, dtype: str) -> Array:
-    """Quantise and pack [..., N, K] of f32."""
-    codes, scales = quantize(weight, dtype)
+    """Quantise and pack [..., N, K] of f32; of fp8, pack records [..., N, groups]."""
+    codes, scales = (weight["codes"], weight["scale"]) if dtype == FP8 else quantize(weight, dtype)
     *lead, n, groups, _ = codes.shape
-    words = np.empty((*lead, n, groups, inner(GROUP, dtype)[1]), np.uint32)
+    words = np.empty((*lead, n, groups, inner(codes.shape[-1], dtype)[1]), np.uint32)
     words[..., -1] = scales.view(np.uint32)
-    if dtype == "q8":
-        words[..., :-1] = codes.view(np.uint32)
-    else:
+    if dtype == "q4":
         nibbles = (codes + 8).view(np.uint8)
         words[..., :-1] = (nibbles[..., : GROUP // 2] | nibbles[..., GROUP // 2 :] << 4).view(np.uint32)
+    else:
+        words[..., :-1] = codes.view(np.uint32)
     return pack_columns(words.reshape(*lead, n, -1)).reshape(*lead, blocks(n), groups, -1, LANES)
 
 

@@ -6,7 +6,7 @@ from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
-from deepzig.ir.quantize import QUANTIZED
+from deepzig.ir.quantize import FORMATS
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
 from . import attention, linear, moe, norm, prefill, router, sample
@@ -33,11 +33,11 @@ def _gate_up_type(gate: TensorType, up: TensorType) -> TensorType:
 GATE_UP = Layout("gate-up", _gate_up_type, pack_gate_up)
 
 QUANTIZED_COLUMNS = {
-    dtype: Layout(f"columns-{dtype}", packed_type, partial(pack_quantized, dtype=dtype)) for dtype in QUANTIZED
+    dtype: Layout(f"columns-{dtype}", packed_type, partial(pack_quantized, dtype=dtype)) for dtype in FORMATS
 }
 QUANTIZED_GATE_UP = {
     dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype))
-    for dtype in QUANTIZED
+    for dtype in FORMATS
 }
 
 

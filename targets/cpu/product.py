@@ -14,10 +14,12 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import QUANTIZED
 
 from .emit import Buffer, either, loop, parallel, shared, store, together, vector_of, vector_sum, when
 from .features import Vectors
+from .fp8 import fp8_tile
 from .layout import LANES
 from .quant import coded_tile
 from .vector import Expr, at, fma, prefetch, splat, widen
@@ -122,6 +124,8 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
             columns.weight, columns.blocks, columns.size, columns.wdtype, elements, columns.integers,
             min(columns.ahead, 2),
         )  # fmt: skip
+    if columns.wdtype == FP8:
+        return fp8_tile(columns.weight, columns.blocks, columns.size, elements, columns.ahead)
     sums = [[vector_of(start(line, block)) if start else vector_sum() for block in columns.blocks] for line in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:

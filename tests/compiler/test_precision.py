@@ -40,6 +40,10 @@ LAYER = "model.layers.3."
         ("q8,self_attn=float", f"{LAYER}self_attn.o_proj.weight", None),
         ("q8,layers.3=q4,o_proj=q8", f"{LAYER}self_attn.o_proj.weight", "q8"),
         ("q8,proj=q4", f"{LAYER}self_attn.o_proj.weight", "q8"),
+        ("fp8", f"{LAYER}mlp.experts.down_proj.weight", "fp8"),
+        ("fp8", "lm_head.weight", "q8"),
+        ("fp8,lm_head=fp8", "lm_head.weight", "fp8"),
+        ("fp8,experts=q4", f"{LAYER}mlp.experts.up_proj.weight", "q4"),
     ],
 )
 def test_rules(text: str | None, name: str, want: str | None) -> None:
@@ -59,13 +63,20 @@ def test_rules(text: str | None, name: str, want: str | None) -> None:
 def test_what_is_refused(text: str, what: str) -> None:
     with pytest.raises(DeepZigError) as caught:
         parse_quant(text)
-    hint = "give one of q8, q4, then rules such as experts.down_proj=q8 or o_proj=float"
+    hint = "give one of q8, q4, fp8, then rules such as experts.down_proj=q8 or o_proj=float"
     assert str(caught.value) == f"{what}\n  at: --quant\n  fix: {hint}"
 
 
 @pytest.mark.parametrize(
     ("quant", "shared"),
-    [("q8", 1), ("q4,experts.down_proj=q8,q_a_proj=float", 2), ("q8,shared_experts=q4", 1), ("q4,experts=float", 1)],
+    [
+        ("q8", 1),
+        ("q4,experts.down_proj=q8,q_a_proj=float", 2),
+        ("q8,shared_experts=q4", 1),
+        ("q4,experts=float", 1),
+        ("fp8,lm_head=float", 2),
+        ("fp8,experts.down_proj=q4,o_proj=q8", 1),
+    ],
 )
 def test_whole_models(quant: str, shared: int, tmp_path: Path) -> None:
     """Kernels agree with the ops' meaning; a row's bits depend neither on threads nor on how a text is cut."""
@@ -88,11 +99,11 @@ def test_quantised_artifacts_are_small_and_near(tmp_path: Path) -> None:
     config = {**CONFIG, "hidden_size": 256, "num_hidden_layers": 2, "moe_intermediate_size": 128}
     random_checkpoint.write(tmp_path / "checkpoint", config)
     logits, sizes = {}, {}
-    for quant in (None, "q8", "q4"):
+    for quant in (None, "q8", "q4", "fp8"):
         out = tmp_path / str(quant)
         report = compile_model(tmp_path / "checkpoint", out, Options(bounds=BOUNDS, quant=quant, self_check="none"))
         with load(out) as model:
             logits[quant], sizes[quant] = model.logits([5, 77, 230, 9]), report.weights_bytes
-    assert sizes["q4"] < sizes["q8"] < sizes[None]
-    distance = {q: np.linalg.norm(logits[q] - logits[None]) / np.linalg.norm(logits[None]) for q in ("q8", "q4")}
-    assert 0 < distance["q8"] < 0.05 and distance["q8"] < distance["q4"] < 0.5, distance
+    assert sizes["q4"] < min(sizes["q8"], sizes["fp8"]) and max(sizes["q8"], sizes["fp8"]) < sizes[None]
+    distance = {q: np.linalg.norm(logits[q] - logits[None]) / np.linalg.norm(logits[None]) for q in ("q8", "fp8", "q4")}
+    assert 0 < distance["q8"] < 0.05 and distance["q8"] < distance["fp8"] < distance["q4"] < 0.5, distance

@@ -27,14 +27,15 @@ WEIGHTS = random_weights(config(**SIZES), 81)
 
 
 @pytest.mark.parametrize(
-    ("settings", "stored", "floats"),
+    ("settings", "stored", "floats", "quant"),
     [
-        (quantised.fp8_config(), *quantised.fp8(WEIGHTS)),
-        (quantised.compressed_config(), *quantised.packed(WEIGHTS, scales="f32")),
+        (quantised.fp8_config(), *quantised.fp8(WEIGHTS), None),
+        (quantised.fp8_config(), *quantised.fp8(WEIGHTS), "fp8,lm_head=float"),
+        (quantised.compressed_config(), *quantised.packed(WEIGHTS, scales="f32"), None),
     ],
-    ids=["fp8", "int4"],
+    ids=["fp8", "fp8-kept", "int4"],
 )
-def test_logits_and_greedy_tokens(settings: Any, stored: Any, floats: Any, tmp_path: Path) -> None:
+def test_logits_and_greedy_tokens(settings: Any, stored: Any, floats: Any, quant: str | None, tmp_path: Path) -> None:
     data = {**DATA, **SIZES, "rope_theta": 10000.0, "rope_scaling": None}
     write(tmp_path / "stored", stored, {**data, **settings})
     write(tmp_path / "floats", floats, data)
@@ -46,7 +47,7 @@ def test_logits_and_greedy_tokens(settings: Any, stored: Any, floats: Any, tmp_p
         want = reference(ids).logits[0].numpy()
         settings_of_generate = {"max_new_tokens": 64, "min_new_tokens": 64, "do_sample": False, "eos_token_id": None}
         tokens = reference.generate(ids, attention_mask=torch.ones_like(ids), **settings_of_generate)[0, 70:]
-    compile_model(tmp_path / "stored", tmp_path / "out", Options(dtype="f32", bounds=BOUNDS))
+    compile_model(tmp_path / "stored", tmp_path / "out", Options(dtype="f32", quant=quant, bounds=BOUNDS))
     with load(tmp_path / "out") as model:
         got = model.logits(prompt.tolist())
         assert np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want)

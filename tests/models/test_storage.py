@@ -13,8 +13,8 @@ import pytest
 from deepzig.compiler.driver import compile_model, fuse
 from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
+from deepzig.ir.fp8 import E4M3 as E4M3_VALUES
 from deepzig.models.files import find_tensors
-from deepzig.models.storage import E4M3 as E4M3_VALUES
 from deepzig.models.storage import E8M0 as E8M0_VALUES
 from deepzig.models.storage import find_scheme, read_weights
 from deepzig.models.tensors import tensors

@@ -45,11 +45,11 @@ def called(function: Any, arrays: Sequence[Array]) -> None:
 
 
 @pytest.fixture
-def build() -> Callable[[Any], Run]:
-    """Kernel -> function on numpy arrays, which writes the kernel's outputs into them."""
+def build() -> Callable[..., Run]:
+    """Kernel, and CPU level -> function on numpy arrays, which writes the kernel's outputs into them."""
 
-    def make(kernel: Any) -> Run:
-        executable, name = compile_kernel(kernel)
+    def make(kernel: Any, mcpu: str = "x86-64-v3") -> Run:
+        executable, name = compile_kernel(kernel, mcpu)
         function = executable[name]
 
         return lambda *arrays: called(function, arrays)

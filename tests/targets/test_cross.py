@@ -58,7 +58,8 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def compiled(checkpoint: Path, target: str, dtype: str = "f32") -> Path:
     out = checkpoint.parent / f"{target}-{dtype}"
     if not out.exists():
-        compile_model(checkpoint, out, Options(bounds=BOUNDS, target=target, dtype=dtype))
+        stored = {"dtype": "f32", "quant": "fp8,lm_head=fp8"} if dtype == "fp8" else {"dtype": dtype}
+        compile_model(checkpoint, out, Options(bounds=BOUNDS, target=target, **stored))
     return out
 
 
@@ -211,7 +212,7 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "fp8"])
 def test_arm_computes_what_x86_computes(
     dtype: str, checkpoint: Path, arm: tuple[list[str], dict[str, str]]
 ) -> None:  # fmt: skip
@@ -221,7 +222,7 @@ def test_arm_computes_what_x86_computes(
     assert chosen == "aarch64-linux"
     here, wanted = logits([sys.executable, "-P"], artifact, {})
     assert here == "native"
-    assert distance(values, wanted) <= {"f32": 1e-5, "f16": 2e-4, "bf16": 1e-3}[dtype]
+    assert distance(values, wanted) <= {"f32": 1e-5, "f16": 2e-4, "bf16": 1e-3, "fp8": 1e-5}[dtype]
     command = [*arm[0], "-m", "deepzig", "verify", str(artifact)]
     verified = subprocess.run(command, capture_output=True, text=True, env={**os.environ, **arm[1]})
     assert verified.returncode == 0 and verified.stdout.startswith("ok: build aarch64-linux,"), verified.stderr

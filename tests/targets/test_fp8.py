@@ -1,0 +1,165 @@
+"""Products with weights of 8-bit floats against their meaning, and against each other to the bit."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepzig.ir import OPS
+from deepzig.ir.fp8 import E4M3, FP8, RECORD, SIDE, quantize_fp8, round_fp8, values_fp8
+from deepzig.targets.cpu.features import Vectors
+from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
+from deepzig.targets.cpu.linear import gated_proj, proj
+from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
+
+LEVELS = {
+    "avx2": (Vectors(16, 8, "avx2"), "x86-64-v3"),
+    "sse": (Vectors(16, 4), "x86-64-v2"),
+    "neon": (Vectors(32, 4), "x86-64-v3"),
+}
+"""Registers, and the CPU to compile for."""
+AVX2 = LEVELS["avx2"][0]
+TOLERANCE = 3e-6
+"""f32; norm-relative."""
+
+
+def normal(rng: np.random.Generator, *shape: int) -> Any:
+    return rng.standard_normal(shape, np.float32)
+
+
+def error(actual: Any, expected: Any) -> float:
+    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+
+
+@pytest.mark.parametrize("level", LEVELS)
+@pytest.mark.parametrize(
+    ("k", "n", "begin", "extra"), [(128, 64, 0, 0), (37, 45, 3, 2), (259, 17, 16, 0), (385, 100, 0, 0)]
+)  # fmt: skip
+def test_proj(build: Any, k: int, n: int, begin: int, extra: int, level: str) -> None:
+    rng, width = np.random.default_rng(k * n), begin + k + extra
+    vectors, mcpu = LEVELS[level]
+    kernel = proj(k, n, FP8, x_width=width, begin=begin, norm_eps=None, bias=True, residual=True, vectors=vectors)
+    run = build(kernel, mcpu)
+    w, bias = normal(rng, n, k), normal(rng, n)
+    packed = pack_quantized(quantize_fp8(w), FP8)
+    for rows in (1, 2, 5, 9):
+        x, residual = normal(rng, rows, width), normal(rng, rows, n)
+        x[:, :begin] = x[:, begin + k :] = np.nan  # what is beside is not read
+        want = OPS["linear"].meaning(x[:, begin : begin + k], round_fp8(w), bias) + residual
+        y = np.full((rows, n), np.nan, np.float32)
+        run(x, packed, bias, residual, y)
+        assert error(y, want) <= TOLERANCE
+        alone = np.full((1, n), np.nan, np.float32)
+        run(x[:1], packed, bias, residual[:1], alone)
+        assert np.array_equal(alone[0], y[0])
+
+
+@pytest.mark.parametrize("level", LEVELS)
+def test_every_code_is_widened_exactly(build: Any, level: str) -> None:
+    """Subnormal numbers and both zeros, at every place in a word, times the smallest and largest of rows."""
+    codes = np.array([c for c in range(256) if c & 0x7F != 0x7F], np.uint8)
+    k, n = 2 * SIDE, len(codes)
+    vectors, mcpu = LEVELS[level]
+    kernel = proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
+    run = build(kernel, mcpu)
+    stored = np.zeros((n, 2), RECORD)
+    stored["codes"] = np.stack([np.roll(codes[:, None].repeat(SIDE, 1), i, 0) for i in range(2)], 1)
+    stored["scale"] = [1.0, 2.0**-5]
+    packed = pack_quantized(stored, FP8)
+    x = np.zeros((8, k), np.float32)
+    x[range(8), [0, 1, 2, 3, 124, 125, SIDE + 2, SIDE + 3]] = [1, 3, 2.0**-60, 2.0**60, -1, 2.0**-30, 1, -5]
+    y = np.full((8, n), np.nan, np.float32)
+    run(x, packed, y)
+    assert np.array_equal(y, x @ values_fp8(stored, k).T) and np.isfinite(y).all() and (np.abs(y).max(-1) > 0).all()
+
+
+def test_codes_are_widened_in_whole_registers(assembly: Any) -> None:
+    for vectors, mcpu, register in ((AVX2, "x86-64-v3", "ymm"), (Vectors(32, 16, "avx2"), "x86-64-v4", "zmm")):
+        kernel = proj(256, 64, FP8, x_width=256, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
+        code = assembly(kernel, mcpu)
+        assert re.search(rf"vpsraw\s+\$4, .*%{register}", code) and re.search(rf"vfmadd\w+ps\s.*%{register}", code)
+
+
+def test_sums_do_not_lose_small_numbers(build: Any) -> None:
+    """Codes are widened to numbers near the end of f32: rows of small numbers are as exact as others."""
+    rng = np.random.default_rng(4)
+    k, n = 200, 33
+    kernel = proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=AVX2)
+    run = build(kernel)
+    stored = quantize_fp8(normal(rng, n, k))
+    x, results = normal(rng, 5, k), []
+    for power in (0, -40, 40):
+        y = np.full((5, n), np.nan, np.float32)
+        run(x * np.float32(2.0**power), pack_quantized(stored, FP8), y)
+        results.append(y * np.float32(2.0**-power))
+    assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+def test_gated_proj(build: Any, threads: Any) -> None:
+    rng = np.random.default_rng(11)
+    k, i = 201, 67
+    run = build(gated_proj(k, i, FP8, norm_eps=1e-6, vectors=AVX2))
+    gate, up, norm = normal(rng, i, k) / 8, normal(rng, i, k), normal(rng, k)
+    packed = pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8)
+    x = normal(rng, 7, k)
+    want = OPS["gated_proj"].meaning(x, round_fp8(gate), round_fp8(up), norm, eps=1e-6)
+    results = []
+    for count in (1, 2):
+        threads(count)
+        for rows in (1, 7):
+            y = np.full((rows, i), np.nan, np.float32)
+            run(x[:rows], packed, norm, y)
+            results.append(y[0])
+    assert error(y, want) <= TOLERANCE and all(np.array_equal(r, results[0]) for r in results)
+
+
+def test_moe(build: Any, threads: Any) -> None:
+    """Against its meaning, and the same bits for a row alone and among others, with one thread and two."""
+    hidden, width, experts, top_k, rows = 133, 70, 6, 2, 17
+    rng = np.random.default_rng(9)
+    gate, up = normal(rng, experts + 1, width, hidden) / 10, normal(rng, experts + 1, width, hidden) / 10
+    down = normal(rng, experts + 1, hidden, width) / 8
+    gate_up = pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8)
+    packed_down = pack_quantized(quantize_fp8(down), FP8)
+    sort = build(moe_sort(experts, top_k, 1))
+    first = build(moe_gate_up(hidden, width, experts + 1, top_k + 1, FP8, vectors=AVX2))
+    second = build(moe_down(width, hidden, experts + 1, top_k + 1, FP8, residual=True, vectors=AVX2))
+
+    def layer(x: Any, ids: Any, weights: Any, residual: Any) -> Any:
+        n, slots = len(x), top_k + 1
+        offsets, slot_rows = np.zeros(experts + 2, np.int32), np.zeros((n, slots), np.int32)
+        slot_weights, y = np.zeros((n, slots), np.float32), np.full((n, hidden), np.nan, np.float32)
+        a = np.full((n, slots, width), np.nan, np.float32)
+        sort(ids, weights, offsets, slot_rows, slot_weights)
+        first(x, offsets, slot_rows, gate_up, a)
+        second(a, offsets, slot_rows, slot_weights, packed_down, residual, y)
+        return y
+
+    ids = np.stack([rng.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
+    weights = rng.uniform(0.1, 1, (rows, top_k)).astype(np.float32)
+    x, residual = normal(rng, rows, hidden), normal(rng, rows, hidden)
+    y = layer(x, ids, weights, residual)
+    want = OPS["moe"].meaning(x, ids, weights, *map(round_fp8, (gate, up, down)), residual, shared=1)
+    assert error(y, want) <= TOLERANCE
+    for count in (1, 2):
+        threads(count)
+        for size in (1, 2, 5, rows):
+            part = slice(rows - size, rows)
+            assert np.array_equal(layer(x[part], ids[part], weights[part], residual[part]), y[part])
+
+
+def test_the_code_of_a_block_is_in_its_place() -> None:
+    """Byte k % 4 of word k // 4; scales behind their group; zero beyond the matrix."""
+    rng = np.random.default_rng(2)
+    stored = quantize_fp8(normal(rng, 21, 140))
+    packed = pack_quantized(stored, FP8)
+    assert packed.shape == (2, 2, 33, 16) and packed.dtype == np.uint32
+    columns = packed[:, :, :-1].copy().view(np.uint8).reshape(2, 2, 32, 16, 4)
+    codes = columns.transpose(0, 3, 1, 2, 4).reshape(32, 256)
+    assert np.array_equal(E4M3[codes[:21, :140]], E4M3[stored["codes"].reshape(21, 256)[:, :140]])
+    assert not codes[21:].any() and not codes[:, 140:].any()
+    scales = packed[:, :, -1].view(np.float32).transpose(0, 2, 1).reshape(32, 2)
+    assert np.array_equal(scales[:21], stored["scale"]) and not scales[21:].any()
