@@ -44,17 +44,24 @@ def threads() -> Iterator[None]:
         store(sizes, T.uint8(BYTES), 16 + 2 * tile)
         store(sizes, T.uint8(ROWS), 48 + tile)
     with together():
-        _do("ldtilecfg", T.address_of(sizes[0]))
+        operate("ldtilecfg", T.address_of(sizes[0]))
         yield
-        _do("tilerelease")
+        operate("tilerelease")
 
 
-def _do(name: str, *operands: Expr) -> None:
+def operate(name: str, *operands: Expr) -> None:
+    """Emit an instruction of AMX."""
     T.evaluate(T.call_llvm_intrin("void", f"llvm.x86.{name}", *operands))
 
 
-def _load(tile: int, element: Expr, stride: int) -> None:
-    _do("tileloadd64", T.int8(tile), T.address_of(element), T.int64(stride))
+def load(tile: int, element: Expr, stride: int = BYTES) -> None:
+    """Emit the load of a tile whose rows are `stride` bytes apart, from an element of a buffer on."""
+    operate("tileloadd64", T.int8(tile), T.address_of(element), T.int64(stride))
+
+
+def keep(tile: int, element: Expr) -> None:
+    """Emit the store of a whole tile, from an element of a buffer on."""
+    operate("tilestored64", T.int8(tile), T.address_of(element), T.int64(BYTES))
 
 
 def width(size: int) -> int:
@@ -128,14 +135,14 @@ def _product(columns: Columns, first: Expr, height: int, x: Input, rest: Buffer 
 
     def step(k: Expr, weights: Sequence[Expr]) -> None:
         for b, weight in enumerate(weights):
-            _load(RIGHT + b, weight, BYTES)
+            load(RIGHT + b, weight)
             for r in range(height):
                 if b == 0:
-                    _load(LEFT + r, x(first + r * ROWS)(k * STEP), stride)
-                _do("tdpbf16ps", T.int8(_sum(r, b)), T.int8(LEFT + r), T.int8(RIGHT + b))
+                    load(LEFT + r, x(first + r * ROWS)(k * STEP), stride)
+                operate("tdpbf16ps", T.int8(_sum(r, b)), T.int8(LEFT + r), T.int8(RIGHT + b))
 
     for r, b in indices:
-        _do("tilezero", T.int8(_sum(r, b)))
+        operate("tilezero", T.int8(_sum(r, b)))
     with loop(columns.size // STEP) as k:
         for block in columns.blocks:
             for line in range(ROWS if columns.ahead else 0):
@@ -144,7 +151,7 @@ def _product(columns: Columns, first: Expr, height: int, x: Input, rest: Buffer 
     if rest is not None:
         step(T.int64(columns.size // STEP), [rest[b, 0, 0] for b in range(len(columns.blocks))])
     for r, b in indices:
-        _do("tilestored64", T.int8(_sum(r, b)), T.address_of(sums[r, b, 0, 0]), T.int64(BYTES))
+        keep(_sum(r, b), sums[r, b, 0, 0])
 
 
 def _sum(r: int, b: int) -> int:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 from deepzig.ir.quantize import QUANTIZED
 
-from . import amx
+from . import amx, amx_integers
 from .features import Vectors
 from .product import Method, fused
 from .quant import coded
@@ -30,5 +31,13 @@ def _amx_bf16(vectors: Vectors) -> Method:
     return Method(amx.TILE, amx.rows_by_tiles, amx.rounded, alone=False, consecutive=True, threads=amx.threads)
 
 
-METHODS: Mapping[tuple[str, str], Callable[[Vectors], Method]] = MappingProxyType({("bf16", "amx"): _amx_bf16})
+def _amx_integers(vectors: Vectors) -> Method:
+    """Tiles of bytes, and instructions for vectors for a single row: the sums are the same."""
+    encode = partial(coded, spare=amx.ROWS - 1)
+    return Method(amx_integers.TILE, amx_integers.rows_by_tiles, encode, consecutive=True, threads=amx.threads)
+
+
+METHODS: Mapping[tuple[str, str], Callable[[Vectors], Method]] = MappingProxyType(
+    {("bf16", "amx"): _amx_bf16, ("q8", "amx"): _amx_integers, ("q4", "amx"): _amx_integers}
+)
 """Element type of a weight, `Vectors.matrices` -> the method, if it is not what every CPU has."""

@@ -13,8 +13,8 @@ import pytest
 from deepzig.artifacts.cpu_features import detect
 from deepzig.artifacts.machines import MACHINES
 from deepzig.targets.cpu import amx
-from deepzig.targets.cpu.features import CpuTarget
-from deepzig.targets.cpu.layout import pack_columns, pack_gate_up
+from deepzig.targets.cpu.features import CpuTarget, Vectors
+from deepzig.targets.cpu.layout import pack_columns, pack_gate_up, pack_quantized
 from deepzig.targets.cpu.linear import gated_proj, proj
 from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
 
@@ -165,6 +165,40 @@ def test_moe(make: Any, build: Any, threads: Any) -> None:
         for size in (1, 2, 5, rows):
             part = slice(rows - size, rows)
             assert np.array_equal(layer(x[part], ids[part], weights[part], residual[part]), y[part])
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_quantised_weights_have_the_bits_of_other_machines(make: Any, build: Any, threads: Any, dtype: str) -> None:
+    rng = np.random.default_rng(6)
+    k, n = 197, 83
+    x, packed = normal(rng, 37, k), pack_quantized(normal(rng, n, k), dtype)
+
+    def kernel(vectors: Vectors) -> Any:
+        return proj(k, n, dtype, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
+
+    here, there = build(kernel(Vectors(16, 8, "avx2"))), make(kernel(AMX.vectors))
+    for count in (1, 2):
+        threads(count)
+        for rows in (1, 2, 16, 37):
+            want, y = (np.full((rows, n), np.nan, np.float32) for _ in range(2))
+            here(x[:rows], packed, want)
+            there(x[:rows], packed, y)
+            assert np.isfinite(y).all() and np.array_equal(y, want)
+
+
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_single_rows_of_bytes_need_no_tiles(dtype: str, tmp_path: Path) -> None:
+    k, n = 128, 48
+    run = emulated(
+        proj(k, n, dtype, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=AMX.vectors),
+        AMX,
+        tmp_path,
+    )
+    rng = np.random.default_rng(1)
+    w = pack_quantized(normal(rng, n, k), dtype)
+    for rows, tiles in ((1, 0), (2, 1), (16, 1), (17, 2)):
+        run(normal(rng, rows, k), w, np.zeros((rows, n), np.float32))
+        assert run.products() == (0, tiles * 2 * 4)
 
 
 def code(target: CpuTarget, wdtype: str) -> str:
