@@ -7,6 +7,7 @@ import os
 import platform
 import subprocess
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 
 from .machines import Machine
@@ -27,6 +28,9 @@ LINUX = {
     "amx_tile": "amx-tile", "amx_bf16": "amx-bf16", "amx_int8": "amx-int8",
 }  # fmt: skip
 """Flag in /proc/cpuinfo of x86 -> LLVM's name."""
+
+REQUEST = (158, 0x1023, 18)
+"""The system call arch_prctl of Linux on x86: ARCH_REQ_XCOMP_PERM, for XTILEDATA (asm/prctl.h)."""
 
 AUXILIARY = (
     (16, 1, "neon"), (16, 10, "fullfp16"), (16, 20, "dotprod"), (26, 13, "i8mm"), (26, 14, "bf16"),
@@ -72,7 +76,7 @@ def detect() -> frozenset[str]:
         value = ctypes.CDLL(None).getauxval
         value.restype = ctypes.c_ulong
         return _auxiliary(value)
-    return cpuinfo_features(Path("/proc/cpuinfo"))
+    return permitted(cpuinfo_features(Path("/proc/cpuinfo")))
 
 
 def cpuinfo_features(cpuinfo: Path) -> frozenset[str]:
@@ -83,6 +87,20 @@ def cpuinfo_features(cpuinfo: Path) -> frozenset[str]:
         return frozenset()
     flags = next((line.partition(":")[2].split() for line in lines if line.startswith("flags")), [])
     return frozenset(LINUX[flag] for flag in flags if flag in LINUX)
+
+
+def permitted(features: frozenset[str]) -> frozenset[str]:
+    """The features of x86 that this process may use: the system saves the tiles of AMX for those only that ask.
+
+    One request is for the whole process, its threads of later included. Without, the first use of a tile ends it.
+    """
+    tiles = frozenset(feature for feature in features if feature.startswith("amx-"))
+    return features if not tiles or _request_tiles() else features - tiles
+
+
+@cache
+def _request_tiles() -> bool:
+    return bool(ctypes.CDLL(None).syscall(*map(ctypes.c_long, REQUEST)) == 0)
 
 
 def _macos() -> frozenset[str]:

@@ -37,6 +37,9 @@ MACHINES = {
 kernels can make use of it; avx512-vnni is Ice Lake, Zen 4 and later, amx Sapphire Rapids and later; dotprod has every
 Arm of version 8.4 or later, and each of Apple's."""
 
+BF16_ROWS = frozenset({"amx-bf16"})
+"""What a machine multiplies matrices of bf16 with where it rounds the rows that they multiply to bf16 too."""
+
 
 def fitting(machine: Machine) -> str | None:
     """The most demanding kind that the machine is of."""

@@ -36,7 +36,7 @@ from .emit import (
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import inverse_rms, normalize, rotate
-from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, products
+from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, fused, products
 from .softmax import MASKED, Softmax
 from .vector import Expr, at, exp, fma, splat, tree_sum
 
@@ -134,7 +134,7 @@ def mla_absorb(
             with loop(cw, kv_lora + rope) as i:
                 store(Y, T.float32(0), row, head, i)
 
-        products(heads, n, blocks(kv_lora), factors, vectors, beside=turn)
+        products(heads, n, blocks(kv_lora), factors, fused(vectors), beside=turn)
     return f.function
 
 
@@ -271,5 +271,5 @@ def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors)
                 output,
             )
 
-        products(heads, n, blocks(v), factors, vectors)
+        products(heads, n, blocks(v), factors, fused(vectors))
     return f.function

@@ -18,11 +18,13 @@ class Vectors:
         registers: how many there are.
         lanes: f32 elements in each.
         integers: instructions for products of bytes; see `integers.DOTS`.
+        matrices: instructions for products of matrices; see `methods.METHODS`.
     """
 
     registers: int
     lanes: int
     integers: str = ""
+    matrices: str = ""
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -37,14 +39,15 @@ class Vectors:
 
 
 BASELINE = Vectors(registers=16, lanes=4)
-VECTORS: dict[str, Vectors] = {
-    "avx512vnni": Vectors(registers=32, lanes=16, integers="vnni"),
-    "avx512f": Vectors(registers=32, lanes=16, integers="avx2"),
-    "avx2": Vectors(registers=16, lanes=8, integers="avx2"),
-    "dotprod": Vectors(registers=32, lanes=4, integers="dotprod"),
-    "neon": Vectors(registers=32, lanes=4),
+VECTORS: dict[frozenset[str], Vectors] = {
+    frozenset({"amx-bf16", "amx-int8", "avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni", matrices="amx"),
+    frozenset({"avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni"),
+    frozenset({"avx512f"}): Vectors(registers=32, lanes=16, integers="avx2"),
+    frozenset({"avx2"}): Vectors(registers=16, lanes=8, integers="avx2"),
+    frozenset({"dotprod"}): Vectors(registers=32, lanes=4, integers="dotprod"),
+    frozenset({"neon"}): Vectors(registers=32, lanes=4),
 }
-"""Instruction set -> its registers; the first that a CPU has counts."""
+"""Instruction sets -> registers; the first of which a CPU has all count."""
 
 
 TRIPLES = {
@@ -74,7 +77,7 @@ class CpuTarget:
     @property
     def vectors(self) -> Vectors:
         """The widest vector registers that the features promise."""
-        return next((v for feature, v in VECTORS.items() if feature in self.features), BASELINE)
+        return next((v for needed, v in VECTORS.items() if needed <= self.features), BASELINE)
 
     @property
     def triple(self) -> str:

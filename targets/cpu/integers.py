@@ -36,11 +36,13 @@ class Codes:
     """A row of the left matrix, rounded to 8 bits.
 
     Attributes:
+        code: index -> code.
         word: (group, number of a word in it) -> four codes.
         scale: group -> its scale.
         total: group -> the sum of its codes.
     """
 
+    code: Callable[[Expr], Expr]
     word: Callable[[Expr, Expr], Expr]
     scale: Callable[[Expr], Expr]
     total: Callable[[Expr], Expr]
@@ -147,14 +149,14 @@ class _Avx2(Dots):
         for half in range(2):
             packed = T.bind(load(at(half * HALF, HALF)))
             for shift, first in NIBBLES:
-                values = T.bind(T.reinterpret("int8x32", _nibbles(packed, shift, HALF)))
+                values = T.bind(T.reinterpret("int8x32", nibbles(packed, shift, HALF)))
                 for codes, short in zip(self.rows, self._short, strict=True):
                     x = T.reinterpret("int8x32", T.broadcast(codes.word(g, word + first), HALF))
                     buffer = short[column][half]
                     store(buffer, buffer[at(0, 2 * HALF)] + _pairs(values, x), at(0, 2 * HALF))
 
 
-def _nibbles(packed: Expr, shift: int, lanes: int) -> Expr:
+def nibbles(packed: Expr, shift: int, lanes: int) -> Expr:
     """The low or the high halves of bytes."""
     moved = T.shift_right(packed, words(shift, lanes)) if shift else packed
     return T.bitwise_and(moved, words(0x0F0F0F0F, lanes))
@@ -189,7 +191,7 @@ class _Fused(Dots):
         for first in range(0, LANES, self.lanes):
             packed = T.bind(load(at(first, self.lanes)))
             for shift, further in NIBBLES:
-                self._add(column, first, _nibbles(packed, shift, self.lanes), g, word + further)
+                self._add(column, first, nibbles(packed, shift, self.lanes), g, word + further)
 
     def _add(self, column: int, first: int, codes: Expr, g: Expr, word: Expr) -> None:
         bytes_, lanes = self.lanes * STEP, at(T.int64(first), self.lanes)

@@ -9,14 +9,12 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.ir.quantize import QUANTIZED
-
 from .emit import Buffer, each_row, kernel, store, symbols, vector_of, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
+from .methods import method_of
 from .norm import inverse_rms, normalize
 from .product import Columns, Input, by_columns, product, rows_of
-from .quant import coded
 from .vector import Expr, at, silu, total
 
 
@@ -64,8 +62,8 @@ def proj(
         x = rows_of(X, begin)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
-        if wdtype in QUANTIZED:
-            x = coded(x, rows, k)
+        method = method_of(wdtype, vectors)
+        x = method.encode(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             def write(column: Expr, value: Expr, lanes: int) -> None:
@@ -78,7 +76,7 @@ def proj(
         def columns(js: Sequence[Expr]) -> Columns:
             return Columns(W, [(j,) for j in js], k, wdtype, integers=vectors.integers)
 
-        product(rows, blocks(n), columns, x, output, vectors)
+        product(rows, blocks(n), columns, x, output, method)
     return f.function
 
 
@@ -105,8 +103,8 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         x = rows_of(X)
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
-        if wdtype in QUANTIZED:
-            x = coded(x, rows, k)
+        method = method_of(wdtype, vectors)
+        x = method.encode(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             by_columns(gated(*sums), block, i, lambda column, value, _: store(Y, value, row, column))
@@ -115,7 +113,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
             taken = [(j, T.int64(half)) for j in groups for half in range(2)]
             return Columns(W, taken, k, wdtype, integers=vectors.integers)
 
-        product(rows, blocks(i), columns, x, output, vectors, width=2)
+        product(rows, blocks(i), columns, x, output, method, width=2)
     return f.function
 
 

@@ -14,23 +14,20 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.ir.quantize import QUANTIZED
-
-from .emit import Buffer, kernel, loop, shared, store, symbols, together, when, workspace
+from .emit import Buffer, kernel, loop, shared, store, symbols, when, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .linear import gated
+from .methods import method_of
 from .product import (
     Columns,
     Input,
     Output,
     adjacent,
     by_columns,
-    rows_by_tiles,
     rows_of,
     stream,
 )
-from .quant import coded
 from .vector import Expr, fma, splat
 
 
@@ -107,10 +104,14 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         W = f.tensor("w", stored(wdtype), experts, blocks(i), 2, *inner(k, wdtype), LANES)
         A = f.tensor("a", "f32", rows, slots, i)
 
-        read = coded(rows_of(X), rows, k) if wdtype in QUANTIZED else rows_of(X)
+        def by_slot(read: Input) -> Input:
+            return lambda slot: read(T.bind(T.Cast("int64", ROWS[flat(slot, slots)])))
 
-        def x(slot: Expr) -> Any:
-            return read(T.bind(T.Cast("int64", ROWS[flat(slot, slots)])))
+        method = method_of(wdtype, vectors)
+        if method.consecutive:
+            x = method.encode(by_slot(rows_of(X)), rows * slots, k)
+        else:
+            x = by_slot(method.encode(rows_of(X), rows, k))
 
         def columns(e: Expr, block: Expr) -> Columns:
             taken = [(e, block, T.int64(half)) for half in range(2)]
@@ -131,10 +132,10 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(blocks(i)) as block:
-                rows_by_tiles(columns(e, block), begin, end, x, into(block), vectors)
+                method.rows(columns(e, block), begin, end, x, into(block))
 
-        with together():
-            each_expert(OFFSETS, experts, one, many)
+        with method.threads():
+            each_expert(OFFSETS, experts, one if method.alone else None, many)
     return f.function
 
 
@@ -166,9 +167,8 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         RESIDUAL: Any = f.tensor("residual", "f32", rows, h) if residual else None
         Y = f.tensor("y", "f32", rows, h)
 
-        x: Input = lambda slot: lambda j: A[(*flat(slot, slots), j)]  # noqa: E731
-        if wdtype in QUANTIZED:
-            x = coded(x, rows * slots, i)
+        method = method_of(wdtype, vectors)
+        x = method.encode(lambda slot: lambda j: A[(*flat(slot, slots), j)], rows * slots, i)
 
         def output(slot: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             row = T.bind(T.Cast("int64", ROWS[flat(slot, slots)]))
@@ -179,7 +179,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
 
             by_columns(sums[0], block, h, write)
 
-        _, count = vectors.tile
+        _, count = method.tile
         parts = -(-blocks(h) // count)
 
         def columns(e: Expr, taken: Sequence[Expr]) -> Columns:
@@ -192,28 +192,32 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(parts) as part:
                 taken, write = adjacent(T.bind(part * count), count, blocks(h), partial(columns, e), output, 1)
-                rows_by_tiles(taken, begin, end, x, write, vectors)
+                method.rows(taken, begin, end, x, write)
 
-        with together():
+        with method.threads():
             # a thread has the same columns of all experts, so sums need no lock and have one order
             with shared(parts) as part:
                 first, end = part * count * LANES, T.min((part + 1) * count * LANES, h)
                 with loop(rows) as row, loop(end, first) as column:
                     store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
-            each_expert(OFFSETS, experts, one, many)
+            each_expert(OFFSETS, experts, one if method.alone else None, many)
     return f.function
 
 
 def each_expert(
-    offsets: Buffer, experts: int, one: Callable[[Expr, Expr], None], many: Callable[[Expr, Expr, Expr], None]
+    offsets: Buffer, experts: int, one: Callable[[Expr, Expr], None] | None, many: Callable[[Expr, Expr, Expr], None]
 ) -> None:
-    """Emit one(expert, slot) for experts with one slot, many(expert, first slot, end) for those with more."""
+    """Emit one(expert, slot) for experts with one slot, many(expert, first slot, end) for those with more.
+
+    Without `one`, one slot is many.
+    """
     with loop(experts) as e:
         begin = T.bind(T.Cast("int64", offsets[e]))
         end = T.bind(T.Cast("int64", offsets[e + 1]))
-        with when(end == begin + 1):
-            one(e, begin)
-        with when(end > begin + 1):
+        if one:
+            with when(end == begin + 1):
+                one(e, begin)
+        with when(end > begin + (1 if one else 0)):
             many(e, begin, end)
 
 

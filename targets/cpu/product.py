@@ -7,8 +7,9 @@ into. So its bits depend neither on the number of rows nor on the thread that co
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 from tvm.script import tirx as T
@@ -16,7 +17,7 @@ from tvm.script import tirx as T
 from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import QUANTIZED
 
-from .emit import Buffer, either, loop, parallel, store, vector_of, vector_sum, when
+from .emit import Buffer, either, loop, parallel, shared, store, together, vector_of, vector_sum, when
 from .features import Vectors
 from .fp8 import fp8_tile
 from .layout import LANES
@@ -60,6 +61,41 @@ Groups = Callable[[Sequence[Expr]], Columns]
 """Indices of groups of blocks, one or more blocks each -> the blocks."""
 GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 """(row, group, sums of its blocks) -> emits the stores."""
+
+Rows = Callable[[Columns, Expr, Expr, Input, Output], None]
+"""(columns, first row, end, x, output) -> emits the products of these rows."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """How products with the weights of one element type are computed.
+
+    Attributes:
+        tile: rows and blocks of columns that are multiplied together.
+        rows: emits products of rows that an expert or a thread has.
+        encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
+        alone: whether a single row has a form of its own, `stream`.
+        consecutive: whether rows must lie in memory as they are multiplied.
+        threads: what products must be in: all threads at once, prepared for them.
+    """
+
+    tile: tuple[int, int]
+    rows: Rows
+    encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
+    alone: bool = True
+    consecutive: bool = False
+    threads: Callable[[], AbstractContextManager[None]] = together
+
+    @contextmanager
+    def tasks(self, size: int) -> Iterator[Expr]:
+        """A loop of products that the threads share."""
+        if self.threads is together:
+            with parallel(size) as task:
+                yield task
+            return
+        with self.threads(), shared(size) as task:
+            yield task
+
 
 TASKS = 32
 """How many tasks should be there at least: they don't divide evenly among threads."""
@@ -134,6 +170,11 @@ def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) ->
         store(total, fma(factor, vector, total[at(0)]), at(0))
 
 
+def fused(vectors: Vectors) -> Method:
+    """Chains of fused multiply-adds."""
+    return Method(vectors.tile, partial(rows_by_tiles, vectors=vectors))
+
+
 def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors) -> None:
     """Rows begin..end-1 of the product, tile by tile.
 
@@ -157,7 +198,7 @@ def product(
     columns: Groups,
     x: Input,
     output: GroupOutput,
-    vectors: Vectors,
+    method: Method,
     width: int = 1,
 ) -> None:
     """All rows of a product. The threads share the columns, and if these are few, the rows too.
@@ -168,10 +209,10 @@ def product(
         columns: indices of groups -> their blocks.
         x: left matrix.
         output: (row, group, sums of its blocks) -> emits the stores.
-        vectors: registers of the CPU.
+        method: how they are computed.
         width: blocks in a group.
     """
-    products(1, rows, groups, lambda _: (columns, x, output), vectors, width)
+    products(1, rows, groups, lambda _: (columns, x, output), method, width)
 
 
 def products(
@@ -179,7 +220,7 @@ def products(
     rows: Expr,
     groups: int,
     factors: Callable[[Expr], tuple[Groups, Input, GroupOutput]],
-    vectors: Vectors,
+    method: Method,
     width: int = 1,
     beside: Callable[[Expr, Expr], None] = lambda product, row: None,
 ) -> None:
@@ -190,32 +231,43 @@ def products(
         rows: rows of each.
         groups: as in `product`.
         factors: index of a product -> its columns, x and output as in `product`.
-        vectors: registers of the CPU.
+        method: how they are computed.
         width: blocks in a group.
         beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
     """
-    with either(rows == 1) as (one, many):
-        with one, parallel(number * groups) as task:
+
+    def alone() -> None:
+        with method.tasks(number * groups) as task:
             which, group = T.bind(task // groups), T.bind(task % groups)
             columns, x, output = factors(which)
             output(T.int64(0), group, stream(columns([group]), T.int64(0), x))
             with when(group == 0):
                 beside(which, T.int64(0))
+
+    def by_tiles() -> None:
+        lines, held = method.tile
+        count = min(max(held // width, 1), groups)
+        parts = -(-groups // count)
+        shares = max(TASKS * count // (number * groups), 1)
+        share = T.bind((rows + (shares * lines - 1)) // (shares * lines) * lines)
+        with method.tasks(number * parts * shares) as task:
+            which, first = T.bind(task // (parts * shares)), T.bind(task // shares % parts * count)
+            columns, x, output = factors(which)
+            part, write = adjacent(first, count, groups, columns, output, width)
+            begin = T.bind(task % shares * share)
+            end = T.bind(T.min(begin + share, rows))
+            method.rows(part, begin, end, x, write)
+            with when(first == 0), loop(end, begin) as row:
+                beside(which, row)
+
+    if not method.alone:
+        by_tiles()
+        return
+    with either(rows == 1) as (one, many):
+        with one:
+            alone()
         with many:
-            lines, held = vectors.tile
-            count = min(max(held // width, 1), groups)
-            parts = -(-groups // count)
-            shares = max(TASKS * count // (number * groups), 1)
-            share = T.bind((rows + (shares * lines - 1)) // (shares * lines) * lines)
-            with parallel(number * parts * shares) as task:
-                which, first = T.bind(task // (parts * shares)), T.bind(task // shares % parts * count)
-                columns, x, output = factors(which)
-                part, write = adjacent(first, count, groups, columns, output, width)
-                begin = T.bind(task % shares * share)
-                end = T.bind(T.min(begin + share, rows))
-                rows_by_tiles(part, begin, end, x, write, vectors)
-                with when(first == 0), loop(end, begin) as row:
-                    beside(which, row)
+            by_tiles()
 
 
 def adjacent(

@@ -19,17 +19,25 @@ from .layout import LANES
 from .vector import Expr, at, dtype, fma, prefetch, splat, tree_max
 
 
-def coded(x: Callable[[Expr], Callable[[Expr], Expr]], rows: Expr, size: int) -> Callable[[Expr], Codes]:
+def width(size: int) -> int:
+    """Codes between rows: whole lines of the cache, an odd number of them, so that rows go to different sets of it."""
+    return (-(-size // GROUP) | 1) * GROUP
+
+
+def coded(
+    x: Callable[[Expr], Callable[[Expr], Expr]], rows: Expr, size: int, spare: int = 0
+) -> Callable[[Expr], Codes]:
     """Emit the rounding of all rows into workspaces, and read from there.
 
     Args:
         x: row -> index -> element, or index vector -> elements.
         rows: how many rows.
         size: elements of a row.
+        spare: for how many rows more there is to be memory; what they hold is not meaningful.
     """
     groups = -(-size // GROUP)
-    codes = workspace(rows, groups * GROUP, dtype="int8")
-    scales, totals = workspace(rows, groups), workspace(rows, groups, dtype="int32")
+    codes = workspace(rows + spare, width(size), dtype="int8")
+    scales, totals = workspace(rows + spare, groups), workspace(rows + spare, groups, dtype="int32")
 
     def one(row: Expr) -> None:
         elements = x(row)
@@ -64,6 +72,7 @@ def coded(x: Callable[[Expr], Callable[[Expr], Expr]], rows: Expr, size: int) ->
 
     def row_codes(row: Expr) -> Codes:
         return Codes(
+            lambda i: codes[row, i],
             lambda g, word: T.reinterpret("int32", codes[row, T.ramp(g * GROUP + word * STEP, 1, STEP)]),
             lambda g: scales[row, g],
             lambda g: totals[row, g],

@@ -25,7 +25,7 @@ from .emit import (
 )
 from .features import Vectors
 from .layout import LANES, blocks
-from .product import Columns, Elements, product, rows_of
+from .product import Columns, Elements, fused, product, rows_of
 from .vector import Expr, at, exp, largest, sigmoid, splat, total
 
 NEVER = float("-inf")
@@ -130,7 +130,7 @@ def router(
             lambda taken: Columns(GATE, [(block,) for block in taken], k, "f32"),
             rows_of(X),
             output,
-            vectors,
+            fused(vectors),
         )
         each_row(rows, route)
     return f.function

@@ -258,6 +258,25 @@ def test_features_of_x86(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert cpu_features.cpuinfo_features(tmp_path / "cpuinfo") == want
 
 
+@pytest.mark.parametrize(("answer", "left"), [(0, {"avx2", "amx-tile", "amx-bf16"}), (-1, {"avx2"})])
+def test_tiles_are_asked_for(answer: int, left: set[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    """Once, and not at all where the CPU has none."""
+    asked = []
+
+    def syscall(*arguments: Any) -> int:
+        asked.append([a.value for a in arguments])
+        return answer
+
+    cpu_features._request_tiles.cache_clear()
+    with monkeypatch.context() as patched:
+        patched.setattr(cpu_features.ctypes, "CDLL", lambda name: SimpleNamespace(syscall=syscall))
+        assert cpu_features.permitted(frozenset({"avx2"})) == {"avx2"} and not asked
+        for _ in range(2):
+            assert cpu_features.permitted(frozenset({"avx2", "amx-tile", "amx-bf16"})) == left
+    cpu_features._request_tiles.cache_clear()
+    assert asked == [[158, 0x1023, 18]]
+
+
 def test_features_of_arm(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(cpu_features.platform, "system", lambda: "Linux")
     bits = {16: 1 << 1 | 1 << 20 | 1 << 5, 26: 1 << 13}

@@ -21,9 +21,13 @@ from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.ir import Node
 from deepzig.models import random_checkpoint
-from deepzig.runtime.verify import check, read_vectors, replay
+from deepzig.runtime import verify
+from deepzig.runtime.verify import HALVED, check, read_vectors, replay
 from deepzig.targets.base import Variant
-from deepzig.targets.cpu import lowering
+from deepzig.targets.cpu import amx, lowering, methods
+from deepzig.targets.cpu.cache import widened
+from deepzig.targets.cpu.features import CpuTarget
+from deepzig.targets.cpu.product import fused
 
 from . import conftest
 from .conftest import CONFIG
@@ -153,6 +157,28 @@ def test_a_wrong_kernel_is_named(
     assert code == 2 and {(w["op"], w["layer"]) for w in wrong} == {(op, layer)}
     if op == "moe":
         assert re.fullmatch(r"moe_sort\w+ moe_gate_up\w+ moe_down\w+", " ".join(wrong[0]["kernels"]))
+
+
+def test_rows_that_are_rounded_to_bf16(checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a machine does that has products of bf16 only is no fault on it, and one on every other."""
+
+    def encode(x: Any, rows: Any, size: int) -> Any:
+        bits = amx.rounded(x, rows, size)
+        return lambda row: lambda k: widened(bits(row)(k), "bf16", 1)
+
+    here = this_machine().features
+    vectors = replace(CpuTarget(here).vectors, matrices="of this test")
+    methods_ = {("bf16", vectors.matrices): lambda vectors: replace(fused(vectors), encode=encode)}
+    with monkeypatch.context() as patched:
+        patched.setattr(CpuTarget, "vectors", vectors)
+        patched.setattr(methods, "METHODS", methods_)
+        compile_model(checkpoint, tmp_path / "out", Options(bounds=BOUNDS, dtype="bf16"))
+    artifact = open_artifact(tmp_path / "out")
+    wrong = replay(artifact, read_vectors(artifact)).wrong
+    assert {f.call.op for f in wrong} == {"linear", "proj", "gated_proj", "moe"}
+    assert min(f.distance for f in wrong) > 1e-4 and max(f.distance for f in wrong) < HALVED / 2
+    monkeypatch.setattr(verify, "BF16_ROWS", here)
+    assert replay(artifact, read_vectors(artifact)).wrong == []
 
 
 def copied(artifact: Path, to: Path, part: str, change: Callable[[bytearray], None]) -> Path:

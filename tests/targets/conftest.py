@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -36,6 +36,14 @@ def compile_for(kernel: Any, target: Any) -> tuple[Any, str]:
     return tvm.compile(tvm.IRModule({name: kernel}), target=target, tir_pipeline=PIPELINE), name
 
 
+def called(function: Any, arrays: Sequence[Array]) -> None:
+    """Call a kernel on numpy arrays and write its outputs into them."""
+    copies = [aligned(a) for a in arrays]
+    function(*(tvm.runtime.from_dlpack(c) for c in copies))
+    for array, copy in zip(arrays, copies, strict=True):
+        array[...] = copy
+
+
 @pytest.fixture
 def build() -> Callable[..., Run]:
     """Kernel, and CPU level -> function on numpy arrays, which writes the kernel's outputs into them."""
@@ -44,13 +52,7 @@ def build() -> Callable[..., Run]:
         executable, name = compile_kernel(kernel, mcpu)
         function = executable[name]
 
-        def run(*arrays: Array) -> None:
-            copies = [aligned(a) for a in arrays]
-            function(*(tvm.runtime.from_dlpack(c) for c in copies))
-            for array, copy in zip(arrays, copies, strict=True):
-                array[...] = copy
-
-        return run
+        return lambda *arrays: called(function, arrays)
 
     return make
 

@@ -79,10 +79,15 @@ def emulated(kernel: Any, target: CpuTarget, folder: Path) -> Emulated:
     source, library = folder / f"{name}.ll", folder / f"{name}.so"
     source.write_text(without_instructions(str(executable.mod.inspect_source("ll"))))
     zig("x86_64-linux-gnu", "-mcpu=x86_64_v3", "-shared", "-nostdlib", str(source), str(C_SOURCE), "-o", str(library))
+    return Emulated(tvm.runtime.load_module(str(library))[name], loaded(library))
+
+
+def loaded(library: Path) -> Any:
+    """The functions of a library that has the emulated instructions."""
     functions = ctypes.CDLL(str(library))
     functions.emulated_fault.restype = ctypes.c_char_p
     functions.emulated_count.restype = ctypes.c_long
-    return Emulated(tvm.runtime.load_module(str(library))[name], functions)
+    return functions
 
 
 def zig(target: str, *words: str) -> None:
