@@ -4,8 +4,9 @@
 
 The names and keys are those that llama.cpp's src/models/deepseek2.cpp reads; its converter, conversion/deepseek.py
 (class DeepseekV2Model), says what they mean. Matrices have the wanted type, vectors and the router are f32; blocks are
-those of the package gguf, which rounds as llama-quantize does without an importance matrix. Other than the latter, which
-makes the output head Q6_K, all matrices get one type: llama.cpp has a little less to read. The file has no tokenizer.
+those of the package gguf, which rounds as llama-quantize does without an importance matrix. All matrices get one type,
+while the latter makes the output head of a Q4_0 model Q6_K: llama.cpp has a little less to read here. The file has no
+tokenizer.
 """
 
 from __future__ import annotations
@@ -95,7 +96,8 @@ def write(checkpoint: Path, out: Path, kind: str) -> None:
     writer.write_kv_data_to_file()
     writer.write_ti_data_to_file()
     for named in _main(config):
-        for (name, shape), values in zip(_stored(named, config), _values(named, config, source.checkpoint), strict=True):
+        parts = _values(named, config, source.checkpoint)
+        for (name, shape), values in zip(_stored(named, config), parts, strict=True):
             writer.write_tensor_data(_rounded(values, shape, _type(name, shape, kind)))
     writer.close()
     os.replace(temporary, out)
@@ -131,7 +133,8 @@ def _values(named: Named, config: ModelConfig, checkpoint: Checkpoint) -> Iterat
     name, shape = named
     dtype = checkpoint.dtype(name)
     if not name.endswith(KV_B):
-        yield (_wide(piece, dtype) for piece in (checkpoint.pieces(name) if len(shape) == 3 else [checkpoint.read(name)]))
+        pieces = checkpoint.pieces(name) if len(shape) == 3 else [checkpoint.read(name)]
+        yield (_wide(piece, dtype) for piece in pieces)
         return
     by_head = _wide(checkpoint.read(name), dtype).reshape(config.num_attention_heads, -1, config.kv_lora_rank)
     yield (head[: config.qk_nope_head_dim].T for head in by_head)

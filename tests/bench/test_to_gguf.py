@@ -26,7 +26,9 @@ V3: dict[str, Any] = {
     **PRESETS["tiny"], "vocab_size": 611, "hidden_size": 96, "intermediate_size": 160, "moe_intermediate_size": 64,
     "num_hidden_layers": 3, "num_attention_heads": 3, "num_key_value_heads": 3, "n_routed_experts": 6, "n_group": 3,
     "topk_group": 2, "num_experts_per_tok": 3, "n_shared_experts": 2, "max_position_embeddings": 1024,
-    "rope_scaling": {**YARN, "factor": 12, "mscale": 0.7, "mscale_all_dim": 0.7, "original_max_position_embeddings": 64},
+    "rope_scaling": {
+        **YARN, "factor": 12, "mscale": 0.7, "mscale_all_dim": 0.7, "original_max_position_embeddings": 64,
+    },
 }  # fmt: skip
 V2 = {
     **V3, "model_type": "deepseek_v2", "q_lora_rank": None, "num_hidden_layers": 27, "scoring_func": "softmax",
@@ -35,6 +37,8 @@ V2 = {
 MODELS = {"v3": V3, "v2": V2}
 SMALLEST = {"Q8_0": 127.5, "Q4_0": 7.5}
 """Half a step of a block is its greatest value over this."""
+LLAMA_CPP = {"v3": 1e-3, "v2": 4e-3}
+"""Relative error of logits, of 3 and of 27 layers."""
 
 
 def floats(source: Source, name: str) -> Array:
@@ -87,11 +91,12 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_llama_cpp_computes_the_same_logits(folder: Path, tmp_path: Path) -> None:
-    """Both in f32, prompt and steps; llama.cpp's f16 cache and f32 sums in another order are the tolerance."""
+    """Both in f32, prompt and steps. llama.cpp takes SiLU from a table of f16: the tolerance grows with the layers."""
     llama = pytest.importorskip("llama_cpp")
     from llama_cpp_worker import LlamaCpp
 
-    write(tmp_path / "f32", MODELS["v3" if "v3" in folder.name else "v2"], seed=4, dtype="f32")
+    name = folder.name[:2]
+    write(tmp_path / "f32", MODELS[name], seed=4, dtype="f32")
     to_gguf.write(tmp_path / "f32", tmp_path / "m.gguf", "F32")
     compile_model(tmp_path / "f32", tmp_path / "out", Options(dtype="f32"))
     tokens = np.random.default_rng(5).integers(0, 611, 83).tolist()
@@ -100,4 +105,5 @@ def test_llama_cpp_computes_the_same_logits(folder: Path, tmp_path: Path) -> Non
     for flash in (False, True):
         found = LlamaCpp(str(tmp_path / "m.gguf"), 2).logits(tokens, flash)
         error = np.linalg.norm(found - wanted, axis=-1) / np.linalg.norm(wanted, axis=-1)
-        assert np.median(error) < 2e-3 and np.mean(found.argmax(-1) == wanted.argmax(-1)) > 0.95, llama.__version__
+        assert np.median(error) < LLAMA_CPP[name], llama.__version__
+        assert np.mean(found.argmax(-1) == wanted.argmax(-1)) > 0.95
