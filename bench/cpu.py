@@ -2,7 +2,7 @@
 
     python bench/cpu.py --only small --llama-python LLAMA/bin/python --vllm-python VLLM/bin/python --json small.json
     python bench/cpu.py --only "small bf16 decode" --rounds 5
-    python bench/cpu.py --kernels
+    python bench/cpu.py --only "small q4 kernels" --only product
 
 Contenders take turns in one run, each in a process that is stopped while others run; figures are medians, ratios are
 medians of the ratios of turns: read those where a machine is shared. docs/performance.md says how to get the peers.
@@ -13,14 +13,16 @@ from __future__ import annotations
 import shutil
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import click
 from contest import Contender, ContenderError, closing, take_turns
+from kernels import decode_kernels
+from products import product_rows
 from protocol import Case
-from report import LLAMA_CPP, OURS, VLLM, Row, label, read_rows, report, rows, write_rows
+from report import LLAMA_CPP, OURS, VLLM, Results, Row, label, report, rows
 from shapes import FORMATS, Format, Shape, artifact, checkpoint, gguf, shapes
 
 from deepzig.artifacts.reader import open_artifact
@@ -37,6 +39,9 @@ CASES = (
     Case(prompt=512),
     Case(prompt=DEEP),
 )
+PROFILED = CASES[:2]
+"""Cases whose kernels are looked at."""
+
 PAGE = 64
 """Tokens that a case may take more of the cache than it says, for each sequence."""
 
@@ -94,11 +99,8 @@ def start(shape: Shape, form: Format, folder: Path, cases: Sequence[Case], setti
     return started
 
 
-def measure(shape: Shape, form: Format, cases: Sequence[Case], setting: Setting) -> list[Row]:
-    """The rows of a model in a format; none where this DeepZig can't make it."""
-    folder = artifact(shape, form, setting.work, say)
-    if folder is None:
-        return []
+def measure(shape: Shape, form: Format, folder: Path, cases: Sequence[Case], setting: Setting) -> list[Row]:
+    """The rows of a model in a format, with the artifact in a folder."""
     contenders = start(shape, form, folder, cases, setting)
     with closing(contenders), machine.Stream(setting.threads) as stream:
         samples = take_turns(
@@ -161,22 +163,50 @@ def main(
     facts = {
         "cpu": machine.cpu_name(), "threads": threads, "rounds": rounds, "notes": notes, "vllm_dtype": vllm_dtype,
     }  # fmt: skip
-    kept = read_rows(out) if out is not None and resume else []
+    results = Results(facts)
+    if out is not None and resume and out.exists():
+        results.read(out)
+    for _ in steps(results, models, only, setting, skip_peers, discard):
+        if out is not None:
+            results.write(out)
+    click.echo(f"{machine.cpu_name()}, {threads} threads, medians of {rounds} turns\n\n{results.text()}")
+
+
+def steps(
+    results: Results, models: Sequence[Shape], only: Sequence[str], setting: Setting, skip_peers: bool, discard: bool
+) -> Iterator[None]:
+    """Measure what is wanted and not there yet; yields when something was added."""
+    done = results.labels()
+
+    def open_(text: str) -> bool:
+        return wanted(text, only) and text not in done
+
+    results.products += product_rows(
+        [form.name for form in FORMATS], open_, setting.work, setting.threads, setting.rounds, setting.limit,
+        lambda: machine.gemm_flops(setting.threads), not skip_peers, say,
+    )  # fmt: skip
+    yield
     for shape in models:
         for form in FORMATS:
-            done = {row.label for row in kept}
-            names = {case: label(shape.name, form.name, case) for case in CASES}
-            cases = [case for case, name in names.items() if wanted(name, only) and name not in done]
-            if not cases:
+            cases = [case for case in CASES if open_(label(shape.name, form.name, case))]
+            profiled = [case for case in PROFILED if open_(label(shape.name, form.name, f"kernels, {case}"))]
+            folder = artifact(shape, form, setting.work, say) if cases or profiled else None
+            if folder is None:
                 continue
-            found = measure(shape, form, cases, setting)
-            kept += found
-            click.echo(report(found, {}))
-            if out is not None:
-                write_rows(out, kept, facts)
+            for case in profiled:
+                name = label(shape.name, form.name, f"kernels, {case}")
+                say(f"watching {name}")
+                results.kernels += decode_kernels(
+                    name, folder, shape.config, case, setting.threads, setting.rounds
+                )
+                yield
+            if cases:
+                found = measure(shape, form, folder, cases, setting)
+                results.rows += found
+                say(report(found, {}))
+                yield
         if discard:
-            shutil.rmtree(work / shape.name, ignore_errors=True)
-    click.echo(f"\n{machine.cpu_name()}, {threads} threads, medians of {rounds} turns\n\n{report(kept, notes)}")
+            shutil.rmtree(setting.work / shape.name, ignore_errors=True)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
 """One matrix product as a contender: `linear_worker.py deepzig|torch THREADS KIND`, see `protocol`.
 
-A case is a prefill: so many rows times a matrix of SIZE x SIZE. Ours is the kernel that a model's linear becomes, called
-as in a model: rows of f32, and KIND is `bf16` or what --quant of deepzig-compile takes. PyTorch multiplies two tensors
-of a KIND, `bfloat16` or `float32`; where the CPU has no instructions for the former that takes seconds.
+A case is a prefill: so many rows times a matrix of SIZE x SIZE. Ours is the kernel that a model's linear becomes,
+called as in a model: rows of f32, and KIND is `bf16` or what --quant of deepzig-compile takes. PyTorch multiplies two
+tensors of a KIND, `bfloat16` or `float32`; where the CPU has no instructions for the former that takes seconds.
 """
 
 from __future__ import annotations

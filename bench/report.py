@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from contest import Samples
+from kernels import KernelRow, kernel_report
 from limits import median_ratio, projected_bytes, work
+from products import ProductRow, product_report
 from shapes import Format, Shape
 
 from deepzig.artifacts.manifest import Manifest
@@ -82,7 +84,7 @@ def rows(shape: Shape, form: Format, manifest: Manifest, samples: Samples) -> li
     return made
 
 
-def report(all_rows: Sequence[Row], notes: dict[str, str]) -> str:
+def report(all_rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     """The table, and what has to be known of the models."""
     heads = ("", "tok/s", "of limit", *(f"{peer}{add}" for peer in PEERS for add in ("", " x")), "GB/s", "whole model")
     cells: list[Sequence[str]] = [heads]
@@ -96,22 +98,51 @@ def report(all_rows: Sequence[Row], notes: dict[str, str]) -> str:
         cells.append(
             (row.label, _number(row.speeds[OURS]), share, *peers, f"{row.bandwidth / 1e9:.1f}", _number(row.projected))
         )
-    lines = table(cells, range(1, len(heads)))
+    lines = list(table(cells, range(1, len(heads))))
     told = [f"{name}: {note}" for name, note in notes.items() if note and any(r.shape == name for r in all_rows)]
-    return "\n".join([*lines, "", *told])
+    return "\n".join([*lines, *([""] if told else []), *told])
 
 
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3g}"
 
 
-def read_rows(path: Path) -> list[Row]:
-    """What an earlier run wrote with --json."""
-    return [Row(**row) for row in json.loads(path.read_text())["rows"]] if path.exists() else []
+@dataclass
+class Results:
+    """All that a run gave, and what is kept of an earlier one.
 
+    Attributes:
+        facts: the machine and the options.
+        rows: of whole models.
+        kernels: of their kernels.
+        products: of single products.
+    """
 
-def write_rows(path: Path, all_rows: Sequence[Row], facts: Mapping[str, Any]) -> None:
-    """Write the rows, and what they were measured on and with."""
-    temporary = path.with_name(f"{path.name}.part")
-    temporary.write_text(json.dumps({**facts, "rows": [asdict(row) for row in all_rows]}, indent=1) + "\n")
-    temporary.replace(path)
+    facts: Mapping[str, Any]
+    rows: list[Row] = field(default_factory=list)
+    kernels: list[KernelRow] = field(default_factory=list)
+    products: list[ProductRow] = field(default_factory=list)
+
+    def labels(self) -> set[str]:
+        """Names of what is there."""
+        return {row.label for row in (*self.rows, *self.kernels, *self.products)}
+
+    def read(self, path: Path) -> None:
+        """Take what an earlier run wrote."""
+        data = json.loads(path.read_text())
+        self.rows += [Row(**row) for row in data["rows"]]
+        self.kernels += [KernelRow(**row) for row in data["kernels"]]
+        self.products += [ProductRow(**row) for row in data["products"]]
+
+    def write(self, path: Path) -> None:
+        """Write it as JSON: seconds, bytes, operations."""
+        temporary = path.with_name(f"{path.name}.part")
+        temporary.write_text(json.dumps(asdict(self), indent=1) + "\n")
+        temporary.replace(path)
+
+    def text(self) -> str:
+        """All tables."""
+        parts = [report(self.rows, self.facts["notes"])] if self.rows else []
+        parts += [kernel_report(self.kernels)] if self.kernels else []
+        parts += [product_report(self.products)] if self.products else []
+        return "\n\n".join(parts)
