@@ -16,6 +16,7 @@ from products import ProductRow, product_report
 from shapes import Format, Shape
 
 from deepzig.artifacts.manifest import Manifest
+from deepzig.runtime.bench.report import digits
 from deepzig.runtime.inspect.text import table
 
 OURS, LLAMA_CPP, VLLM = "DeepZig", "llama.cpp", "vLLM"
@@ -104,7 +105,7 @@ def report(all_rows: Sequence[Row], notes: Mapping[str, str]) -> str:
 
 
 def _number(value: float | None) -> str:
-    return "" if value is None else f"{value:.3g}"
+    return "" if value is None else digits(value)
 
 
 @dataclass
@@ -125,7 +126,7 @@ class Results:
 
     def labels(self) -> set[str]:
         """Names of what is there."""
-        return {row.label for row in (*self.rows, *self.kernels, *self.products)}
+        return {*(r.label for r in self.rows), *(r.label for r in self.kernels), *(r.label for r in self.products)}
 
     def read(self, path: Path) -> None:
         """Take what an earlier run wrote."""
