@@ -19,7 +19,7 @@ from pathlib import Path
 
 import click
 from contest import Contender, ContenderError, closing, take_turns
-from kernels import decode_kernels
+from kernel_times import decode_kernels
 from products import product_rows
 from protocol import Case
 from report import LLAMA_CPP, OURS, VLLM, Results, Row, label, report, rows

@@ -43,7 +43,8 @@ def deepzig(threads: int, kind: str) -> Callable[[Case], float]:
     module = run_pipeline(m.module((b.graph("linear", (y,), {"rows": 4096, "rows_per_seq": 4096}),)))
     targets, lowerings = find_targets(DEFAULT, this_machine())
     plan = plan_graph(module.graphs[0], module, targets[0], lowerings)
-    machine = relax.VirtualMachine(targets[0].compile(lower([plan])), tvm.cpu())
+    cpu: Any = tvm.cpu()
+    machine = relax.VirtualMachine(targets[0].compile(lower([plan])), cpu)
     rng = np.random.default_rng(0)
     weights = []
     for packed in plan.weights:

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from contest import Samples
-from kernels import KernelRow, kernel_report
+from kernel_times import KernelRow, kernel_report
 from limits import median_ratio, projected_bytes, work
 from products import ProductRow, product_report
 from shapes import Format, Shape

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -83,9 +84,10 @@ def experts_that_fit(memory: Memory) -> int:
 
 
 def checkpoint(shape: Shape, work: Path, say: Say) -> Path:
-    """The shape's checkpoint folder."""
+    """The shape's checkpoint folder; made again if it is of other sizes."""
     folder = work / shape.name / "checkpoint"
-    if not (folder / "config.json").exists():
+    config = folder / "config.json"
+    if not config.exists() or not shape.config.items() <= json.loads(config.read_text()).items():
         say(f"making {folder}")
         write(folder, shape.config)
     return folder
@@ -94,11 +96,10 @@ def checkpoint(shape: Shape, work: Path, say: Say) -> Path:
 def artifact(shape: Shape, form: Format, work: Path, say: Say) -> Path | None:
     """The shape compiled by the sources as they are; None where this DeepZig does not know the format."""
     folder = work / shape.name / form.name
-    made = folder / "manifest.json"
-    newest = max(path.stat().st_mtime for room in SOURCES for path in (ROOT / room).rglob("*.py"))
-    if made.exists() and made.stat().st_mtime > newest:
-        return folder
     source = checkpoint(shape, work, say)
+    parts = (path for room in SOURCES for path in (ROOT / room).rglob("*.py"))
+    if _newer(folder / "manifest.json", source / "config.json", *parts):
+        return folder
     say(f"compiling {folder}")
     compiler = Path(sys.executable).parent / "deepzig-compile"
     command: list[str | Path] = [compiler, source, *form.options, "--self-check", "none", "--force", "-o", folder]
@@ -112,8 +113,13 @@ def artifact(shape: Shape, form: Format, work: Path, say: Say) -> Path | None:
 def gguf(shape: Shape, kind: str, work: Path, say: Say) -> Path:
     """The shape as a GGUF file; raises as `to_gguf.write`."""
     path = work / shape.name / f"{kind}.gguf"
-    if not path.exists():
-        source = checkpoint(shape, work, say)
+    source = checkpoint(shape, work, say)
+    if not _newer(path, source / "config.json"):
         say(f"writing {path}")
         to_gguf.write(source, path, kind)
     return path
+
+
+def _newer(made: Path, *parts: Path) -> bool:
+    """Whether a file is there and was written after those that it is made of."""
+    return made.exists() and made.stat().st_mtime >= max(part.stat().st_mtime for part in parts)

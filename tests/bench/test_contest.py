@@ -120,6 +120,11 @@ def test_processes_that_die_or_hang(make: Make, tmp_path: Path) -> None:
     assert hung._process.returncode is not None
 
 
+def test_libraries_do_not_find_modules_of_the_benchmark(make: Make) -> None:
+    finds = make("finds", seconds="float(__import__('importlib.util').util.find_spec('report') is not None)")
+    assert finds.run(PROMPTS[0], 30) == 0.0
+
+
 def test_what_libraries_print_is_no_answer(make: Make, tmp_path: Path) -> None:
     chatty = make("chatty", start='print("hello")', run='print("{}")')
     assert chatty.run(PROMPTS[0], 30) == 1.5

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import cpu
-import kernels
+import kernel_times
 import pytest
 from click.testing import CliRunner
 from limits import active_params, projected_bytes, work
 from protocol import Case
-from shapes import FORMATS, GIB, Shape, artifact, experts_that_fit, shapes
+from shapes import FORMATS, GIB, Shape, artifact, experts_that_fit, gguf, shapes
 
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
@@ -81,26 +81,37 @@ def test_experts_that_fit() -> None:
     assert layer.config["n_routed_experts"] == 64 and "64 of its 256 experts" in layer.note
 
 
-def test_an_artifact_is_compiled_again_when_sources_are_newer(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_is_there_is_made_again_only_when_it_is_older(folder: Path, tmp_path: Path) -> None:
     said: list[str] = []
     assert artifact(SHAPE, FORMATS[0], folder, said.append) and not said
     unknown = cpu.Format("q5", ("--quant", "q5"))
     assert artifact(SHAPE, unknown, folder, said.append) is None
     assert said[0].startswith("compiling ") and "q5" in said[1] and said[1].endswith("; left out")
 
+    files = gguf(SHAPE, "Q8_0", tmp_path, said.append)
+    before = files.stat().st_mtime_ns
+    assert gguf(SHAPE, "Q8_0", tmp_path, said.append).stat().st_mtime_ns == before
+    other = Shape("tiny", {**CONFIG, "n_routed_experts": 6})
+    assert gguf(other, "Q8_0", tmp_path, said.append).stat().st_mtime_ns > before
+    assert [text.split()[0] for text in said[2:]] == ["making", "writing"] * 2
+
 
 def test_kernels_read_what_a_token_reads(folder: Path, manifest: Manifest) -> None:
     case = Case(batch=1, depth=130, steps=3)
-    rows = kernels.decode_kernels("x", folder / "tiny" / "bf16", CONFIG, case, 2, 1)
+    rows = kernel_times.decode_kernels("x", folder / "tiny" / "bf16", CONFIG, case, 2, 1)
     calls = open_artifact(folder / "tiny" / "bf16").build.calls["decode"]
-    assert {row.kernel: row.calls for row in rows} == {
-        name: sum(call.kernel == name for call in calls) for name in {call.kernel for call in calls}
-    }
+    found = {row.kernel: row for row in rows}
+    for name in {call.kernel for call in calls}:
+        assert found[name].calls == sum(call.kernel == name for call in calls)
+    moe = [found[name] for name in {call.kernel for call in calls if call.op == "moe"}]
+    assert len(moe) > 1 and found["all of moe"].bytes == sum(row.bytes for row in moe)
+    assert found["all of moe"].milliseconds == pytest.approx(sum(row.milliseconds for row in moe))
     reads = manifest.memory["active_bytes_per_token"] + 130 * manifest.memory["cache_bytes_per_token"]
-    assert reads <= sum(row.bytes for row in rows) <= 1.25 * reads  # activations, beside weights this small
+    assert reads <= found["all of the step"].bytes <= 1.25 * reads  # activations, beside weights this small
     assert all(0 < row.share < 10 and row.milliseconds > 0 for row in rows)
 
 
+@pytest.mark.slow
 def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Models, kernels and resuming."""
     monkeypatch.setattr(cpu, "shapes", lambda _: (SHAPE,))

@@ -33,11 +33,11 @@ EXPERT_OPS = ("moe", "expert_linear")
 
 @dataclass(frozen=True)
 class KernelRow:
-    """A kernel in a decode step of one sequence.
+    """A kernel, or several, in a decode step of one sequence.
 
     Attributes:
         label: model, format and what was done.
-        kernel: its symbol.
+        kernel: its symbol; or `all of` an op that takes several, or of the step.
         calls: in a step.
         milliseconds: of a step, of all calls; median over turns.
         bytes: that they read, of weights and cache.
@@ -92,33 +92,47 @@ def decode_kernels(
         runner = Runner(model, Plan((decode,), case.steps, (case.depth,), (case.depth + case.steps,), ()))
         for _ in runner.fill():
             pass
-        reads, calls = _reads(model, runner, decode, config)
+        build = _machine(model).artifact.build
+        reads, calls = _reads(model, runner, decode, config), Counter(call.kernel for call in build.calls["decode"])
         turns = [(_times(model, runner, decode), stream.bandwidth()) for _ in range(rounds + 1)][1:]
     made = []
-    for kernel, size in reads.items():
-        seconds = [times[kernel] / case.steps for times, _ in turns]
+    for name, kernels in groups(build).items():
+        size = sum(reads[kernel] for kernel in kernels)
+        seconds = [sum(times[kernel] for kernel in kernels) / case.steps for times, _ in turns]
         share = median_ratio([size / s for s in seconds], [speed for _, speed in turns])
-        made.append(KernelRow(label, kernel, calls[kernel], 1e3 * statistics.median(seconds), size, share))
+        count = sum(calls[kernel] for kernel in kernels)
+        made.append(KernelRow(label, name, count, 1e3 * statistics.median(seconds), size, share))
     return sorted(made, key=lambda row: -row.milliseconds)
 
 
-def _reads(
-    model: Model, runner: Runner, case: Decode, config: Mapping[str, Any]
-) -> tuple[Counter[str], Counter[str]]:
-    """Bytes that each kernel reads in a step, and how often it is called."""
-    vm = model.backend
-    assert isinstance(vm, VirtualMachine)
-    build = vm.artifact.build
-    reads = Reads(build, config, model.pool.count, model.manifest.bounds.page_size, case.depth)
+def groups(build: Build) -> dict[str, set[str]]:
+    """Kernels of a decode step by themselves, those of an op that takes several, and all of them."""
+    calls = build.calls["decode"]
+    by_op: dict[str, set[str]] = {}
+    for call in calls:
+        by_op.setdefault(call.op, set()).add(call.kernel)
+    each = {call.kernel: {call.kernel} for call in calls}
+    ops = {f"all of {op}": kernels for op, kernels in by_op.items() if len(kernels) > 1}
+    return {**each, **ops, "all of the step": set(each)}
+
+
+def _machine(model: Model) -> VirtualMachine:
+    assert isinstance(model.backend, VirtualMachine)
+    return model.backend
+
+
+def _reads(model: Model, runner: Runner, case: Decode, config: Mapping[str, Any]) -> Counter[str]:
+    """Bytes that each kernel reads in a step."""
+    vm = _machine(model)
+    reads = Reads(vm.artifact.build, config, model.pool.count, model.manifest.bounds.page_size, case.depth)
     with vm.watch(reads):
         runner.run(case, 1)
-    return reads.bytes, Counter(call.kernel for call in build.calls["decode"])
+    return reads.bytes
 
 
 def _times(model: Model, runner: Runner, case: Decode) -> Counter[str]:
     """Seconds of each kernel in the steps of a case."""
-    vm = model.backend
-    assert isinstance(vm, VirtualMachine)
+    vm = _machine(model)
     recorder = Recorder(vm.artifact.build.calls, str(model.path))
     runner.around = recorder.around
     with vm.watch(recorder, tensors=False):
