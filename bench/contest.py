@@ -119,18 +119,18 @@ class Samples:
 
     Attributes:
         seconds: of each contender and case, a figure for each turn.
-        bandwidth: of each case, bytes a second of the same turn.
+        limits: of each case what the machine can do, a figure for each turn.
         product: floating-point operations a second of an f32 matrix product, of each turn.
     """
 
     seconds: dict[tuple[str, Case], list[float]] = field(default_factory=dict)
-    bandwidth: dict[Case, list[float]] = field(default_factory=dict)
+    limits: dict[Case, list[float]] = field(default_factory=dict)
     product: list[float] = field(default_factory=list)
 
 
 def take_turns(
     contenders: Sequence[Contender], cases: Sequence[Case], rounds: int, limit: float,
-    bandwidth: Callable[[], float], product: Callable[[], float], say: Say,
+    probe: Callable[[], float], product: Callable[[], float], say: Say,
 ) -> Samples:  # fmt: skip
     """Run all cases with all contenders, `rounds` times after a first turn that warms up.
 
@@ -142,8 +142,8 @@ def take_turns(
         cases: what to run.
         rounds: turns that count.
         limit: seconds, see above.
-        bandwidth: measures it, before each case.
-        product: measures it, once a turn.
+        probe: measures what the machine can do, before each case.
+        product: measures an f32 matrix product, once a turn.
         say: told in a line what is left out.
     """
     samples, running = Samples(), list(contenders)
@@ -154,9 +154,9 @@ def take_turns(
         if turn:
             samples.product.append(flops)
         for case in sorted(cases, key=read_before):
-            speed = bandwidth()
+            able = probe()
             if turn:
-                samples.bandwidth.setdefault(case, []).append(speed)
+                samples.limits.setdefault(case, []).append(able)
             for contender in list(running):
                 key = contender.name, case
                 if key in left_out:

@@ -12,6 +12,7 @@ from pathlib import Path
 from contest import Contender, ContenderError, Say, closing, take_turns
 from limits import median_ratio
 from linear_worker import SIZE
+from peak import Peak
 from protocol import Case
 
 from deepzig.runtime.inspect.text import table
@@ -23,11 +24,20 @@ WORKER = Path(__file__).parent / "linear_worker.py"
 
 @dataclass(frozen=True)
 class ProductRow:
-    """A product: operations a second, the share of numpy's in the same turns, and how many times as fast as PyTorch."""
+    """A product, by medians over turns.
+
+    Attributes:
+        label: its sizes and our kind of weights.
+        flops: operations a second.
+        share: of numpy's f32 product.
+        peak: share of what the multiply-add units do with operands in registers; None where that is not known.
+        ratios: how many times as fast we are as PyTorch, by its kinds of weights.
+    """
 
     label: str
     flops: float
     share: float
+    peak: float | None
     ratios: dict[str, float]
 
 
@@ -57,8 +67,10 @@ def product_rows(
         except ContenderError as error:
             say(f"{name} {kind}: {error}; left out")
     cases = [Case(prompt=rows) for rows in ROWS]
+    peak = Peak(work / "products")
+    say(f"peak: {peak.family or 'not known on this CPU'}")
     with closing(contenders):
-        samples = take_turns(contenders, cases, rounds, limit, lambda: 0.0, product, say)
+        samples = take_turns(contenders, cases, rounds, limit, lambda: peak.flops(threads), product, say)
     made = []
     for case in cases:
         for kind in kinds:
@@ -70,6 +82,7 @@ def product_rows(
             made.append(
                 ProductRow(
                     product_label(kind, case.prompt), statistics.median(flops), median_ratio(flops, samples.product),
+                    median_ratio(flops, samples.limits[case]) if peak.family else None,
                     {name: median_ratio(seconds, ours) for name, seconds in theirs.items() if seconds},
                 )
             )  # fmt: skip
@@ -79,10 +92,10 @@ def product_rows(
 def product_report(rows: Sequence[ProductRow]) -> str:
     """The table."""
     names = [f"torch {kind}" for kind in TORCH]
-    cells: list[Sequence[str]] = [("", "GFLOP/s", "of f32 product", *(f"{name} x" for name in names))]
+    cells: list[Sequence[str]] = [("", "GFLOP/s", "of f32 product", "of peak", *(f"{name} x" for name in names))]
     cells += [
-        (r.label, f"{r.flops / 1e9:.0f}", f"{100 * r.share:.0f} %",
+        (r.label, f"{r.flops / 1e9:.0f}", f"{100 * r.share:.0f} %", "" if r.peak is None else f"{100 * r.peak:.0f} %",
          *(f"{r.ratios[name]:.2f}" if name in r.ratios else "" for name in names))
         for r in rows
     ]  # fmt: skip
-    return "\n".join(table(cells, range(1, 5)))
+    return "\n".join(table(cells, range(1, 6)))

@@ -67,7 +67,7 @@ def rows(shape: Shape, form: Format, manifest: Manifest, samples: Samples) -> li
     made = []
     for case in (case for name, case in samples.seconds if name == OURS):
         seconds = {n: samples.seconds[n, case] for n in (OURS, *PEERS) if (n, case) in samples.seconds}
-        ours, bandwidth = seconds[OURS], samples.bandwidth[case]
+        ours, bandwidth = seconds[OURS], samples.limits[case]
         amount = work(manifest, shape.config, case)
         rates = [amount / s for s in ours]
         share = median_ratio(rates, samples.product if case.prompt else bandwidth)

@@ -67,13 +67,14 @@ def test_every_turn_but_the_first_counts(make: Make) -> None:
     }
     order = PROMPTS[0], DECODES[0], PROMPTS[1], DECODES[1]  # by the tokens that have to be read
     assert [samples.seconds["b", case] for case in order] == [[4.0 + i, 8.0 + i] for i in range(4)]
-    assert [samples.bandwidth[case] for case in order] == [[4.0 + i, 8.0 + i] for i in range(4)]
+    assert [samples.limits[case] for case in order] == [[4.0 + i, 8.0 + i] for i in range(4)]
     assert samples.product == [7.0, 7.0]
 
 
 def test_who_is_not_asked_is_stopped(make: Make) -> None:
     spinning = make("spinning", start=SPIN)
     process = psutil.Process(spinning._process.pid)
+    time.sleep(0.1)  # signals take their time
     busy = process.cpu_times().user
     time.sleep(0.2)
     assert process.status() == psutil.STATUS_STOPPED and process.cpu_times().user == busy
