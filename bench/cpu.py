@@ -11,6 +11,7 @@ medians of the ratios of turns: read those where a machine is shared. docs/perfo
 from __future__ import annotations
 
 import shutil
+import signal
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -156,6 +157,7 @@ def main(
     resume: bool,
 ) -> None:  # fmt: skip
     """Measure kernels and whole models, with peers and the machine's limits in turns."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contenders would stay behind, stopped
     peers = {} if skip_peers else available({LLAMA_CPP: llama_python, VLLM: vllm_python})
     setting = Setting(threads, rounds, limit, work, peers, vllm_dtype)
     models = shapes(machine.memory())

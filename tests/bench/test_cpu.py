@@ -10,6 +10,7 @@ from typing import Any
 import cpu
 import kernel_times
 import pytest
+import tvm  # noqa: F401 - its runtime library, before an artifact brings a copy that other tests could not live with
 from click.testing import CliRunner
 from limits import active_params, projected_bytes, work
 from protocol import Case
