@@ -11,7 +11,7 @@ from .checks import LARGEST, Fields
 if TYPE_CHECKING:
     from .manifest import Bounds, EntryPoint, Manifest
 
-ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4}
+ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i32": 4, "u32": 4, "i8": 1}
 """Bytes of an element, by the names of the IR."""
 
 ENTRY_POINTS = ("prefill", "decode", "sample")

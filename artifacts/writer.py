@@ -27,7 +27,7 @@ ALIGNMENT = 64
 """Bytes; kernels crash on less."""
 
 SHARD_BYTES = 2 << 30
-STORED = {"f32": "F32", "u32": "U32", "i32": "I32", "bf16": "BF16", "f16": "F16"}
+STORED = {"f32": "F32", "u32": "U32", "i32": "I32", "bf16": "BF16", "f16": "F16", "i8": "I8"}
 """Names of the IR -> names of safetensors."""
 
 COPY_BYTES = 1 << 22

@@ -35,8 +35,8 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
     """
     given = {k: v for k, v in vars(manifest.bounds).items() if k != "positions"}
     inputs = {spec.name for spec in manifest.entry_points["prefill"].inputs}
-    dtype, quant = str(manifest.model.get("dtype")), manifest.model.get("quant")
-    options = Options(dtype=dtype, quant=quant, bounds=Bounds(**given), debug_route="route" in inputs)
+    dtype, quant, kept = str(manifest.model.get("dtype")), manifest.model.get("quant"), manifest.model.get("cache")
+    options = Options(dtype=dtype, quant=quant, cache=kept, bounds=Bounds(**given), debug_route="route" in inputs)
     source, module = fuse(checkpoint, options)
     wanted = {"dtype": dtype, **source.config.summary()}
     for key, value in wanted.items():
@@ -50,7 +50,7 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
         raise DeepZigError(what, str(checkpoint), "compile the model again, with this DeepZig and without --fuse-limit")
     for ours, theirs in zip(fresh.calls, recorded.calls, strict=True):
         nodes = module.graph(ours.entry).nodes
-        rounded = {v.name for node in nodes for v in node.outputs if v.type.dtype in ("bf16", "f16")}
+        rounded = {v.name for node in nodes for v in node.outputs if v.type.dtype in ("bf16", "f16", "q8")}
         if value := _difference(ours, theirs, rounded):
             calls = [c for build in manifest.builds for c in build.calls.get(ours.entry, ()) if value in c.values]
             place = f"{calls[0].op} at {calls[0].where}, layer {calls[0].layer}" if calls else f"value {value}"

@@ -44,8 +44,9 @@ INTERRUPTED = "interrupted; nothing was written"
     default=DEFAULT,
     help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact.",
 )
-@click.option("--dtype", default="bf16", help="How weights and cache are stored: f32, bf16 or f16.")
+@click.option("--dtype", default="bf16", help="How weights are stored: f32, bf16 or f16.")
 @click.option("--quant", help="Quantise matrices: q8, q4 or fp8, then rules such as experts.down_proj=q8,o_proj=float.")
+@click.option("--cache", help="How the cache is stored: f32, bf16, f16 or q8 (8 bits).  [default: as --dtype]")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
 )
@@ -66,9 +67,9 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, chunk: int, self_check: str,
-    force: bool, dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
-    traceback: bool,
+    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, cache: str | None, chunk: int,
+    self_check: str, force: bool, dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None,
+    debug_route: bool, as_json: bool, traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact.
 
@@ -82,7 +83,7 @@ def command(
 
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
-            target=target, dtype=dtype, quant=quant, bounds=bounds, debug_route=debug_route,
+            target=target, dtype=dtype, quant=quant, cache=cache, bounds=bounds, debug_route=debug_route,
             dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force, self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:

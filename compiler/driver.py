@@ -26,7 +26,7 @@ from deepzig.targets.base import Target
 from deepzig.targets.registry import find_targets
 
 from .graphs import graphs_json
-from .options import DTYPES, Options
+from .options import CACHES, DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
@@ -58,11 +58,13 @@ def read_model(path: Path, options: Options) -> tuple[Source, Module]:
     """
     if options.dtype not in DTYPES:
         raise DeepZigError(f"no dtype is called {options.dtype!r}", "--dtype", f"choose from {', '.join(DTYPES)}")
+    if options.cache not in (None, *CACHES):
+        raise DeepZigError(f"no cache is called {options.cache!r}", "--cache", f"choose from {', '.join(CACHES)}")
     source = open_source(path)
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
-    quant = parse_quant(options.quant, whole_blocks(config))
-    module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), quant)
+    rule = parse_quant(options.quant, whole_blocks(config))
+    module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache)
     predicting = dict(mtp_tensors(config))
     expected = {
         v.name: tuple(map(int, v.shape))
@@ -140,7 +142,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
-            "model": {"name": source.name, "dtype": options.dtype, "quant": options.quant, **source.config.summary()},
+            "model": {"name": source.name, **_stored(options), **source.config.summary()},
             "abi": {**versions(), "symbols": ["vm_load_executable"]},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
@@ -158,6 +160,10 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         writer.finish(Manifest.from_json(manifest, str(out)))
     kernels = len({(b.name, call.kernel) for b in builds for calls in b.calls.values() for call in calls})
     return Report(out, time.perf_counter() - start, kernels, size)
+
+
+def _stored(options: Options) -> dict[str, str | None]:
+    return {"dtype": options.dtype, "quant": options.quant, "cache": options.cache or options.dtype}
 
 
 def _shared(plans_of: Mapping[Target, Sequence[Plan]], module: Module) -> tuple[Sequence[Plan], Sequence[Tensor]]:

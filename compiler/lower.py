@@ -14,7 +14,7 @@ from deepzig.ir import Dim, TensorType
 
 from .plan import Launch, Plan, Tensor
 
-STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "f16": "uint16"}
+STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "f16": "uint16", "i8": "int8"}
 """Types of kernel arguments: half-precision floats travel as bits."""
 
 

@@ -10,6 +10,7 @@ from deepzig.targets.registry import DEFAULT
 from .trace import Bounds
 
 DTYPES = ("f32", "bf16", "f16")
+CACHES = (*DTYPES, "q8")
 SELF_CHECKS = ("sampled", "full", "none")
 
 DEFAULT_BOUNDS = Bounds()
@@ -21,8 +22,9 @@ class Options:
 
     Attributes:
         target: the text of `--target`.
-        dtype: how matrices and the cache are stored: f32, bf16 or f16.
+        dtype: how matrices are stored: one of DTYPES.
         quant: which matrices are quantised, see `precision.parse_quant`; None for none.
+        cache: how the cache is stored: one of CACHES; None: as matrices.
         bounds: the sizes that the artifact fixes.
         debug_route: adds an input that forces the expert choice.
         dump_ir: a folder for the module's text before and after each pass.
@@ -35,6 +37,7 @@ class Options:
     target: str = DEFAULT
     dtype: str = "bf16"
     quant: str | None = None
+    cache: str | None = None
     bounds: Bounds = DEFAULT_BOUNDS
     debug_route: bool = False
     dump_ir: Path | None = None

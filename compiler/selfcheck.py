@@ -103,7 +103,9 @@ class _Call:
 
     def value(self, value: Value) -> Array:
         """What a node reads of an input or of another node."""
-        return self.forced[value].make() if value in self.forced else self.known[value]
+        if value not in self.forced:
+            return self.known[value]
+        return round_to(self.forced[value].make(), value.type.dtype)
 
     def finished(self) -> CheckedCall:
         forced = {v.name: noise for v, noise in self.forced.items()}

@@ -32,19 +32,20 @@ class Bounds:
 
 def trace(
     config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False,
-    quant: Rule = quantize_nothing,
+    quant: Rule = quantize_nothing, cache: str | None = None,
 ) -> Module:  # fmt: skip
     """Trace the definition into the graphs `prefill`, `decode` and `sample`, and `draft` if asked for.
 
     Args:
         config: the model.
-        dtype: how matrices and the cache are stored: f32, bf16 or f16.
+        dtype: how matrices are stored: f32, bf16 or f16.
         bounds: the sizes that the artifact fixes.
         debug_route: adds an input `route` [n, MoE layers, k] that forces the expert choice.
         draft: the model has a layer for multi-token prediction, which shall be a graph too.
         quant: which matrices are quantised.
+        cache: how the cache is stored: f32, bf16, f16 or q8; None: as matrices.
     """
-    m = ModuleBuilder(dtype, quant)
+    m = ModuleBuilder(dtype, quant, cache)
     graphs = []
     for name, rows_per_seq in (("prefill", bounds.chunk), ("decode", bounds.decode_rows)):
         b = Builder()

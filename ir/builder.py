@@ -89,12 +89,19 @@ class ModuleBuilder:
     """The parameters and states that the graphs of one module share.
 
     Args:
-        weight_dtype: how matrices and caches are stored (`f32`, `bf16`, `f16`).
+        weight_dtype: how matrices are stored (`f32`, `bf16`, `f16`).
         quantized: name of a matrix -> how it is stored instead (`q8`, `q4`, `fp8`), if it is.
+        cache_dtype: how caches are stored (`f32`, `bf16`, `f16`, `q8`); None: as matrices.
     """
 
-    def __init__(self, weight_dtype: str, quantized: Callable[[str], str | None] = lambda name: None) -> None:
+    def __init__(
+        self,
+        weight_dtype: str,
+        quantized: Callable[[str], str | None] = lambda name: None,
+        cache_dtype: str | None = None,
+    ) -> None:
         self.weight_dtype = weight_dtype
+        self._cache_dtype = cache_dtype or weight_dtype
         self._quantized = quantized
         self._values: dict[str, Value] = {}
         self._constants: dict[str, np.ndarray] = {}
@@ -118,8 +125,8 @@ class ModuleBuilder:
         return self._declare(name, TensorType("f32", data.shape), "param")
 
     def state(self, name: str, *shape: Dim) -> Value:
-        """A cache, in the weight type."""
-        return self._declare(name, TensorType(self.weight_dtype, shape), "state")
+        """A cache."""
+        return self._declare(name, TensorType(self._cache_dtype, shape), "state")
 
     def module(self, graphs: tuple[Graph, ...]) -> Module:
         """The module over these graphs."""

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .fp8 import FP8, round_fp8
-from .quantize import QUANTIZED, QuantizedMatrix
+from .quantize import QUANTIZED, QuantizedMatrix, quantize_rows
 from .records import Module, Node, Value
 
 Array = npt.NDArray[np.generic]
@@ -18,7 +18,7 @@ Array = npt.NDArray[np.generic]
 def round_to(x: Array, dtype: str) -> Array:
     """`x` rounded to the nearest value that `dtype` can hold; low-precision floats stay float32 arrays.
 
-    Parameters that will be quantised stay as they are.
+    Rows of a q8 cache are rounded to 8 bits in groups.
     """
     if dtype == "f32":
         return x.astype(np.float32)
@@ -27,7 +27,7 @@ def round_to(x: Array, dtype: str) -> Array:
     if dtype == "bf16":
         bits = x.astype(np.float32).view(np.uint32)
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) & 0xFFFF0000).astype(np.uint32).view(np.float32)
-    return x.astype(np.int32) if dtype == "i32" else x
+    return x.astype(np.int32) if dtype == "i32" else quantize_rows(x.astype(np.float32)) if dtype == "q8" else x
 
 
 def interpret(
@@ -69,7 +69,8 @@ def interpret(
 
 
 def _quantized(value: Value) -> bool:
-    return value.type.dtype in QUANTIZED
+    """Whether it is a matrix of integers; a cache of them holds what they stand for."""
+    return value.kind == "param" and value.type.dtype in QUANTIZED
 
 
 def run(nodes: Iterable[Node], env: dict[Value, Array]) -> None:
@@ -79,4 +80,5 @@ def run(nodes: Iterable[Node], env: dict[Value, Array]) -> None:
         arrays += [None] * (len(node.op.inputs) - len(arrays))
         result = node.op.meaning(*arrays, **node.attrs)
         for value, array in zip(node.outputs, result if isinstance(result, tuple) else (result,), strict=True):
-            env[value] = round_to(np.asarray(array), value.type.dtype)
+            # matrices of integers are rounded when they are whole
+            env[value] = np.asarray(array) if _quantized(value) else round_to(np.asarray(array), value.type.dtype)

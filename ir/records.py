@@ -23,7 +23,7 @@ Attr = int | float | bool | str | tuple[int, ...] | tuple[str | int, ...]
 Kind = Literal["local", "input", "param", "state"]
 
 FLOATS = ("f32", "bf16", "f16", "q8", "q4", "fp8")
-"""Storage types of weights and, but for the quantised ones, caches; see `quantize` for those. Sums are always f32."""
+"""Storage types of weights and, up to `q8`, of caches; see `quantize` and `fp8` for those of few bits. Sums are f32."""
 
 NUMPY: dict[str, np.dtype[Any]] = {
     "f32": np.dtype(np.float32),

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.artifacts.cache_rows import decode, encode, row_bytes
 from deepzig.artifacts.machines import BF16_ROWS, Machine
 from deepzig.artifacts.manifest import Call
 from deepzig.artifacts.reader import Artifact
@@ -26,9 +27,9 @@ TOLERANCE = {np.dtype(np.float32): 4e-5, np.dtype(np.int32): 0.0}
 every type and sums are f32 everywhere: a sum of 18432 products, DeepSeek-V3's longest, was 7e-6 off, those of 63 small
 models at most 1.4e-6."""
 
-ROUNDED = {"f16": 4e-4, "bf16": 3e-3}
+ROUNDED = {"f16": 4e-4, "bf16": 3e-3, "i8": 1e-2}
 """The same for a cache, by its type: a value between two of 11 or 8 bits may become the other one of them. The same
-models' were at most 3.2e-5 and 1.4e-4 off."""
+models' were at most 3.2e-5 and 1.4e-4 off. Of 8 bits in groups the step is 1/127 of the largest of 64."""
 
 CODED = 1e-2
 """The same for a float where matrices are quantised: the rows that they multiply are rounded to 8 bits, and one of the
@@ -37,6 +38,9 @@ codes may become its neighbour, 1/127 of the largest of 64."""
 HALVED = 2e-2
 """The same where rows are rounded to bf16, by 1/512 at most, and the interpreter's are not. Distances are estimates:
 those of a small model were 6e-3 at most, 2e-3 in the middle."""
+
+CACHED = (np.dtype(np.uint16), np.dtype(np.int8))
+"""Element types that only caches have."""
 
 Progress = Callable[[str, int, int], None]
 
@@ -114,7 +118,7 @@ def replay(
     Raises:
         DeepZigError: the vectors don't fit the artifact, or its code fails.
     """
-    halves = artifact.manifest.cache[0].dtype if artifact.manifest.cache else "f32"
+    cache = artifact.manifest.cache[0].dtype if artifact.manifest.cache else "f32"
     model = artifact.manifest.model
     floats = CODED if model.get("quant") is not None else TOLERANCE[np.dtype(np.float32)]
     if model.get("dtype") == "bf16" and artifact.build.features & BF16_ROWS:
@@ -125,7 +129,7 @@ def replay(
         for number, checked in enumerate(vectors.calls):
             progress(f"verify {checked.entry}", number, len(vectors.calls))
             inputs = _inputs(artifact, checked, vectors.pages)
-            replayer = _Replay(artifact.build.calls.get(checked.entry, ()), checked, verdict, halves, floats)
+            replayer = _Replay(artifact.build.calls.get(checked.entry, ()), checked, verdict, cache, floats)
             with machine.watch(replayer):
                 machine.call(checked.entry, inputs)
             if fault := replayer.fault or replayer.missing():
@@ -187,7 +191,7 @@ class _Replay:
     calls: tuple[Call, ...]
     checked: CheckedCall
     verdict: Verdict
-    halves: str
+    cache: str
     floats: float
     done: int = 0
     fault: str | None = None
@@ -225,12 +229,13 @@ class _Replay:
         return None if lost is None else f"the code does not compute the recorded value {lost}"
 
     def _compare(self, call: Call, name: str, tensor: Array) -> None:
-        allowed = ROUNDED[self.halves] if tensor.dtype == np.uint16 else TOLERANCE[tensor.dtype]
+        allowed = ROUNDED[self.cache] if tensor.dtype in CACHED else TOLERANCE[tensor.dtype]
         if tensor.dtype == np.float32:
             allowed = self.floats
         distance = None
         if name in self.checked.sketches:
-            distance = self.checked.sketches[name].distance(_floats(tensor, self.halves))
+            sketch = self.checked.sketches[name]
+            distance = sketch.distance(_floats(tensor, self.cache, sketch.shape[-1] if sketch.shape else 0))
         for choice in self.checked.choices:
             if name in choice.values:
                 wanted = np.array(choice.values[name])
@@ -245,18 +250,23 @@ class _Replay:
 
     def _force(self, name: str, tensor: Array, values: Array) -> None:
         """Replace a value, padding apart."""
+        if tensor.dtype == np.int8 and tensor.shape == (*values.shape[:-1], row_bytes(values.shape[-1])):
+            tensor[...] = encode(values)
+            return
         part = tensor[tuple(map(slice, values.shape))] if tensor.ndim == values.ndim else tensor
         if part.shape != values.shape or (values.dtype == np.int32) != (tensor.dtype == np.int32):
             self.fault = f"the self-check vectors have another shape for the value {name}"
             return
-        part[...] = values if tensor.dtype == values.dtype else _halves(values, self.halves)
+        part[...] = values if tensor.dtype == values.dtype else _halves(values, self.cache)
 
 
-def _floats(tensor: Array, halves: str) -> Array:
-    """A value as f32; of two bytes, which `halves` names, only caches are."""
-    if tensor.dtype != np.uint16:
+def _floats(tensor: Array, cache: str, width: int) -> Array:
+    """A value as f32; of the types CACHED, which `cache` names, only caches are. Rows have `width` columns."""
+    if tensor.dtype not in CACHED:
         return tensor
-    if halves == "bf16":
+    if tensor.dtype == np.int8:
+        return decode(tensor, width) if tensor.shape[-1] == row_bytes(width) else tensor
+    if cache == "bf16":
         return (tensor.astype(np.uint32) << 16).view(np.float32)
     return tensor.view(np.float16).astype(np.float32)
 

@@ -26,7 +26,7 @@ log = logging.getLogger(__name__)
 
 Array = npt.NDArray[Any]
 
-NUMPY = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bf16": np.uint16, "f16": np.uint16}
+NUMPY = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bf16": np.uint16, "f16": np.uint16, "i8": np.int8}
 """How tensors travel; half-precision floats as bits."""
 
 Observer = Callable[[str, list[Array], bool], None]

@@ -18,7 +18,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .cache import columns, gather, narrow, pair_order
+from .cache import columns, gather, new_row, pages, pair_order
 from .emit import (
     Buffer,
     each_row,
@@ -63,33 +63,27 @@ def latent_write(
 
     Returns:
         (x f32[n, width], norm f32[kv_lora], angles f32[n, rope], seq i32[n], pos i32[n], table i32[b, p],
-        cache[pages, page, cw]); the cache is written in place.
+        cache[pages, page, ...]); the cache is written in place.
     """
-    cw = padded(kv_lora + rope)
     with kernel("latent_write", width, begin, kv_lora, rope, page, cdtype, eps, int(interleaved)) as f:
-        n, b, p, pages = symbols("n b p pages")
+        n, b, p, number = symbols("n b p pages")
         X = f.tensor("x", "f32", n, width)
         NORM = f.tensor("norm", "f32", kv_lora)
         ANGLES = f.tensor("angles", "f32", n, rope)
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
-        CACHE = f.tensor("cache", cdtype, pages, page, cw)
+        CACHE = pages(f, number, page, cdtype, kv_lora + rope)
 
         def one(row: Expr) -> None:
-            number = T.bind(T.Cast("int64", TABLE[SEQ[row], POS[row] // page]))
-            slot = T.bind(POS[row] % page)
+            place = T.bind(T.Cast("int64", TABLE[SEQ[row], POS[row] // page])), T.bind(POS[row] % page)
+            with new_row(CACHE, place, cdtype, kv_lora + rope) as write:
 
-            def latent(i: Expr, value: Expr, lanes: int) -> None:
-                store(CACHE, narrow(value, cdtype, lanes), number, slot, i)
+                def key(i: Expr, value: Expr, lanes: int) -> None:
+                    write(kv_lora + i, value, lanes)
 
-            def key(i: Expr, value: Expr, lanes: int) -> None:
-                latent(kv_lora + i, T.bind(value), lanes)
-
-            scale = inverse_rms(lambda i: X[row, begin + i], kv_lora, eps)
-            normalize(lambda i: X[row, begin + i], scale, NORM.__getitem__, kv_lora, latent)
-            rotate(lambda i: X[row, begin + kv_lora + i], lambda i: ANGLES[row, i], rope, interleaved, key)
-            with loop(cw, kv_lora + rope) as i:
-                latent(i, T.float32(0), 1)
+                scale = inverse_rms(lambda i: X[row, begin + i], kv_lora, eps)
+                normalize(lambda i: X[row, begin + i], scale, NORM.__getitem__, kv_lora, write)
+                rotate(lambda i: X[row, begin + kv_lora + i], lambda i: ANGLES[row, i], rope, interleaved, key)
 
         each_row(n, one)
     return f.function
@@ -148,7 +142,7 @@ def mla_attend(
     Sections are joined in order of position (Dao et al., Flash-Decoding, 2023).
 
     Returns:
-        (absorbed f32[n, heads, cw], cache[pages, page, cw], seq i32[n], pos i32[n], table i32[b, p],
+        (absorbed f32[n, heads, cw], cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p],
         latent f32[n, heads, cl]); columns beyond kv_lora are not meaningful.
     """
     cw, cl = padded(kv_lora + rope), padded(kv_lora)
@@ -159,9 +153,9 @@ def mla_attend(
     width = padded(page)
     section = max(SECTION // page, 1)
     with kernel("mla_attend", heads, kv_lora, rope, page, cdtype, scale) as f:
-        n, b, p, pages = symbols("n b p pages")
+        n, b, p, number = symbols("n b p pages")
         Q = f.tensor("absorbed", "f32", n, heads, cw)
-        CACHE = f.tensor("cache", cdtype, pages, page, cw)
+        CACHE = pages(f, number, page, cdtype, kv_lora + rope)
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
         Y = f.tensor("latent", "f32", n, heads, cl)
@@ -199,7 +193,7 @@ def mla_attend(
                     lines = [u * tile + r for r in range(tile)]
                     dots = [vector_sum() for _ in lines]
                     with loop(cw // LANES) as c:
-                        key = columns(CACHE[cached, t, at(c * LANES)], cdtype)
+                        key = columns(CACHE, (cached, t), c, cdtype, kv_lora + rope)
                         accumulate(dots, [query[g, at(c * LANES)] for g in lines], key)
                     for g, dot in zip(lines, dots, strict=True):
                         store(scores, tree_sum(dot[at(0)]), g, t)
@@ -211,7 +205,7 @@ def mla_attend(
                     lines = [u * tile + r for r in range(tile)]
                     means = [vector_of(sums[number, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
                     with loop(count) as t:
-                        value = columns(CACHE[cached, t, at(c * LANES)], cdtype)
+                        value = columns(CACHE, (cached, t), c, cdtype, kv_lora + rope)
                         accumulate(means, [splat(scores[g, t]) for g in lines], value)
                     for g, mean in zip(lines, means, strict=True):
                         store(sums, mean[at(0)], number, first + g, at(c * LANES))

@@ -1,27 +1,55 @@
 """Cache pages and the element types stored in them.
 
-A page is [page_size, cw] with cw the latent and rope width padded to 16 columns. 2-byte types are read two columns a
-32-bit lane, low half first, which costs one instruction a register and leaves 16 columns in pair order: the even ones,
-then the odd ones. Sums over columns don't mind when both factors are in that order.
+A page is [page_size, size] with rows as `layout.cache_row` has them. 2-byte types are read two columns a 32-bit lane,
+low half first, which costs one instruction a register and leaves 16 columns in pair order: the even ones, then the odd
+ones. Sums over columns don't mind when both factors are in that order.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from tvm.script import tirx as T
 
-from .layout import LANES
-from .vector import dtype, splat, widen, widen_high, words
+from deepzig.ir.quantize import GROUP
+
+from .emit import Buffer, Kernel, extent, loop, store, vector_of, workspace
+from .layout import LANES, cache_row
+from .quant import round_group
+from .vector import Expr, at, dtype, splat, widen, widen_high, words
 
 HALF = LANES // 2
+IN_ORDER = ("f32", "q8")
+"""Types whose columns are read in their own order."""
+
+Place = tuple[Expr, Expr]
+"""Page, and position in it."""
 
 
-def columns(stored: Any, cdtype: str) -> Any:
-    """16 stored columns as float32x16, in pair order if the type has 2 bytes."""
+def pages(f: Kernel, number: Expr, page: int, cdtype: str, width: int) -> Buffer:
+    """The parameter that is a cache with rows of `width` columns."""
+    stored, size = cache_row(cdtype, width)
+    return f.tensor("cache", stored, number, page, size)
+
+
+def columns(cache: Buffer, place: Place, block: Expr, cdtype: str, width: int) -> Any:
+    """The 16 columns from 16 * block on as float32x16, in pair order if the type has 2 bytes.
+
+    Args:
+        cache: the pages.
+        place: of the row.
+        block: which columns.
+        cdtype: element type of the cache.
+        width: columns of a row.
+    """
+    stored = cache[(*place, at(block * LANES))]
     if cdtype == "f32":
         return stored
+    if cdtype == "q8":
+        scale = T.reinterpret("float32", cache[(*place, at(_scale(width, block * LANES // GROUP), 4))])
+        return T.Cast(dtype("float32"), stored) * splat(T.bind(scale))
     pairs = T.reinterpret(dtype("uint32", HALF), stored)
     low, high = (widen(pairs, cdtype, odd, HALF) for odd in (False, True))
     return T.vectorcombine(dtype("float32"), low, high)
@@ -29,7 +57,7 @@ def columns(stored: Any, cdtype: str) -> Any:
 
 def pair_order(begin: Any, cdtype: str, pitch: int = 1) -> tuple[Any, Any]:
     """Indices of the two halves of what `columns` returns for 16 columns from `begin`, `pitch` elements apart."""
-    if cdtype == "f32":
+    if cdtype in IN_ORDER:
         return T.ramp(begin, pitch, HALF), T.ramp(begin + HALF * pitch, pitch, HALF)
     return T.ramp(begin, 2 * pitch, HALF), T.ramp(begin + pitch, 2 * pitch, HALF)
 
@@ -38,6 +66,43 @@ def gather(load: Callable[[Any], Any], begin: Any, cdtype: str) -> Any:
     """16 float32 values from `begin`, in the order of `columns`."""
     first, second = pair_order(begin, cdtype)
     return T.vectorcombine(dtype("float32"), load(first), load(second))
+
+
+def _scale(width: int, group: Expr) -> Expr:
+    """Where the scale of a group is in a row of q8."""
+    return -(-width // GROUP) * GROUP + group * 4
+
+
+@contextmanager
+def new_row(cache: Buffer, place: Place, cdtype: str, width: int) -> Iterator[Callable[[Expr, Expr, int], None]]:
+    """In this context write(index or vector of indices, value, lanes) rounds and stores each column of a row."""
+    _, size = cache_row(cdtype, width)
+    if cdtype != "q8":
+        yield lambda i, value, lanes: store(cache, narrow(T.bind(value), cdtype, lanes), *place, i)
+        with loop(size, width) as i:
+            store(cache, narrow(T.float32(0), cdtype, 1), *place, i)
+        return
+    groups = -(-width // GROUP)
+    row = workspace(groups * GROUP)
+    yield lambda i, value, _: store(row, value, i)
+    with loop(groups * GROUP, width) as i:
+        store(row, T.float32(0), i)
+    with loop(groups) as g:
+        first = g * GROUP
+        integers, scale = round_group([vector_of(row[at(first + i)]) for i in range(0, GROUP, LANES)])
+        for i, integer in enumerate(integers):
+            store(cache, T.Cast(dtype("int8"), integer), *place, at(first + i * LANES))
+        store(cache, T.reinterpret(dtype("int8", 4), scale), *place, at(_scale(width, g), 4))
+    with loop(size, _scale(width, extent(groups))) as i:
+        store(cache, T.int8(0), *place, i)
+
+
+def element(cache: Callable[..., Any], place: Place, column: Expr, width: int) -> Any:
+    """One column of q8 as f32, of a tensor that is read element by element."""
+    begin = _scale(width, column // GROUP)
+    byte = [T.Cast("uint32", T.Cast("uint8", cache(*place, begin + i))) for i in range(4)]
+    bits = byte[0] | byte[1] << T.uint32(8) | byte[2] << T.uint32(16) | byte[3] << T.uint32(24)
+    return T.Cast("float32", cache(*place, column)) * T.reinterpret("float32", bits)
 
 
 def widened(stored: Any, cdtype: str, lanes: int) -> Any:

@@ -20,7 +20,7 @@ from .layout import LANES
 from .vector import Expr, at, splat
 
 Buffer = Any
-STORAGE = {"f32": "float32", "bf16": "uint16", "f16": "uint16", "i32": "int32", "u32": "uint32"}
+STORAGE = {"f32": "float32", "bf16": "uint16", "f16": "uint16", "i32": "int32", "u32": "uint32", "i8": "int8"}
 """Element type -> TVM dtype of the buffer that holds it: two-byte floats are their bits."""
 SHARED_ROWS = 4
 """From how many rows on the threads share what is quickly done for a row: for fewer, waking them costs more."""

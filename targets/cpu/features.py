@@ -7,7 +7,7 @@ from typing import Any
 
 from deepzig.ir import TensorType
 
-from .layout import LANES, padded
+from .layout import LANES, cache_row
 
 
 @dataclass(frozen=True)
@@ -98,6 +98,7 @@ class CpuTarget:
         return compile_module(module, self.tvm_target())
 
     def state_type(self, state: TensorType) -> TensorType:
-        """A cache row is padded to whole vectors."""
+        """Rows of a cache lie as `cache_row` says."""
         *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)
-        return TensorType(state.dtype, (*lead, padded(int(width))))
+        dtype, size = cache_row(state.dtype, int(width))
+        return TensorType(dtype, (*lead, size))

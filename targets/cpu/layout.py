@@ -67,6 +67,16 @@ def packed_type(weight: TensorType) -> TensorType:
     return TensorType(stored(weight.dtype), (*lead, blocks(n), *inner(k, weight.dtype), LANES))
 
 
+def cache_row(dtype: str, width: int) -> tuple[str, int]:
+    """The element type and size of a cache row of `width` columns: whole vectors, or in q8 whole cache lines.
+
+    A row of q8 is the codes of all columns in groups of 64, i8, then the f32 scale of each group, then zeros.
+    """
+    if dtype != "q8":
+        return dtype, padded(width)
+    return "i8", -(-(-(-width // GROUP) * (GROUP + 4)) // 64) * 64
+
+
 def pack_quantized(weight: Array, dtype: str) -> Array:
     """Quantise and pack [..., N, K] of f32; of fp8, pack records [..., N, groups]."""
     codes, scales = (weight["codes"], weight["scale"]) if dtype == FP8 else quantize(weight, dtype)

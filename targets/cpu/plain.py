@@ -18,8 +18,8 @@ from tvm.tirx import PrimFunc
 from deepzig.ir import Attr, Dim, Node, TensorType, Value
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
-from .cache import narrow, widened
-from .emit import STORAGE, kernel, loop, named, store, symbols
+from .cache import element, new_row, pages, widened
+from .emit import STORAGE, kernel, loop, named, symbols
 from .features import CpuTarget
 
 Expr = Any
@@ -240,7 +240,7 @@ def plain(op: str, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], outp
         return tuple(d if isinstance(d, int) else _dim(d, symbols, solve) for d in shape)
 
     buffers = [te.placeholder(dims(t.shape, False), STORAGE[t.dtype], f"x{i}") for i, t in enumerate(inputs)]
-    reads = [_reader(b, t.dtype, output.dtype) for b, t in zip(buffers, inputs, strict=True)]
+    reads = [_reader(b, t.dtype, output) for b, t in zip(buffers, inputs, strict=True)]
     shapes = [tuple(b.shape) for b in buffers]
     static = [tuple(int(d) if isinstance(d, tirx.IntImm) else d for d in s) for s in shapes]
     result = COMPUTE[op](reads, static, attrs, dims(output.shape, True))
@@ -256,23 +256,26 @@ def _dim(name: str, symbols: dict[str, Any], solve: bool) -> Any:
     return symbols.setdefault(name, tirx.Var(name.replace("*", "_"), "int64"))
 
 
-def _reader(buffer: Any, dtype: str, output: str) -> Read:
-    if dtype not in HALVES or output in HALVES:
+def _reader(buffer: Any, dtype: str, output: TensorType) -> Read:
+    if dtype == "i8":  # a cache, of whose rows all columns are read
+        return lambda page, slot, column: element(buffer, (page, slot), column, int(output.shape[-1]))
+    if dtype not in HALVES or output.dtype in HALVES:
         return lambda *i: buffer(*i)
     return lambda *i: widened(buffer(*i), dtype, 1)
 
 
-def cache_write(width: int, page: int, stored: int, cdtype: str) -> PrimFunc:
-    """Kernel (rows f32[n, width], seq, pos, table, cache[pages, page, stored]) that stores rows in place."""
-    with kernel("plain_cache_write", width, page, stored, cdtype) as f:
-        n, b, p, pages = symbols("n b p pages")
+def cache_write(width: int, page: int, cdtype: str) -> PrimFunc:
+    """Kernel (rows f32[n, width], seq, pos, table, cache[pages, page, ...]) that stores rows in place."""
+    with kernel("plain_cache_write", width, page, cdtype) as f:
+        n, b, p, number = symbols("n b p pages")
         ROWS = f.tensor("rows", "f32", n, width)
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
-        CACHE = f.tensor("cache", cdtype, pages, page, stored)
-        with loop(n) as i, loop(width) as j:
-            number = T.Cast("int64", TABLE[SEQ[i], POS[i] // page])
-            store(CACHE, narrow(ROWS[i, j], cdtype, 1), number, POS[i] % page, j)
+        CACHE = pages(f, number, page, cdtype, width)
+        with loop(n) as i:
+            place = T.bind(T.Cast("int64", TABLE[SEQ[i], POS[i] // page])), T.bind(POS[i] % page)
+            with new_row(CACHE, place, cdtype, width) as write, loop(width) as j:
+                write(j, ROWS[i, j], 1)
     return f.function
 
 
@@ -291,8 +294,7 @@ def _lower(e: Emitter, node: Node, cpu: CpuTarget) -> Operand:
 
 def _lower_cache_write(e: Emitter, node: Node, cpu: CpuTarget) -> Operand:
     cache, rows, seq, pos, table = (v for v in node.inputs if v is not None)
-    stored = cpu.state_type(cache.type)
-    kernel = cache_write(int(rows.shape[1]), int(stored.shape[1]), int(stored.shape[2]), stored.dtype)
+    kernel = cache_write(int(rows.shape[1]), int(cache.shape[1]), cache.type.dtype)
     return e.update(kernel, [e.value(v) for v in (rows, seq, pos, table, cache)])
 
 

@@ -23,7 +23,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.ir.fp8 import FP8, SIDE
 
-from .cache import columns, pair_order
+from .cache import columns, pages, pair_order
 from .emit import Buffer, extent, kernel, local, loop, parallel, store, symbols, vector_of, view, when, workspace
 from .features import Vectors
 from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
@@ -54,7 +54,7 @@ def mla_prefill(
     Rows of a sequence must be consecutive, in ascending order of position; they may start at any position.
 
     Returns:
-        (q f32[n, heads * (nope + rope)], angles f32[n, rope], cache[pages, page, cw],
+        (q f32[n, heads * (nope + rope)], angles f32[n, rope], cache[pages, page, ...],
         w_uk packed [heads, N = kv_lora, K = nope], w_uv packed [heads, N = v, K = kv_lora], seq i32[n], pos i32[n],
         table i32[b, p], out f32[n, heads * v]).
     """
@@ -62,10 +62,10 @@ def mla_prefill(
     lines, held = vectors.tile
     name = ["mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved)]
     with kernel(*name) as f:
-        n, b, p, pages = symbols("n b p pages")
+        n, b, p, number = symbols("n b p pages")
         Q = f.tensor("q", "f32", n, heads * depth)
         ANGLES = f.tensor("angles", "f32", n, rope)
-        CACHE = f.tensor("cache", cdtype, pages, page, cw)
+        CACHE = pages(f, number, page, cdtype, kv_lora + rope)
         UK = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), *inner(nope, wdtype), LANES)
         UV = f.tensor("w_uv", stored(wdtype), heads, blocks(v), *inner(kv_lora, wdtype), LANES)
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
@@ -149,7 +149,8 @@ def mla_prefill(
                 begin = T.bind(block * page)
                 # Positions without a row are masked; repeating the last one keeps them finite.
                 limit = T.bind(T.min(page - 1, last - begin))
-                transpose(latents, CACHE, T.bind(T.Cast("int64", TABLE[sequence, block])), limit, cdtype)
+                cached = T.bind(T.Cast("int64", TABLE[sequence, block]))
+                transpose(latents, CACHE, cached, limit, cdtype, kv_lora + rope)
                 expand()
                 with loop((rows + (lines - 1)) // lines) as t:
                     attend(begin, t * lines)
@@ -203,12 +204,12 @@ def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Call
             write(block, extent(size - 1), widen(word, wdtype, False))
 
 
-def transpose(packed: Buffer, cache: Buffer, number: Expr, limit: Expr, cdtype: str) -> None:
+def transpose(packed: Buffer, cache: Buffer, number: Expr, limit: Expr, cdtype: str, of_row: int) -> None:
     """Emit packed[t // 16, column, t % 16] = cache[number, min(t, limit), column] for all columns, in f32."""
     positions, width, _ = map(int, packed.shape)
     flat = view(packed, positions * width * LANES)
     with loop(positions * LANES) as t, loop(width // LANES) as c:
-        row = T.bind(columns(cache[number, T.min(t, limit), at(c * LANES)], cdtype))
+        row = T.bind(columns(cache, (number, T.min(t, limit)), c, cdtype, of_row))
         target = (t // LANES * width + c * LANES) * LANES + t % LANES
         for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(target, cdtype, LANES), strict=True):
             store(flat, half("float32x8", row), index)

@@ -51,17 +51,12 @@ def coded(
                 else:
                     with loop(max(count - i * LANES, 0)) as lane:
                         store(vector, elements(first + lane), lane)
-            sizes = [T.max(v[at(0)], -v[at(0)]) for v in values]
-            largest = T.bind(tree_max(T.bind(T.max(T.max(sizes[0], sizes[1]), T.max(sizes[2], sizes[3])))))
-            inverse = T.bind(T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
-            integers = []
-            for i, vector in enumerate(values):
-                near = T.call_llvm_pure_intrin(dtype("float32"), "llvm.rint", vector[at(0)] * splat(inverse))
-                integers.append(T.bind(T.Cast(dtype("int32"), near)))
-                store(codes, T.Cast(dtype("int8"), integers[-1]), row, at(g * GROUP + i * LANES))
+            integers, scale = round_group(values)
+            for i, integer in enumerate(integers):
+                store(codes, T.Cast(dtype("int8"), integer), row, at(g * GROUP + i * LANES))
             both = (integers[0] + integers[1]) + (integers[2] + integers[3])
             store(totals, T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.add", both), row, g)
-            store(scales, largest / T.float32(127), row, g)
+            store(scales, scale, row, g)
 
         with loop(size // GROUP) as g:
             group(g, GROUP)
@@ -79,6 +74,18 @@ def coded(
         )
 
     return row_codes
+
+
+def round_group(values: Sequence[Buffer]) -> tuple[list[Expr], Expr]:
+    """Emit the rounding of 64 numbers, in local vectors, to 8 bits: the integers, i32 vectors, and the scale."""
+    sizes = [T.max(v[at(0)], -v[at(0)]) for v in values]
+    largest = T.bind(tree_max(T.bind(T.max(T.max(sizes[0], sizes[1]), T.max(sizes[2], sizes[3])))))
+    inverse = T.bind(T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
+    integers = []
+    for vector in values:
+        near = T.call_llvm_pure_intrin(dtype("float32"), "llvm.rint", vector[at(0)] * splat(inverse))
+        integers.append(T.bind(T.Cast(dtype("int32"), near)))
+    return integers, largest / T.float32(127)
 
 
 def coded_tile(

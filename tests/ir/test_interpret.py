@@ -8,6 +8,7 @@ import pytest
 
 from deepzig.ir import interpret, parse
 from deepzig.ir.interpret import round_to
+from deepzig.ir.quantize import QuantizedMatrix, quantize_rows
 
 STORED = {"bf16": ml_dtypes.bfloat16, "f16": np.float16}
 
@@ -50,6 +51,32 @@ graph decode(%rows: f32[n, 6], %seq: i32[n], %pos: i32[n], %table: i32[b, p]):
     want[2, 3], want[0, 2] = round_to(rows, dtype)
     assert np.array_equal(states["cache"], want)
     assert np.array_equal(read[0], np.concatenate([want[2], want[0]]))
+
+
+def test_a_cache_of_8_bits_rounds_rows_in_groups_of_64() -> None:
+    """Not so a matrix of 8 bits while it is put together. Rows that were there stay, but for the last bit."""
+    module = parse("""\
+param @w: q8[2, 130]
+@both: q8[4, 130] = concat(@w, @w) {axis=0}
+state @cache: q8[pages, 4, 130]
+
+graph decode(%rows: f32[n, 130], %seq: i32[n], %pos: i32[n], %table: i32[b, p]):
+  %0: q8[pages, 4, 130] = cache_write(@cache, %rows, %seq, %pos, %table)
+  %1: f32[b, p*4, 130] = cache_read(%0, %table)
+  %2: f32[n, 4] = linear(%rows, @both)
+  return %1, %2, %0
+""")
+    rng = np.random.default_rng(54)
+    old = round_to(rng.standard_normal((3, 4, 130)), "q8")
+    w, rows = rng.standard_normal((2, 130), np.float32), rng.standard_normal((2, 130), np.float32)
+    inputs = {"rows": rows, "seq": np.array([0, 0]), "pos": np.array([3, 6]), "table": np.array([[2, 0]])}
+    (read, y), states = interpret(module, "decode", inputs, {"w": w}, {"cache": old})
+    want = old.copy()
+    want[2, 3], want[0, 2] = quantize_rows(rows)
+    assert np.abs(want[2, 3] - rows[0]).max() > 1e-3
+    assert np.allclose(states["cache"], want, 3e-7, 0) and np.array_equal(states["cache"][2, 3], want[2, 3])
+    assert np.allclose(read[0], np.concatenate([want[2], want[0]]), 3e-7, 0)
+    assert np.array_equal(y, rows @ QuantizedMatrix.of(np.concatenate([w, w]), "q8").T)
 
 
 def test_constants_weights_and_parameters() -> None:

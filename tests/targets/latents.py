@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.artifacts.cache_rows import decode, encode
+from deepzig.ir.quantize import quantize_rows
 from deepzig.targets.cpu.features import Vectors
 
 Array = npt.NDArray[Any]
@@ -46,6 +48,8 @@ SCALE = 0.37
 
 def to_bits(x: Array, dtype: str) -> Array:
     """f32 rounded to nearest even, as stored."""
+    if dtype == "q8":
+        return encode(x.astype(np.float32))
     if dtype == "f32":
         return x.astype(np.float32)
     if dtype == "f16":
@@ -61,6 +65,17 @@ def to_f32(bits: Array, dtype: str) -> Array:
     return (
         bits.view(np.float16).astype(np.float32) if dtype == "f16" else (bits.astype(np.uint32) << 16).view(np.float32)
     )
+
+
+def rounded(x: Array, dtype: str) -> Array:
+    """What a cache makes of rows, in float64."""
+    values = quantize_rows(x.astype(np.float32)) if dtype == "q8" else to_f32(to_bits(x, dtype), dtype)
+    return values.astype(np.float64)
+
+
+def read_rows(stored: Array, dtype: str, width: int) -> Array:
+    """Rows of a cache, as f32."""
+    return decode(stored, width) if dtype == "q8" else to_f32(stored, dtype)
 
 
 def error(got: Array, want: Array) -> float:

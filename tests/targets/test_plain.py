@@ -10,9 +10,10 @@ import numpy.typing as npt
 import pytest
 
 from deepzig.ir import OPS, TensorType
+from deepzig.targets.cpu.layout import cache_row
 from deepzig.targets.cpu.plain import COMPUTE, PLAIN, cache_write, plain
 
-from .latents import to_bits, to_f32
+from .latents import read_rows, to_bits, to_f32
 
 Array = npt.NDArray[Any]
 Build = Callable[[Any], Callable[..., None]]
@@ -128,23 +129,27 @@ def test_attention_never_looks_at_slots_not_yet_written(build: Build) -> None:
     check(build, "attend", {"scale": 0.4}, types, [q, k, v, seq, pos])
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16"])
-def test_a_cache_row_is_written_and_read_in_its_logical_width(build: Build, dtype: str) -> None:
+@pytest.mark.parametrize(("dtype", "width"), [("f32", 9), ("bf16", 9), ("f16", 9), ("q8", 9), ("q8", 131)])
+def test_a_cache_row_is_written_and_read_in_its_logical_width(build: Build, dtype: str, width: int) -> None:
     rng = np.random.default_rng(4)
-    width, stored, page, pages = 9, 16, 5, 11
+    page, pages = 5, 11
+    type_, size = cache_row(dtype, width)
     rows, table = rng.standard_normal((7, width)).astype(np.float32), rng.permutation(pages)[:6].reshape(3, 2)
     seq, pos = np.array([0, 0, 0, 1, 1, 2, 2], np.int32), np.array([4, 5, 6, 0, 1, 8, 9], np.int32)
     table = table.astype(np.int32)
-    cache = to_bits(rng.standard_normal((pages, page, stored)), dtype)
-    want = cache.copy()
-    want[..., :width] = OPS["cache_write"].meaning(cache[..., :width], to_bits(rows, dtype), seq, pos, table)
-    build(cache_write(width, page, stored, dtype))(rows, seq, pos, table, cache)
+    values = np.zeros((pages, page, width if dtype == "q8" else size), np.float32)  # zero beyond the width
+    values[..., :width] = rng.standard_normal((pages, page, width))
+    new = np.pad(rows, [(0, 0), (0, values.shape[-1] - width)])
+    cache = to_bits(values, dtype)
+    want = OPS["cache_write"].meaning(cache, to_bits(new, dtype), seq, pos, table)
+    cache[table[seq, pos // page], pos % page] = 77  # nothing stays of what was there
+    build(cache_write(width, page, dtype))(rows, seq, pos, table, cache)
     assert np.array_equal(cache, want)
 
     y = np.zeros((3, 2 * page, width), np.float32)
-    physical = [TensorType(dtype, ("pages", page, stored)), parse("i32[b, p]")]
+    physical = [TensorType(type_, ("pages", page, size)), parse("i32[b, p]")]
     build(plain("cache_read", physical, {}, TensorType("f32", ("b", "p*5", width))))(cache, table, y)
-    assert np.array_equal(y, OPS["cache_read"].meaning(to_f32(want[..., :width], dtype), table))
+    assert np.array_equal(y, OPS["cache_read"].meaning(read_rows(want, dtype, width)[..., :width], table))
 
 
 def test_a_symbol_is_made_of_op_types_and_attributes() -> None:

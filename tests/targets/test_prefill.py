@@ -26,6 +26,7 @@ from .latents import (
     error,
     latents_of,
     rotate,
+    rounded,
     softmax_rows,
     to_bits,
     to_f32,
@@ -48,9 +49,10 @@ class Problem:
     angles: Array
     w_uk: Array
     w_uv: Array
+    cached: str
 
     @classmethod
-    def of(cls, s: Sizes, dtype: str, interleaved: bool = True) -> Problem:
+    def of(cls, s: Sizes, dtype: str, interleaved: bool = True, cached: str | None = None) -> Problem:
         rng = np.random.default_rng(s.kv)
         batch = Batch.of(CHUNKS, s.page, rng)
         n = len(batch.seq)
@@ -64,18 +66,20 @@ class Problem:
             rng.normal(size=(n, s.rope)).astype(np.float32),
             to_bits(rng.normal(size=(s.heads, s.nope, s.kv)) / np.sqrt(s.kv), dtype),
             to_bits(rng.normal(size=(s.heads, s.v, s.kv)), dtype),
+            cached or dtype,
         )
 
     def packed(self) -> tuple[Array, Array]:
         return pack_columns(self.w_uk.swapaxes(-1, -2)), pack_columns(self.w_uv)
 
     def cache(self, batch: Batch) -> Array:
-        return batch.cache(self.latents, self.s.cw, self.s.page, self.dtype)
+        return batch.cache(self.latents, self.s.cw, self.s.page, self.cached)
 
     def prefill(self, vectors: Vectors = AVX2) -> Any:
         s = self.s
+        types = self.cached, self.dtype
         return mla_prefill(
-            s.heads, s.nope, s.rope, s.kv, s.v, s.page, self.dtype, self.dtype, SCALE, self.interleaved, vectors=vectors
+            s.heads, s.nope, s.rope, s.kv, s.v, s.page, *types, SCALE, self.interleaved, vectors=vectors
         )
 
     def naive(self) -> Array:
@@ -87,7 +91,7 @@ class Problem:
         q = np.concatenate([q[..., : s.nope], turned], -1)
         out = np.empty((n, s.heads, s.v))
         for i, (sequence, p) in enumerate(zip(self.batch.seq, self.batch.pos, strict=True)):
-            rows = to_f32(to_bits(self.latents[sequence][: p + 1], self.dtype), self.dtype).astype(np.float64)
+            rows = rounded(self.latents[sequence][: p + 1], self.cached)
             key = np.broadcast_to(rows[:, None, s.kv : s.kv + s.rope], (p + 1, s.heads, s.rope))
             keys = np.concatenate([np.einsum("tc,hdc->thd", rows[:, : s.kv], w_uk), key], -1)
             out[i] = softmax_rows(q[i], keys, np.einsum("tc,hvc->thv", rows[:, : s.kv], w_uv))
@@ -95,9 +99,12 @@ class Problem:
 
 
 @pytest.mark.parametrize("s", SIZES)
-@pytest.mark.parametrize(("dtype", "interleaved"), [("f32", False), ("bf16", True), ("f16", True)])
-def test_prefill(build: Build, s: Sizes, dtype: str, interleaved: bool) -> None:
-    problem = Problem.of(s, dtype, interleaved)
+@pytest.mark.parametrize(
+    ("dtype", "interleaved", "cached"),
+    [("f32", False, "f32"), ("bf16", True, "bf16"), ("f16", True, "f16"), ("bf16", False, "q8")],
+)
+def test_prefill(build: Build, s: Sizes, dtype: str, interleaved: bool, cached: str) -> None:
+    problem = Problem.of(s, dtype, interleaved, cached)
     batch = problem.batch
     out = np.full((len(batch.seq), s.heads * s.v), np.nan, np.float32)
     rows = (batch.seq, batch.pos, batch.table)
@@ -133,12 +140,12 @@ def test_bits_do_not_depend_on_registers(build: Build, s: Sizes) -> None:
     assert np.array_equal(out[AVX512], out[AVX2]) and np.array_equal(out[NEON], out[AVX2])
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16"])
+@pytest.mark.parametrize(("dtype", "cached"), [("f32", "f32"), ("bf16", "bf16"), ("bf16", "q8")])
 def test_bits_do_not_depend_on_company_pages_or_threads(
-    build: Build, threads: Callable[[int], None], dtype: str
+    build: Build, threads: Callable[[int], None], dtype: str, cached: str
 ) -> None:
     """Sequences alone, in other pieces, on other pages and on one thread."""
-    problem = Problem.of(SIZES[2], dtype)
+    problem = Problem.of(SIZES[2], dtype, cached=cached)
     batch, (uk, uv) = problem.batch, problem.packed()
     together, apart = np.zeros((2, len(batch.seq), problem.s.heads * problem.s.v), np.float32)
     kernel = build(problem.prefill())
