@@ -94,7 +94,7 @@ def pack_quantized(weight: Array, dtype: str) -> Array:
 def transposed_fp8(weight: Array) -> Array:
     """Records of the transpose of a matrix whose sides are whole blocks, to the bit."""
     codes, scales = elements(weight, weight.shape[-1] * SIDE)
-    return from_elements(*(np.ascontiguousarray(part.swapaxes(-1, -2)) for part in (codes, scales)))
+    return from_elements(np.ascontiguousarray(codes.swapaxes(-1, -2)), np.ascontiguousarray(scales.swapaxes(-1, -2)))
 
 
 def pack_quantized_gate_up(gate: Array, up: Array, dtype: str) -> Array:
