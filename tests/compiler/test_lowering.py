@@ -50,8 +50,8 @@ class Stored:
     def read(self, name: str) -> Array:
         return self.values[name]
 
-    def pieces(self, name: str) -> Iterator[Array]:
-        return iter(self.values[name])
+    def piece(self, name: str, index: int) -> Array:
+        return self.values[name][index]
 
 
 def plans_of(module: Module) -> list[Plan]:
