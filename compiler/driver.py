@@ -30,7 +30,7 @@ from .options import CACHES, DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, plan_graph
-from .precision import parse_quant
+from .precision import parse_quant, whole_blocks
 from .selfcheck import BUDGET, record, sampled_layers
 from .stages import Progress, logged
 from .trace import Bounds, trace
@@ -63,7 +63,7 @@ def read_model(path: Path, options: Options) -> tuple[Source, Module]:
     source = open_source(path)
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
-    rule = parse_quant(options.quant)
+    rule = parse_quant(options.quant, whole_blocks(config))
     module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache)
     predicting = dict(mtp_tensors(config))
     expected = {

@@ -5,13 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 
 from deepzig.errors import DeepZigError
+from deepzig.ir.fp8 import FP8, SIDE
 from deepzig.ir.quantize import FORMATS
+from deepzig.models.config import ModelConfig
 
 FLOAT = "float"
 """What a rule says of matrices that stay as `--dtype` has them."""
 
-KEPT = ("embed_tokens", "kv_b_proj", "eh_proj")
-"""Matrices that stay floats: rows of the embedding are looked up, the others are cut to pieces before they are used."""
+KEPT = ("embed_tokens", "eh_proj")
+"""Matrices that stay floats: rows of the embedding are looked up, the other is cut into columns before it is used."""
+
+HEADWISE = "kv_b_proj"
+"""The matrix that is cut into heads and transposed: of what is quantised, only blocks of 8-bit floats bear that. Where
+they fit, it has them beside such floats and 4-bit integers. 8-bit ones are more exact: then it stays as it is."""
 
 HEADS = ("lm_head", "shared_head.head")
 """The output head, where few bits cost the most; 8-bit integers, the most exact, unless a rule says otherwise."""
@@ -23,12 +29,13 @@ def quantize_nothing(name: str) -> None:
     """The rule that quantises nothing."""
 
 
-def parse_quant(text: str | None) -> Rule:
+def parse_quant(text: str | None, headwise: bool = True) -> Rule:
     """The rule that `--quant` gives: name of a matrix -> one of FORMATS; None if it isn't quantised.
 
     Args:
         text: `q8`, `q4` or `fp8` for all matrices but KEPT, then `part.of.name=q8` (or another, or float) for some of
             them, separated by commas; the last that matches counts. None quantises nothing.
+        headwise: whether HEADWISE may be quantised, see `whole_blocks`.
 
     Raises:
         DeepZigError: not such a text.
@@ -50,9 +57,16 @@ def parse_quant(text: str | None) -> Rule:
         if any(f".{part}." in f".{name}." for part in KEPT):
             return None
         kind = [kind for part, kind in rules if f".{part}." in f".{_paired(name)}." or not part][-1]
+        if f".{HEADWISE}." in f".{name}.":
+            kind = FP8 if headwise and kind in (FP8, "q4") else FLOAT
         return None if kind == FLOAT else kind
 
     return rule
+
+
+def whole_blocks(config: ModelConfig) -> bool:
+    """Whether the heads of HEADWISE consist of whole blocks of 8-bit floats, both ways."""
+    return not any(size % SIDE for size in (config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank))
 
 
 def _paired(name: str) -> str:

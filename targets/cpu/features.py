@@ -42,7 +42,7 @@ BASELINE = Vectors(registers=16, lanes=4)
 VECTORS: dict[frozenset[str], Vectors] = {
     frozenset({"amx-bf16", "amx-int8", "avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni", matrices="amx"),
     frozenset({"avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni"),
-    frozenset({"avx512f"}): Vectors(registers=32, lanes=16, integers="avx2"),
+    frozenset({"avx512bw"}): Vectors(registers=32, lanes=16, integers="avx512"),
     frozenset({"avx2"}): Vectors(registers=16, lanes=8, integers="avx2"),
     frozenset({"dotprod"}): Vectors(registers=32, lanes=4, integers="dotprod"),
     frozenset({"neon"}): Vectors(registers=32, lanes=4),

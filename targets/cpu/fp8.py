@@ -78,7 +78,7 @@ def fp8_tile(
                 word(g, T.int64(full), rest, chain)
             add(parts, chain)
         for (_, column), total, part in zip(cells, sums, parts, strict=True):
-            scale = T.reinterpret(dtype("float32"), weight[(*blocks[column], g, T.int64(SIDE // STEP), at(0))])
+            scale = scale_of(weight, blocks[column], g)
             store(total, fma(part[at(0)] * splat(LOWER), scale, total[at(0)]), at(0))
 
     with loop(size // SIDE) as g:
@@ -97,6 +97,11 @@ def add(sums: Sequence[Buffer], more: Sequence[Buffer]) -> None:
 def lift(x: Callable[[Expr], Expr], begin: Expr, count: int, lifted: Buffer) -> None:
     """Emit lifted[i] = x(begin + i) * LIFT for i < count."""
     each_vector(count, lambda i, lanes: store(lifted, x(begin + i) * splat(LIFT, lanes), i))
+
+
+def scale_of(weight: Buffer, block: tuple[Expr, ...], g: Expr) -> Expr:
+    """The scales of a group, one for each column."""
+    return T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(SIDE // STEP), at(0))])
 
 
 def widen_codes(codes: Expr) -> list[Expr]:

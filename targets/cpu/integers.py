@@ -23,8 +23,6 @@ from .vector import Expr, at, dtype, words
 
 STEP = 4
 """Codes in a word of 32 bits."""
-HALF = 8
-"""Words in a register of 256 bits."""
 FLUSH = 4
 """Words of 4-bit codes after which sums of 16 bits could overflow: each adds at most 4 * 15 * 127."""
 NIBBLES = ((0, 0), (4, GROUP // STEP // 2))
@@ -120,57 +118,78 @@ def _byte(word: Expr, number: int, lanes: int) -> Expr:
 
 
 class _Avx2(Dots):
-    """32 products at once. vpmaddubsw takes unsigned by signed bytes: the sign of a weight goes to the other factor."""
+    """vpmaddubsw takes unsigned by signed bytes: the sign of a weight goes to the other factor."""
+
+    lanes: ClassVar[int] = 8
+    pairs: ClassVar[tuple[str, str]] = "llvm.x86.avx2.pmadd.ub.sw", "llvm.x86.avx2.pmadd.wd"
 
     def begin(self) -> None:
         """Sums of 16 bits, for 4-bit codes."""
-        zero = T.broadcast(T.int16(0), 2 * HALF)
-        self._short = [[[local(2 * HALF, "int16") for _ in range(2)] for _ in self.blocks] for _ in self.rows]
+        shorts, several = 2 * self.lanes, range(LANES // self.lanes)
+        self._short = [[[local(shorts, "int16") for _ in several] for _ in self.blocks] for _ in self.rows]
         for buffer in (b for line in self._short for column in line for b in column):
-            store(buffer, zero, at(0, 2 * HALF))
+            store(buffer, T.broadcast(T.int16(0), shorts), at(0, shorts))
 
     def end(self, wdtype: str) -> None:
         if wdtype == "q4":
             for line, short in zip(self.parts, self._short, strict=True):
-                for part, halves in zip(line, short, strict=True):
-                    for half, buffer in enumerate(halves):
-                        _add_pairs(part, half, buffer[at(0, 2 * HALF)])
+                for part, buffers in zip(line, short, strict=True):
+                    for number, buffer in enumerate(buffers):
+                        self._add_pairs(part, number, buffer[at(0, 2 * self.lanes)])
 
     def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
-        weights = [T.bind(T.reinterpret("int8x32", load(at(half * HALF, HALF)))) for half in range(2)]
-        sizes = [T.bind(T.max(w, T.broadcast(T.int8(0), 32) - w)) for w in weights]
+        weights = [T.bind(self._bytes(load(at(first, self.lanes)))) for first in range(0, LANES, self.lanes)]
+        sizes = [T.bind(T.max(w, self._zero() - w)) for w in weights]
         for codes, line in zip(self.rows, self.parts, strict=True):
-            x = T.bind(T.reinterpret("int8x32", T.broadcast(codes.word(g, word), HALF)))
-            for half in range(2):
-                signed = T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", x, weights[half])
-                _add_pairs(line[column], half, _pairs(sizes[half], signed))
+            x = T.bind(self._bytes(T.broadcast(codes.word(g, word), self.lanes)))
+            for number, (weight, size) in enumerate(zip(weights, sizes, strict=True)):
+                self._add_pairs(line[column], number, self._products(size, self._signed(x, weight)))
 
     def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
-        for half in range(2):
-            packed = T.bind(load(at(half * HALF, HALF)))
-            for shift, first in NIBBLES:
-                values = T.bind(T.reinterpret("int8x32", nibbles(packed, shift, HALF)))
+        for number, start in enumerate(range(0, LANES, self.lanes)):
+            packed = T.bind(load(at(start, self.lanes)))
+            for shift, further in NIBBLES:
+                values = T.bind(self._bytes(nibbles(packed, shift, self.lanes)))
                 for codes, short in zip(self.rows, self._short, strict=True):
-                    x = T.reinterpret("int8x32", T.broadcast(codes.word(g, word + first), HALF))
-                    buffer = short[column][half]
-                    store(buffer, buffer[at(0, 2 * HALF)] + _pairs(values, x), at(0, 2 * HALF))
+                    x = self._bytes(T.broadcast(codes.word(g, word + further), self.lanes))
+                    buffer, every = short[column][number], at(0, 2 * self.lanes)
+                    store(buffer, buffer[every] + self._products(values, x), every)
+
+    def _bytes(self, words_: Expr) -> Expr:
+        return T.reinterpret(dtype("int8", STEP * self.lanes), words_)
+
+    def _zero(self) -> Expr:
+        return T.broadcast(T.int8(0), STEP * self.lanes)
+
+    def _signed(self, x: Expr, weight: Expr) -> Expr:
+        """x, times the sign of a weight; anything where that is zero."""
+        return T.call_llvm_pure_intrin("int8x32", "llvm.x86.avx2.psign.b", x, weight)
+
+    def _products(self, unsigned: Expr, signed: Expr) -> Expr:
+        """Sums of pairs of products."""
+        return T.call_llvm_pure_intrin(dtype("int16", 2 * self.lanes), self.pairs[0], unsigned, signed)
+
+    def _add_pairs(self, part: Buffer, number: int, short: Expr) -> None:
+        """Add sums of pairs of 16-bit numbers."""
+        ones, lanes = T.broadcast(T.int16(1), 2 * self.lanes), at(T.int64(number * self.lanes), self.lanes)
+        sums = T.call_llvm_pure_intrin(dtype("int32", self.lanes), self.pairs[1], short, ones)
+        store(part, part[lanes] + sums, lanes)
+
+
+class _Avx512(_Avx2):
+    """The same in registers of 512 bits (AVX512BW), where a mask has the signs."""
+
+    lanes = LANES
+    pairs = "llvm.x86.avx512.pmaddubs.w.512", "llvm.x86.avx512.pmaddw.d.512"
+
+    def _signed(self, x: Expr, weight: Expr) -> Expr:
+        return T.Select(weight < self._zero(), self._zero() - x, x)
 
 
 def nibbles(packed: Expr, shift: int, lanes: int) -> Expr:
     """The low or the high halves of bytes."""
     moved = T.shift_right(packed, words(shift, lanes)) if shift else packed
     return T.bitwise_and(moved, words(0x0F0F0F0F, lanes))
-
-
-def _pairs(unsigned: Expr, signed: Expr) -> Expr:
-    return T.call_llvm_pure_intrin("int16x16", "llvm.x86.avx2.pmadd.ub.sw", unsigned, signed)
-
-
-def _add_pairs(part: Buffer, half: int, short: Expr) -> None:
-    """Add sums of pairs of 16-bit numbers."""
-    ones = T.broadcast(T.int16(1), 2 * HALF)
-    lanes = at(T.int64(half * HALF), HALF)
-    store(part, part[lanes] + T.call_llvm_pure_intrin("int32x8", "llvm.x86.avx2.pmadd.wd", short, ones), lanes)
 
 
 class _Fused(Dots):
@@ -216,6 +235,6 @@ class _Sdot(_Fused):
 
 
 DOTS: Mapping[str, type[Dots]] = MappingProxyType(
-    {"": _Portable, "avx2": _Avx2, "vnni": _Vnni, "dotprod": _Sdot}
-)  # fmt: skip
+    {"": _Portable, "avx2": _Avx2, "avx512": _Avx512, "vnni": _Vnni, "dotprod": _Sdot}
+)
 """`Vectors.integers` -> what works with it."""

@@ -6,23 +6,35 @@ from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
+from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import FORMATS
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
-from .layout import pack_columns, pack_gate_up, pack_quantized, pack_quantized_gate_up, packed_type, padded
+from .layout import (
+    pack_columns,
+    pack_gate_up,
+    pack_quantized,
+    pack_quantized_gate_up,
+    packed_type,
+    padded,
+    transposed_fp8,
+)
 from .plain import PLAIN, RAW
 
 Cpu = CpuTarget
 
 
 COLUMNS = Layout("columns", packed_type, pack_columns)
-TRANSPOSED = Layout(
-    "columns-t",
-    lambda t: packed_type(TensorType(t.dtype, (*t.shape[:-2], t.shape[-1], t.shape[-2]))),
-    lambda a: pack_columns(a.swapaxes(-1, -2)),
-)
+
+
+def _transposed_type(t: TensorType) -> TensorType:
+    return packed_type(TensorType(t.dtype, (*t.shape[:-2], t.shape[-1], t.shape[-2])))
+
+
+TRANSPOSED = Layout("columns-t", _transposed_type, lambda a: pack_columns(a.swapaxes(-1, -2)))
+TRANSPOSED_FP8 = Layout("columns-t-fp8", _transposed_type, lambda a: pack_quantized(transposed_fp8(a), FP8))
 
 
 def _gate_up_type(gate: TensorType, up: TensorType) -> TensorType:
@@ -43,6 +55,10 @@ QUANTIZED_GATE_UP = {
 
 def _columns(w: Value) -> Layout:
     return QUANTIZED_COLUMNS.get(w.type.dtype, COLUMNS)
+
+
+def _transposed(w: Value) -> Layout:
+    return TRANSPOSED_FP8 if w.type.dtype == FP8 else TRANSPOSED
 
 
 def _gate_up(gate: Value) -> Layout:
@@ -162,7 +178,7 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     rope, v_dim, page, dtype = _dim(angles, 1), _dim(w_uv, 1), _dim(cache, 1), w_uk.type.dtype
     absorbed = e.call(
         attention.mla_absorb(heads, nope, rope, latent, dtype, bool(node.attrs["interleaved"]), vectors=cpu.vectors),
-        [e.value(q), e.value(angles), e.weight(TRANSPOSED, w_uk)],
+        [e.value(q), e.value(angles), e.weight(_transposed(w_uk), w_uk)],
         TensorType("f32", (q.shape[0], heads, padded(latent + rope))),
     )
     attended = e.call(
@@ -171,7 +187,7 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         TensorType("f32", (q.shape[0], heads, padded(latent))),
     )
     lift = attention.mla_lift(heads, latent, v_dim, dtype, vectors=cpu.vectors)
-    return e.call(lift, [attended, e.weight(COLUMNS, w_uv)], node.output.type)
+    return e.call(lift, [attended, e.weight(_columns(w_uv), w_uv)], node.output.type)
 
 
 def _mla_prefill(e: Emitter, node: Node, cpu: Cpu) -> Operand:
@@ -181,7 +197,7 @@ def _mla_prefill(e: Emitter, node: Node, cpu: Cpu) -> Operand:
         heads, nope, _dim(angles, 1), latent, _dim(w_uv, 1), _dim(cache, 1), cache.type.dtype, w_uk.type.dtype,
         _float(node, "scale"), bool(node.attrs["interleaved"]), vectors=cpu.vectors,
     )  # fmt: skip
-    args = [e.value(q), e.value(angles), e.value(cache), e.weight(TRANSPOSED, w_uk), e.weight(COLUMNS, w_uv)]
+    args = [*map(e.value, (q, angles, cache)), e.weight(_transposed(w_uk), w_uk), e.weight(_columns(w_uv), w_uv)]
     return e.call(kernel, [*args, *map(e.value, (seq, pos, table))], node.output.type)
 
 

@@ -28,7 +28,9 @@ def _integers(vectors: Vectors) -> Method:
 
 def _amx_bf16(vectors: Vectors) -> Method:
     """Tiles of bf16."""
-    return Method(amx.TILE, amx.rows_by_tiles, amx.rounded, alone=False, consecutive=True, threads=amx.threads)
+    return Method(
+        amx.TILE, amx.rows_by_tiles, amx.rounded, alone=False, panel=amx.PANEL, consecutive=True, threads=amx.threads
+    )  # fmt: skip
 
 
 def _amx_integers(vectors: Vectors) -> Method:

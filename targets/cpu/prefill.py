@@ -14,15 +14,19 @@ their own sums, so a row's bits don't depend on the others.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import cache
+from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from deepzig.ir.fp8 import FP8, SIDE
+
 from .cache import columns, pages, pair_order
-from .emit import Buffer, kernel, local, loop, parallel, store, symbols, vector_of, view, when, workspace
+from .emit import Buffer, extent, kernel, local, loop, parallel, store, symbols, vector_of, view, when, workspace
 from .features import Vectors
+from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import rotate
 from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, tile
@@ -75,6 +79,8 @@ def mla_prefill(
             up, latents = workspace(nope, padded(kv_lora)), workspace(width // LANES, cw, LANES)
             keys, values = workspace(width // LANES, depth, LANES), workspace(blocks(v), width, LANES)
             scores, decay = workspace(lines, width), workspace(lines)
+            # codes are widened once; wider elements take as long to read from memory as they take to widen
+            down: Any = workspace(blocks(v), kv_lora, LANES) if wdtype == FP8 else None
 
             def prepare(row: Expr) -> None:
                 with loop(nope) as i:
@@ -102,7 +108,10 @@ def mla_prefill(
                     return lambda k: latents[t // LANES, k, t % LANES]
 
                 with each_part(blocks(v), held) as taken:
-                    part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
+                    if wdtype == FP8:
+                        part = Columns(down, [(c,) for c in taken], kv_lora, "f32", ahead=0)
+                    else:
+                        part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
                     rows_by_tiles(part, T.int64(0), T.int64(width), latent, into(values, taken), vectors)
 
             def attend(begin: Expr, top: Expr) -> None:
@@ -132,7 +141,9 @@ def mla_prefill(
 
             with loop(rows) as row:
                 prepare(row)
-            widen_rows(up, UK, head, nope, wdtype)
+            each_widened(UK, head, nope, wdtype, lambda c, k, value: store(up, value, k, at(c * LANES)))
+            if wdtype == FP8:
+                each_widened(UV, head, kv_lora, wdtype, lambda c, k, value: store(down, value, c, k, at(0)))
             last = T.bind(T.Cast("int64", POS[first + rows - 1]))
             with loop(last // page + 1) as block:
                 begin = T.bind(block * page)
@@ -171,20 +182,26 @@ def into(packed: Buffer, taken: Sequence[Expr]) -> Output:
     return write
 
 
-def widen_rows(rows: Buffer, weight: Buffer, head: Expr, size: int, wdtype: str) -> None:
-    """Emit rows[k, n] = W[n, k] for k < size and the packed weight W of a head, in f32."""
+def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Callable[[Expr, Expr, Expr], None]) -> None:
+    """Emit write(block, k, vector) for k < size and the blocks of a head of a packed weight, in f32."""
     with loop(weight.shape[1]) as block:
         if wdtype == "f32":
             with loop(size) as k:
-                store(rows, weight[head, block, k, at(0)], k, at(block * LANES))
+                write(block, k, weight[head, block, k, at(0)])
+            return
+        if wdtype == FP8:
+            with loop(size // SIDE) as g, loop(SIDE // STEP) as number:
+                scale = T.bind(scale_of(weight, (head, block), g) * splat(LOWER))
+                for i, value in enumerate(widen_codes(T.bind(weight[head, block, g, number, at(0)]))):
+                    write(block, g * SIDE + number * STEP + i, value * splat(LIFT) * scale)
             return
         with loop(size // 2) as pair:
             word = T.bind(weight[head, block, pair, at(0)])
             for odd in range(2):
-                store(rows, widen(word, wdtype, bool(odd)), pair * 2 + odd, at(block * LANES))
+                write(block, pair * 2 + odd, widen(word, wdtype, bool(odd)))
         if size % 2:
             word = weight[head, block, size // 2, at(0)]
-            store(rows, widen(word, wdtype, False), size - 1, at(block * LANES))
+            write(block, extent(size - 1), widen(word, wdtype, False))
 
 
 def transpose(packed: Buffer, cache: Buffer, number: Expr, limit: Expr, cdtype: str, of_row: int) -> None:

@@ -75,6 +75,7 @@ class Method:
         rows: emits products of rows that an expert or a thread has.
         encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
         alone: whether a single row has a form of its own, `stream`.
+        panel: blocks of columns that a thread takes together where a tile doesn't hold all rows; 0: those of a tile.
         consecutive: whether rows must lie in memory as they are multiplied.
         threads: what products must be in: all threads at once, prepared for them.
     """
@@ -83,6 +84,7 @@ class Method:
     rows: Rows
     encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
     alone: bool = True
+    panel: int = 0
     consecutive: bool = False
     threads: Callable[[], AbstractContextManager[None]] = together
 
@@ -244,8 +246,8 @@ def products(
             with when(group == 0):
                 beside(which, T.int64(0))
 
-    def by_tiles() -> None:
-        lines, held = method.tile
+    def by_tiles(held: int) -> None:
+        lines = method.tile[0]
         count = min(max(held // width, 1), groups)
         parts = -(-groups // count)
         shares = max(TASKS * count // (number * groups), 1)
@@ -260,14 +262,11 @@ def products(
             with when(first == 0), loop(end, begin) as row:
                 beside(which, row)
 
-    if not method.alone:
-        by_tiles()
-        return
-    with either(rows == 1) as (one, many):
-        with one:
-            alone()
+    with either(rows <= (1 if method.alone else method.tile[0])) as (few, many):
+        with few:
+            alone() if method.alone else by_tiles(method.tile[1])
         with many:
-            by_tiles()
+            by_tiles(method.panel or method.tile[1])
 
 
 def adjacent(

@@ -20,6 +20,8 @@ from deepzig.runtime.verify import check, read_vectors, replay
 from ..runtime.conftest import BOUNDS, CONFIG
 
 LAYER = "model.layers.3."
+WHOLE_BLOCKS = {"qk_nope_head_dim": 128, "v_head_dim": 256, "kv_lora_rank": 128}
+"""Sizes with which heads consist of whole blocks of 8-bit floats."""
 
 
 @pytest.mark.parametrize(
@@ -28,7 +30,11 @@ LAYER = "model.layers.3."
         (None, f"{LAYER}mlp.down_proj.weight", None),
         ("q8", f"{LAYER}mlp.down_proj.weight", "q8"),
         ("q8", "model.embed_tokens.weight", None),
-        ("q4", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("q4", f"{LAYER}self_attn.kv_b_proj.weight", "fp8"),
+        ("fp8", f"{LAYER}self_attn.kv_b_proj.weight", "fp8"),
+        ("q8", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("q8,kv_b_proj=fp8", f"{LAYER}self_attn.kv_b_proj.weight", "fp8"),
+        ("q4,kv_b_proj=float", f"{LAYER}self_attn.kv_b_proj.weight", None),
         ("q4", f"{LAYER}eh_proj.weight", None),
         ("q4", "lm_head.weight", "q8"),
         ("q4,lm_head=q4", "lm_head.weight", "q4"),
@@ -48,6 +54,7 @@ LAYER = "model.layers.3."
 )
 def test_rules(text: str | None, name: str, want: str | None) -> None:
     assert parse_quant(text)(name) == want
+    assert parse_quant(text, headwise=False)(name) == (None if "kv_b_proj" in name else want)
 
 
 @pytest.mark.parametrize(
@@ -68,22 +75,25 @@ def test_what_is_refused(text: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quant", "shared"),
+    ("quant", "more"),
     [
-        ("q8", 1),
-        ("q4,experts.down_proj=q8,q_a_proj=float", 2),
-        ("q8,shared_experts=q4", 1),
-        ("q4,experts=float", 1),
-        ("fp8,lm_head=float", 2),
-        ("fp8,experts.down_proj=q4,o_proj=q8", 1),
+        ("q8", {}),
+        ("q4,experts.down_proj=q8,q_a_proj=float", {"n_shared_experts": 2}),
+        ("q8,shared_experts=q4", {}),
+        ("q4,experts=float", {}),
+        ("fp8,lm_head=float", {"n_shared_experts": 2}),
+        ("fp8,experts.down_proj=q4,o_proj=q8", {}),
+        ("q4,experts=fp8", WHOLE_BLOCKS),
     ],
 )
-def test_whole_models(quant: str, shared: int, tmp_path: Path) -> None:
+def test_whole_models(quant: str, more: dict[str, int], tmp_path: Path) -> None:
     """Kernels agree with the ops' meaning; a row's bits depend neither on threads nor on how a text is cut."""
-    config = {**CONFIG, "n_shared_experts": shared, "num_hidden_layers": 2, "moe_intermediate_size": 41}
+    config = {**CONFIG, "num_hidden_layers": 2, "moe_intermediate_size": 41, **more}
     random_checkpoint.write(tmp_path / "checkpoint", config)
     compile_model(tmp_path / "checkpoint", tmp_path / "out", Options(bounds=BOUNDS, dtype="f32", quant=quant))
     artifact = open_artifact(tmp_path / "out")
+    kernels = [call.kernel for call in artifact.build.calls["decode"] if call.op == "mla_decode"]
+    assert any("fp8" in kernel for kernel in kernels) == (more == WHOLE_BLOCKS)
     check(artifact, replay(artifact, read_vectors(artifact)))
     tokens = np.random.default_rng(2).integers(0, 611, 90).tolist()
     digests = set()

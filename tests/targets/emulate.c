@@ -172,3 +172,13 @@ void emulated_vpdpbusd_512(int32_t *out, const int32_t *sums, const uint8_t *a, 
         for (int k = 4 * i; k < 4 * i + 4; k++) out[i] += a[k] * b[k];
     }
 }
+
+static int16_t saturated(int x) { return x > 32767 ? 32767 : x < -32768 ? -32768 : x; }
+
+void emulated_pmaddubsw_512(int16_t *out, const uint8_t *a, const int8_t *b) {
+    for (int i = 0; i < 32; i++) out[i] = saturated(a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1]);
+}
+
+void emulated_pmaddwd_512(int32_t *out, const int16_t *a, const int16_t *b) {
+    for (int i = 0; i < 16; i++) out[i] = a[2 * i] * b[2 * i] + a[2 * i + 1] * b[2 * i + 1];
+}

@@ -30,6 +30,8 @@ C_SOURCE = Path(__file__).with_suffix(".c")
 HERE = MACHINES["x86-64-v3"].features
 NAMES = {
     "avx512.vpdpbusd.512": "vpdpbusd_512",
+    "avx512.pmaddubs.w.512": "pmaddubsw_512",
+    "avx512.pmaddw.d.512": "pmaddwd_512",
     **{name: name for name in ("ldtilecfg", "tilerelease", "tilezero", "tileloadd64", "tilestored64")},
     **{name: name for name in ("tdpbf16ps", "tdpbssd")},
 }

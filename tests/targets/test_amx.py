@@ -62,7 +62,8 @@ def exact(bits: Array) -> Any:
 
 
 @pytest.mark.parametrize(
-    ("k", "n", "begin", "extra"), [(64, 64, 0, 0), (197, 83, 3, 2), (33, 17, 16, 0), (7, 5, 0, 1), (320, 100, 0, 0)]
+    ("k", "n", "begin", "extra"),
+    [(64, 64, 0, 0), (197, 83, 3, 2), (33, 17, 16, 0), (7, 5, 0, 1), (320, 100, 0, 0), (1061, 58, 0, 0)],
 )  # fmt: skip
 def test_proj(make: Any, threads: Any, k: int, n: int, begin: int, extra: int) -> None:
     """Against float64, and the same bits for a row alone and among others, with one thread and two."""
@@ -85,8 +86,22 @@ def test_proj(make: Any, threads: Any, k: int, n: int, begin: int, extra: int) -
             assert np.array_equal(y, all_rows[part])
 
 
+def test_many_rows(make: Any) -> None:
+    """More than pass by the same weights at once."""
+    rng = np.random.default_rng(3)
+    k, n, rows = 70, 50, amx.PASS * amx.TILE[0] * 32 + 45
+    x, w = normal(rng, rows, k), halves(rng, n, k)
+    run = make(proj(k, n, "bf16", x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=AMX.vectors))
+    y = np.full((rows, n), np.nan, np.float32)
+    run(x, pack_columns(w), y)
+    assert error(y, near(x) @ exact(w).T) <= TOLERANCE
+    alone = np.full((3, n), np.nan, np.float32)
+    run(x[-3:], pack_columns(w), alone)
+    assert np.array_equal(alone, y[-3:])
+
+
 def test_nothing_but_whole_tiles_is_multiplied(tmp_path: Path) -> None:
-    """A row alone costs what 16 do; 17 rows cost two tiles of rows, and 40 three."""
+    """A row alone costs what 16 do; many rows come in pairs of tiles, and pass by all three blocks at once."""
     k, n = 96, 48
     run = emulated(
         proj(k, n, "bf16", x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=AMX.vectors),
@@ -95,9 +110,9 @@ def test_nothing_but_whole_tiles_is_multiplied(tmp_path: Path) -> None:
     )
     rng = np.random.default_rng(1)
     w = pack_columns(halves(rng, n, k))
-    for rows, tiles in ((1, 1), (16, 1), (17, 2), (32, 2), (40, 3)):
+    for rows, products in ((1, 1 * 4), (16, 1 * 4), (17, 2 * 4), (32, 2 * 4), (40, 4 * 3), (65, 6 * 3)):
         run(normal(rng, rows, k), w, np.zeros((rows, n), np.float32))
-        assert run.products() == (tiles * k // 32 * 4, 0)
+        assert run.products() == (products * k // 32, 0)
 
 
 def test_norm_and_gate(make: Any) -> None:
@@ -105,7 +120,7 @@ def test_norm_and_gate(make: Any) -> None:
     k, i, eps = 101, 67, 1e-3
     run = make(gated_proj(k, i, "bf16", norm_eps=eps, vectors=AMX.vectors))
     gate, up, weight = halves(rng, i, k), halves(rng, i, k), normal(rng, k)
-    for rows in (1, 19):
+    for rows in (1, 19, 35):
         x = normal(rng, rows, k)
         h = near(x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + eps) * weight)
         opened = h @ exact(gate).T
@@ -212,18 +227,20 @@ def test_instructions() -> None:
     """Tiles for bf16 only, and only for the level that has them; a product needs one load, and none of sums."""
     text = code(AMX, "bf16")
     assert "tdpbf16ps" not in code(V4, "bf16") and "tdpbf16ps" not in code(AMX, "f16") + code(AMX, "f32")
-    (inner,) = [loop for loop in loops(text) if loop.count("tdpbf16ps") == 4]
-    assert inner.count("tileload") == 4 and inner.count("prefetch") == 2 * amx.ROWS
-    assert "tilestore" not in inner and "rsp" not in inner
+    inner = [loop for loop in loops(text) if loop.count("tdpbf16ps") == 4]
+    assert inner and all(loop.count("tileload") == 4 and loop.count("prefetch") == 2 * amx.ROWS for loop in inner)
+    assert not any("tilestore" in loop or "mm, " in loop for loop in inner)
 
 
 def test_a_configuration_is_written_before_the_threads_start() -> None:
     """They share the memory that it lies in: one that wrote it could take it from another that reads it."""
     functions = re.split(r"^\s*\.type\s+\S+,@function", code(AMX, "bf16"), flags=re.M)
-    (task,) = [f for f in functions if "ldtilecfg" in f]
-    assert task.index("ldtilecfg") < task.index("tilezero") and task.rindex("tilestored") < task.index("tilerelease")
+    tasks = [f for f in functions if "ldtilecfg" in f]
+    assert len(tasks) == 2  # for few rows and for many
+    for task in tasks:
+        assert task.index("ldtilecfg") < task.index("tileload") < task.rindex("tilestored") < task.index("tilerelease")
     written = re.compile(r"movb\s+\$64, \d+\(")
-    assert any(map(written.search, functions)) and not written.search(task)
+    assert any(map(written.search, functions)) and not any(map(written.search, tasks))
 
 
 def loops(text: str) -> list[str]:

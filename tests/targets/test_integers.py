@@ -20,7 +20,7 @@ from .conftest import Array, Run, compile_for
 from .emulate import emulated
 
 AVX2 = Vectors(16, 8, "avx2")
-RUN = {"avx512-vnni": emulated, "amx": emulated, "aarch64-dotprod-linux": on_arm}
+RUN = {"x86-64-v4": emulated, "avx512-vnni": emulated, "amx": emulated, "aarch64-dotprod-linux": on_arm}
 TARGETS = {name: CpuTarget(MACHINES[name].features, MACHINES[name].platform) for name in RUN}
 DTYPES = ("q8", "q4")
 
@@ -36,7 +36,7 @@ def make(target: str, kernel: Any, folder: Path) -> Run:
 def test_targets_choose_their_instructions() -> None:
     chosen = {name: CpuTarget(kind.features, kind.platform).vectors for name, kind in MACHINES.items()}
     assert chosen["amx"] == Vectors(32, 16, "vnni", "amx") and chosen["avx512-vnni"] == Vectors(32, 16, "vnni")
-    assert chosen["x86-64-v4"] == Vectors(32, 16, "avx2") and chosen["x86-64-v3"] == AVX2
+    assert chosen["x86-64-v4"] == Vectors(32, 16, "avx512") and chosen["x86-64-v3"] == AVX2
     assert chosen["aarch64-macos"] == chosen["aarch64-dotprod-linux"] == Vectors(32, 4, "dotprod")
     assert chosen["aarch64-linux"] == Vectors(32, 4)
 
@@ -105,6 +105,8 @@ def test_moe_has_the_same_bits(target: str, dtype: str, down_dtype: str, build: 
 @pytest.mark.parametrize(
     ("target", "dtype", "has", "lacks"),
     [
+        ("x86-64-v4", "q8", {r"vpmaddubsw\s[^\n]*zmm", "vfmadd"}, {"vpdpbusd", "psign"}),
+        ("x86-64-v4", "q4", {r"vpmaddubsw\s[^\n]*zmm", "vfmadd"}, {"vpdpbusd", "psign"}),
         ("avx512-vnni", "q8", {r"vpdpbusd\s[^\n]*zmm", "vfmadd"}, {"vpmadd"}),
         ("avx512-vnni", "q4", {r"vpdpbusd\s[^\n]*zmm", "vfmadd"}, {"vpmadd"}),
         ("amx", "q8", {"tdpbssd", r"vpdpbusd\s[^\n]*zmm"}, {"tdpbf16ps", "vpmadd"}),
