@@ -43,6 +43,8 @@ from .vector import Expr, at, exp, fma, splat, tree_sum
 HEADS_PER_TASK = 8
 SECTION = 256
 """Positions of a task, in whole pages: few enough for one request to have work for all cores."""
+SECTIONS = 64
+"""Sections that there is memory for at least, so that several short rows have work for all cores."""
 
 
 @cache
@@ -163,17 +165,22 @@ def mla_attend(
         def pages_of(row: Expr) -> Expr:
             return T.Cast("int64", POS[row] // page + 1)
 
-        # Rows have as many sections as their contexts ask for: those of row i are numbered from start[i] on.
-        most = n * ((p + (section - 1)) // section)
-        start = workspace(n + 1, dtype="int64")
+        # Rows have as many sections as their contexts ask for: those of row i are numbered from start[i] on. There is
+        # room for those of the longest row and some more; rows take turns.
+        most = (p + (section - 1)) // section + SECTIONS
+        start = workspace(n + 2, dtype="int64")
         store(start, T.int64(0), 0)
         with loop(n) as row:
             store(start, start[row] + (pages_of(row) + (section - 1)) // section, row + 1)
+        store(start, start[n] + most + 1, n + 1)
         sums = workspace(most, groups * group, cl)
         peaks, masses = workspace(most, groups * group), workspace(most, groups * group)
 
-        def attend(number: Expr, row: Expr, first: Expr) -> None:
-            """Emit the task of a section and of the heads from `first` on. Those beyond the last repeat it."""
+        def attend(number: Expr, place: Expr, row: Expr, first: Expr) -> None:
+            """Emit the task of a section, kept at `place`, and of the heads from `first` on.
+
+            Those beyond the last repeat it.
+            """
             query, scores, decay = workspace(group, cw), workspace(group, width), workspace(group)
             softmax = Softmax.of(group)
             with loop(group) as g:
@@ -183,7 +190,7 @@ def mla_attend(
                     some = gather(lambda i: Q[row, head, i], c * LANES, cdtype)
                     store(query, some * splat(scale), g, at(c * LANES))
                 with loop(cl // LANES) as c:
-                    store(sums, splat(0.0), number, first + g, at(c * LANES))
+                    store(sums, splat(0.0), place, first + g, at(c * LANES))
 
             begin = T.bind((number - start[row]) * section)
             with loop(T.min(begin + section, pages_of(row)), begin) as block:
@@ -203,42 +210,49 @@ def mla_attend(
                     softmax.weigh(g, scores, g, width, decay)
                 with loop(cl // LANES) as c, loop(tiles) as u:
                     lines = [u * tile + r for r in range(tile)]
-                    means = [vector_of(sums[number, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
+                    means = [vector_of(sums[place, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
                     with loop(count) as t:
                         value = columns(CACHE, (cached, t), c, cdtype, kv_lora + rope)
                         accumulate(means, [splat(scores[g, t]) for g in lines], value)
                     for g, mean in zip(lines, means, strict=True):
-                        store(sums, mean[at(0)], number, first + g, at(c * LANES))
+                        store(sums, mean[at(0)], place, first + g, at(c * LANES))
             with loop(group) as g:
-                store(peaks, softmax.peak[g], number, first + g)
-                store(masses, softmax.mass[g], number, first + g)
+                store(peaks, softmax.peak[g], place, first + g)
+                store(masses, softmax.mass[g], place, first + g)
 
-        def join(row: Expr, head: Expr) -> None:
-            """Emit the output of a row and head: the mean of its sections, each with its share of the mass."""
+        def join(row: Expr, place: Expr, head: Expr) -> None:
+            """Emit the output of a row and head: the mean of its sections, at `place` and after, by their masses."""
             sections = T.bind(start[row + 1] - start[row])
             joined, top, mass = workspace(cl), variable(T.float32(MASKED)), variable(T.float32(0))
             with loop(sections) as s:
-                store(top, T.max(top[0], peaks[start[row] + s, head]), 0)
+                store(top, T.max(top[0], peaks[place + s, head]), 0)
             with loop(cl // LANES) as c:
                 store(joined, splat(0.0), at(c * LANES))
             with loop(sections) as s:
-                share = T.bind(exp(T.bind(peaks[start[row] + s, head] - top[0]), 1))
-                store(mass, fma(masses[start[row] + s, head], share, mass[0], 1), 0)
+                share = T.bind(exp(T.bind(peaks[place + s, head] - top[0]), 1))
+                store(mass, fma(masses[place + s, head], share, mass[0], 1), 0)
                 with loop(cl // LANES) as c:
-                    some = sums[start[row] + s, head, at(c * LANES)]
+                    some = sums[place + s, head, at(c * LANES)]
                     store(joined, fma(splat(share), some, joined[at(c * LANES)]), at(c * LANES))
             with loop(cl // LANES) as c:
                 mean = T.bind(joined[at(c * LANES)] / splat(mass[0]))
                 for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
                     store(Y, half("float32x8", mean), row, head, index)
 
-        with parallel(start[n] * groups) as task:
-            number, row = T.bind(task // groups), variable(T.int64(0), "int64")
-            with repeat(start[row[0] + 1] <= number):
-                store(row, row[0] + 1, 0)
-            attend(number, T.bind(row[0]), T.bind(task % groups * group))
-        with parallel(n * heads) as task:
-            join(T.bind(task // heads), T.bind(task % heads))
+        done = variable(T.int64(0), "int64")
+        with repeat(done[0] < n):
+            begin = T.bind(done[0])
+            with repeat(start[done[0] + 1] - start[begin] <= most):
+                store(done, done[0] + 1, 0)
+            end, before = T.bind(done[0]), T.bind(start[begin])
+            with parallel((start[end] - before) * groups) as task:
+                place, row = T.bind(task // groups), variable(begin, "int64")
+                with repeat(start[row[0] + 1] <= before + place):
+                    store(row, row[0] + 1, 0)
+                attend(T.bind(before + place), place, T.bind(row[0]), T.bind(task % groups * group))
+            with parallel((end - begin) * heads) as task:
+                row = T.bind(begin + task // heads)
+                join(row, T.bind(start[row] - before), T.bind(task % heads))
     return f.function
 
 

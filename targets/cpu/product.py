@@ -262,7 +262,8 @@ def products(
             with when(first == 0), loop(end, begin) as row:
                 beside(which, row)
 
-    with either(rows <= (1 if method.alone else method.tile[0])) as (few, many):
+    # There may be no rows at all.
+    with either(rows == 1 if method.alone else rows <= method.tile[0]) as (few, many):
         with few:
             alone() if method.alone else by_tiles(method.tile[1])
         with many:

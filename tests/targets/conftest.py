@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -42,6 +43,13 @@ def called(function: Any, arrays: Sequence[Array]) -> None:
     function(*(tvm.runtime.from_dlpack(c) for c in copies))
     for array, copy in zip(arrays, copies, strict=True):
         array[...] = copy
+
+
+def loops(text: str) -> list[str]:
+    """Basic blocks that jump to their own start, as far as that jump."""
+    parts = re.split(r"^(?=\.LBB)", text, flags=re.M)
+    ends = (re.search(rf"\sj\w+\s+{re.escape(part.split(':')[0])}\s", part) for part in parts)
+    return [part[: end.start()] for part, end in zip(parts, ends, strict=True) if end]
 
 
 @pytest.fixture

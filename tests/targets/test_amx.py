@@ -18,7 +18,7 @@ from deepzig.targets.cpu.layout import pack_columns, pack_gate_up, pack_quantize
 from deepzig.targets.cpu.linear import gated_proj, proj
 from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
 
-from .conftest import Array, Run, called, compile_for
+from .conftest import Array, Run, called, compile_for, loops
 from .emulate import emulated
 from .latents import error, to_bits, to_f32
 
@@ -241,10 +241,3 @@ def test_a_configuration_is_written_before_the_threads_start() -> None:
         assert task.index("ldtilecfg") < task.index("tileload") < task.rindex("tilestored") < task.index("tilerelease")
     written = re.compile(r"movb\s+\$64, \d+\(")
     assert any(map(written.search, functions)) and not any(map(written.search, tasks))
-
-
-def loops(text: str) -> list[str]:
-    """Basic blocks that jump to their own start, as far as that jump."""
-    parts = re.split(r"^(?=\.LBB)", text, flags=re.M)
-    ends = (re.search(rf"\sj\w+\s+{re.escape(part.split(':')[0])}\s", part) for part in parts)
-    return [part[: end.start()] for part, end in zip(parts, ends, strict=True) if end]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.targets.cpu.attention import SECTION, latent_write, mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.attention import SECTION, SECTIONS, latent_write, mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_columns
 
@@ -54,7 +54,13 @@ def test_attend(build: Build, s: Sizes, dtype: str) -> None:
     assert error(out[..., : s.kv], want) < 1e-6
 
 
-def test_attend_joins_sections_of_a_long_context(build: Build, threads: Callable[[int], None]) -> None:
+@pytest.mark.parametrize("room", [1, 3, SECTIONS])
+def test_attend_joins_sections_of_a_long_context(
+    build: Build, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Also where there is memory for few sections of other rows."""
+    monkeypatch.setattr("deepzig.targets.cpu.attention.SECTIONS", room)
+    mla_attend.cache_clear()
     s = Sizes(5, 7, 2, 19, 11, 20)
     rng = np.random.default_rng(8)
     batch = Batch.of([(0, 2), (1543, 1545), (SECTION - 21, SECTION + 2), (31, 32)], s.page, rng)
@@ -63,6 +69,7 @@ def test_attend_joins_sections_of_a_long_context(build: Build, threads: Callable
     query = 3 * rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
     query[..., s.kv + s.rope :] = 0
     kernel = build(mla_attend(s.heads, s.kv, s.rope, s.page, "f32", SCALE, vectors=AVX2))
+    mla_attend.cache_clear()
     out, alone = np.full((2, len(batch.seq), s.heads, s.cl), np.nan, np.float32)
     threads(2)
     kernel(query, cache, batch.seq, batch.pos, batch.table, out)

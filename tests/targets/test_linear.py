@@ -6,10 +6,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm
 
 from deepzig.targets.cpu.features import Vectors
-from deepzig.targets.cpu.layout import pack_columns, pack_gate_up
+from deepzig.targets.cpu.layout import pack_columns, pack_gate_up, pack_quantized
 from deepzig.targets.cpu.linear import gated_proj, proj
+
+from .conftest import aligned, compile_kernel
 
 AVX2, AVX512, NEON = Vectors(16, 8), Vectors(32, 16), Vectors(32, 4)
 EPS = 1e-6
@@ -63,6 +66,21 @@ def test_proj(build: Any, random_weight: Any, case: Any) -> None:
         options = ((norm, norm_weight), (bias, bias_vector), (residual, added))
         run(x, weight, *(array for used, array in options if used), y)
         assert error(y, expected) <= TOLERANCE
+
+
+@pytest.mark.parametrize("wdtype", ["f32", "bf16", "q8"])
+def test_no_rows_are_no_output(random_weight: Any, wdtype: str) -> None:
+    """The chunks of a prompt but the last want no logits."""
+    k, n = 70, 33
+    rng = np.random.default_rng(0)
+    weight = normal(rng, n, k) if wdtype == "q8" else random_weight(rng, (n, k), wdtype)[0]
+    packed = pack_quantized(weight, "q8") if wdtype == "q8" else pack_columns(weight)
+    kernel = proj(k, n, wdtype, x_width=k, begin=0, norm_eps=EPS, bias=False, residual=False, vectors=AVX2)
+    executable, name = compile_kernel(kernel)
+    memory = aligned(np.full((4, n), 7, np.float32))
+    arrays = [aligned(a) for a in (normal(rng, 1, k), packed, normal(rng, k))]
+    executable[name](*map(tvm.runtime.from_dlpack, (arrays[0][:0], *arrays[1:], memory[:0])))
+    assert (memory == 7).all()
 
 
 # K, I, wdtype, norm, vectors, rows

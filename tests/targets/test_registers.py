@@ -1,0 +1,55 @@
+"""Inner loops use whole registers of the machine, and keep their sums in them."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import pytest
+
+from deepzig.artifacts.machines import MACHINES
+from deepzig.targets.cpu.attention import mla_attend
+from deepzig.targets.cpu.features import CpuTarget, Vectors
+from deepzig.targets.cpu.linear import proj
+from deepzig.targets.cpu.moe import moe_down, moe_gate_up
+
+from .conftest import compile_for, loops
+
+
+def _proj(wdtype: str, vectors: Vectors) -> Any:
+    return proj(1024, 512, wdtype, x_width=1024, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
+
+
+def _gate_up(wdtype: str, vectors: Vectors) -> Any:
+    return moe_gate_up(1024, 512, 9, 3, wdtype, vectors=vectors)
+
+
+def _down(wdtype: str, vectors: Vectors) -> Any:
+    return moe_down(512, 1024, 9, 3, wdtype, residual=True, vectors=vectors)
+
+
+def _attend(cdtype: str, vectors: Vectors) -> Any:
+    return mla_attend(16, 512, 64, 16, cdtype, 0.1, vectors=vectors)
+
+
+@pytest.mark.parametrize("make", [_proj, _gate_up, _down, _attend])
+@pytest.mark.parametrize(("level", "dtype"), [("x86-64-v4", "bf16"), ("x86-64-v4", "f32")])
+def test_multiply_adds(make: Any, level: str, dtype: str) -> None:
+    check(make, level, dtype, r"\svfmadd\w+ps\s[^\n]*%(\wmm)")
+
+
+@pytest.mark.parametrize("make", [_proj, _gate_up, _down])
+@pytest.mark.parametrize("dtype", ["q8", "q4"])
+def test_products_of_bytes(make: Any, dtype: str) -> None:
+    check(make, "avx512-vnni", dtype, r"\svpdpbusd\s[^\n]*%(\wmm)")
+
+
+def check(make: Any, level: str, dtype: str, product: str) -> None:
+    """There are loops of products, all of them of 512 bits, and no vector goes to the stack or comes from it."""
+    target = CpuTarget(MACHINES[level].features)
+    text = str(compile_for(make(dtype, target.vectors), target.tvm_target())[0].mod.inspect_source("asm"))
+    inner = [loop for loop in loops(text) if len(re.findall(product, loop)) >= 4]
+    assert inner
+    for loop in inner:
+        assert set(re.findall(product, loop)) == {"zmm"}
+        assert not re.search(r"\(%rsp\)[^\n]*%\wmm|%\wmm\d+, -?\d*\(%rsp\)", loop)
