@@ -1,8 +1,10 @@
 """Products with weights of 8-bit floats: codes are widened in registers, and the sum of a block is scaled.
 
-Widening is exact. Of each 128 elements along the inner dimension, every 32 are one chain of fused multiply-adds in
-order. The four sums are added in order, and so are those of all groups, times their scales. So the bits of a result do
-not depend on the tile: it has its chains side by side, so as not to wait for one, or one after the other.
+Widening is exact. Each 128 elements along the inner dimension are four chains of fused multiply-adds: every fourth word
+of four elements is of the same. Their sums are added in order, and so are those of all groups, times their scales. So
+the bits of a result do not depend on the tile. A row alone has its chains side by side, so as not to wait for one, and
+reads the weight as one stream, which CPUs see by themselves: to prefetch, too, is slower. Several rows have one chain
+after the other, for which registers suffice.
 """
 
 from __future__ import annotations
@@ -15,19 +17,19 @@ from deepzig.ir.fp8 import SIDE
 
 from .emit import Buffer, each_vector, local, loop, store, vector_sum
 from .layout import LANES
-from .vector import Expr, at, dtype, fma, prefetch, splat, words
+from .vector import Expr, at, dtype, fma, splat, words
 
 STEP = 4
 """Codes in a word of 32 bits."""
-CHAIN = 32
-"""Elements of a chain."""
+CHAINS = 4
+"""Of one, a row alone would wait for the latency of a multiply-add."""
 LIFT, LOWER = 2.0**64, 2.0**56
 """What a row is multiplied by before, and its sums after: widened codes are 2^-120 times as large, and their products
 with a row, as it is, would leave the normal range."""
 
 
 def fp8_tile(
-    weight: Buffer, blocks: Sequence[tuple[Expr, ...]], size: int, rows: Sequence[Callable[[Expr], Expr]], ahead: int
+    weight: Buffer, blocks: Sequence[tuple[Expr, ...]], size: int, rows: Sequence[Callable[[Expr], Expr]]
 ) -> list[list[Buffer]]:
     """Sums over k of x(row)(k) * weight[k] for each row and block.
 
@@ -36,7 +38,6 @@ def fp8_tile(
         blocks: for each block, the leading indices of its vectors.
         size: elements along the inner dimension.
         rows: the rows of the tile: index -> element, or index vector -> elements.
-        ahead: vectors to prefetch ahead in each block; 0 for none.
 
     Returns:
         Of each row, for each block, a local vector of f32.
@@ -47,8 +48,6 @@ def fp8_tile(
 
     def word(g: Expr, number: Expr, count: int, chains: Sequence[Buffer]) -> None:
         """`count` elements of each column, each added to the chain of its cell."""
-        for block in blocks if ahead else ():
-            prefetch(weight[(*block, g, number + ahead, 0)])
         values = [widen_codes(T.bind(weight[(*block, g, number, at(0))])) for block in blocks]
         for i in range(count):
             factors = {x: splat(T.bind(x[number * STEP + i])) for x in lifted}
@@ -59,21 +58,25 @@ def fp8_tile(
         for x, buffer in zip(rows, lifted, strict=True):
             lift(x, g * SIDE, count, buffer)
         parts = [vector_sum() for _ in cells]
-        whole = [[vector_sum()] for _ in range(count // CHAIN if len(cells) == 1 else 0)]
-        if whole:
-            with loop(CHAIN // STEP) as number:
-                for place, chains in enumerate(whole):
-                    word(g, number + place * (CHAIN // STEP), STEP, chains)
-        for chains in whole:
-            add(parts, chains)
-        for begin in range(len(whole) * CHAIN, count, CHAIN):
-            first, many = begin // STEP, min(CHAIN, count - begin)
-            chains = [vector_sum() for _ in cells]
-            with loop(first + many // STEP, first) as number:
-                word(g, number, STEP, chains)
-            if many % STEP:
-                word(g, T.int64(first + many // STEP), many % STEP, chains)
-            add(parts, chains)
+        full, rest = divmod(count, STEP)
+        if len(cells) == 1:
+            chains = [[vector_sum()] for _ in range(CHAINS)]
+            with loop(full // CHAINS) as i:
+                for c, chain in enumerate(chains):
+                    word(g, i * CHAINS + c, STEP, chain)
+            for number in range(full // CHAINS * CHAINS, full):
+                word(g, T.int64(number), STEP, chains[number % CHAINS])
+            if rest:
+                word(g, T.int64(full), rest, chains[full % CHAINS])
+            for chain in chains:
+                add(parts, chain)
+        for c in range(CHAINS if len(cells) > 1 else 0):
+            chain = [vector_sum() for _ in cells]
+            with loop((full - c + CHAINS - 1) // CHAINS) as i:
+                word(g, i * CHAINS + c, STEP, chain)
+            if rest and full % CHAINS == c:
+                word(g, T.int64(full), rest, chain)
+            add(parts, chain)
         for (_, column), total, part in zip(cells, sums, parts, strict=True):
             scale = scale_of(weight, blocks[column], g)
             store(total, fma(part[at(0)] * splat(LOWER), scale, total[at(0)]), at(0))

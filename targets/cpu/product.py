@@ -127,7 +127,7 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
             min(columns.ahead, 2),
         )  # fmt: skip
     if columns.wdtype == FP8:
-        return fp8_tile(columns.weight, columns.blocks, columns.size, elements, columns.ahead)
+        return fp8_tile(columns.weight, columns.blocks, columns.size, elements)
     sums = [[vector_of(start(line, block)) if start else vector_sum() for block in columns.blocks] for line in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:
