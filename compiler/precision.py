@@ -16,8 +16,8 @@ KEPT = ("embed_tokens", "eh_proj")
 """Matrices that stay floats: rows of the embedding are looked up, the other is cut into columns before it is used."""
 
 HEADWISE = "kv_b_proj"
-"""The matrix that is cut into heads and transposed: of what is quantised, only blocks of 8-bit floats bear that. Where
-they fit, it has them beside such floats and 4-bit integers. 8-bit ones are more exact: then it stays as it is."""
+"""The matrix that is cut into heads and transposed: of what is quantised, only blocks of 8-bit floats bear that, where
+they fit. Beside integers it stays as it is."""
 
 HEADS = ("lm_head", "shared_head.head")
 """The output head, where few bits cost the most; 8-bit integers, the most exact, unless a rule says otherwise."""
@@ -58,7 +58,7 @@ def parse_quant(text: str | None, headwise: bool = True) -> Rule:
             return None
         kind = [kind for part, kind in rules if f".{part}." in f".{_paired(name)}." or not part][-1]
         if f".{HEADWISE}." in f".{name}.":
-            kind = FP8 if headwise and kind in (FP8, "q4") else FLOAT
+            kind = FP8 if headwise and kind == FP8 else FLOAT
         return None if kind == FLOAT else kind
 
     return rule
