@@ -60,7 +60,7 @@ def test_gate_and_up_alternate(dtype: str) -> None:
     ("features", "vectors", "tile"),
     [
         ({"avx2", "fma", "f16c"}, Vectors(16, 8, "avx2"), (4, 1)),
-        ({"avx2", "avx512f"}, Vectors(32, 16, "avx2"), (8, 2)),
+        ({"avx2", "avx512f", "avx512bw"}, Vectors(32, 16, "avx512"), (8, 2)),
         ({"neon"}, Vectors(32, 4), (4, 1)),
         (set(), Vectors(16, 4), (2, 1)),
     ],

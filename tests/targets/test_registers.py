@@ -52,4 +52,4 @@ def check(make: Any, level: str, dtype: str, product: str) -> None:
     assert inner
     for loop in inner:
         assert set(re.findall(product, loop)) == {"zmm"}
-        assert not re.search(r"\(%rsp\)[^\n]*%\wmm|%\wmm\d+, -?\d*\(%rsp\)", loop)
+        assert not re.search(r"\(%rsp\)[^\n]*%[yz]mm|%[yz]mm\d+, -?\d*\(%rsp\)", loop)
