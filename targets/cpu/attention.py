@@ -36,13 +36,15 @@ from .emit import (
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import inverse_rms, normalize, rotate
-from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, fused, products
+from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, each_part, fused, products
 from .softmax import MASKED, Softmax
 from .vector import Expr, at, exp, fma, splat, tree_sum
 
 HEADS_PER_TASK = 8
 SECTION = 256
 """Positions of a task, in whole pages: few enough for one request to have work for all cores."""
+JOINED = 4
+"""Vectors of columns that are joined together: lines of the cache that lie side by side."""
 SECTIONS = 64
 """Sections that there is memory for at least, so that several short rows have work for all cores."""
 
@@ -223,21 +225,22 @@ def mla_attend(
         def join(row: Expr, place: Expr, head: Expr) -> None:
             """Emit the output of a row and head: the mean of its sections, at `place` and after, by their masses."""
             sections = T.bind(start[row + 1] - start[row])
-            joined, top, mass = workspace(cl), variable(T.float32(MASKED)), variable(T.float32(0))
+            share, top, mass = workspace(most), variable(T.float32(MASKED)), variable(T.float32(0))
             with loop(sections) as s:
                 store(top, T.max(top[0], peaks[place + s, head]), 0)
-            with loop(cl // LANES) as c:
-                store(joined, splat(0.0), at(c * LANES))
             with loop(sections) as s:
-                share = T.bind(exp(T.bind(peaks[place + s, head] - top[0]), 1))
-                store(mass, fma(masses[place + s, head], share, mass[0], 1), 0)
-                with loop(cl // LANES) as c:
-                    some = sums[place + s, head, at(c * LANES)]
-                    store(joined, fma(splat(share), some, joined[at(c * LANES)]), at(c * LANES))
-            with loop(cl // LANES) as c:
-                mean = T.bind(joined[at(c * LANES)] / splat(mass[0]))
-                for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
-                    store(Y, half("float32x8", mean), row, head, index)
+                fading = T.bind(exp(T.bind(peaks[place + s, head] - top[0]), 1))
+                store(share, fading, s)
+                store(mass, fma(masses[place + s, head], fading, mass[0], 1), 0)
+            with each_part(cl // LANES, JOINED) as taken:
+                joined = [vector_sum() for _ in taken]
+                with loop(sections) as s:
+                    for c, total in zip(taken, joined, strict=True):
+                        accumulate([total], [splat(share[s])], sums[place + s, head, at(c * LANES)])
+                for c, total in zip(taken, joined, strict=True):
+                    mean = T.bind(total[at(0)] / splat(mass[0]))
+                    for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
+                        store(Y, half("float32x8", mean), row, head, index)
 
         done = variable(T.int64(0), "int64")
         with repeat(done[0] < n):
