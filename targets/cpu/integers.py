@@ -7,6 +7,7 @@ at minus so many times the sum of the other factor. Sums are exact, so all of th
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -51,7 +52,7 @@ Load = Callable[[Expr], Expr]
 
 
 @dataclass
-class Dots:
+class Dots(ABC):
     """A family of instructions, at work on one tile.
 
     Attributes:
@@ -67,18 +68,20 @@ class Dots:
     offset: ClassVar[Mapping[str, int]] = MappingProxyType({"q8": 0, "q4": 8})
 
     def begin(self) -> None:
-        """Emit what precedes FLUSH words."""
+        """Emit what precedes FLUSH words; nothing, for most."""
+        return
 
     def end(self, wdtype: str) -> None:
-        """Emit what follows them."""
+        """Emit what follows them; nothing, for most."""
+        return
 
+    @abstractmethod
     def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
         """Emit the products of a word with that of each row."""
-        raise NotImplementedError
 
+    @abstractmethod
     def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
         """Emit the products of a word of twice as many codes."""
-        raise NotImplementedError
 
 
 class _Portable(Dots):

@@ -36,7 +36,7 @@ def proj(
     Args:
         k: inputs.
         n: outputs.
-        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
+        wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         x_width: columns of x.
         begin: first column of x that is multiplied.
         norm_eps: epsilon of the RMSNorm; None: x isn't normed.
@@ -87,7 +87,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
     Args:
         k: inputs.
         i: outputs.
-        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
+        wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         norm_eps: epsilon of the RMSNorm; None: x isn't normed.
         vectors: registers of the CPU.
 

@@ -89,7 +89,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         i: outputs of an expert.
         experts: all experts in the stack.
         slots: slots of a row.
-        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
+        wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         vectors: registers of the CPU.
 
     Returns:
@@ -148,7 +148,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         h: outputs.
         experts: all experts in the stack.
         slots: slots of a row.
-        wdtype: `f32`, `bf16`, `f16`, `q8` or `q4`.
+        wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         residual: whether a matrix of y's shape is added.
         vectors: registers of the CPU.
 
