@@ -121,7 +121,7 @@ def active_weights(plan: Plan) -> Reads:
         for weight in (weight_of[t] for t in launch.args if t in weight_of):
             share = _share(launch.node, weight)
             size += share * stored_bytes(weight)
-            count += share * sum(map(elements, weight.sources))
+            count += share * weight.part * sum(map(elements, weight.sources))
     return Reads(math.ceil(size), math.ceil(count))
 
 

@@ -15,11 +15,12 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols, when
 
-from .emit import Buffer, kernel, local, loop, parallel, repeat, store, symbols, variable, when, workspace
+from .emit import local, parallel, variable, workspace
 from .layout import LANES, padded
 from .product import Elements
-from .vector import Expr, at, dtype, splat
+from .vector import at, dtype, splat
 
 LOG2_E = float(np.float32(math.log2(math.e)))
 ALL_KEYS = 2**31 - 1
