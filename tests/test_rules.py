@@ -26,7 +26,7 @@ MAY_IMPORT = {
     "deepzig": {"click"},
     "ir": {"numpy"},
     "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
-    "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm"},
+    "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm", "tvm_ffi"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
     "artifacts": {"numpy"},

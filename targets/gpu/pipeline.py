@@ -9,6 +9,8 @@ from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
+from .sources import device_functions
+
 PIPELINE = "deepzig_gpu"
 PASSES = (
     # blocks: only plain kernels, written as tensor expressions, have any
@@ -47,7 +49,9 @@ def compile_module(module: Any, target: Any) -> Any:
 
     Kernels don't check their arguments: the entry points, which alone call them, do. Kernels that copy are called all
     the same: as views, two values would be one memory, and the code would make other calls than the manifest lists.
+    The device's code is source text.
     """
     views = ["RewriteDataflowReshape"]
-    with tvm.transform.PassContext(config={"tirx.disable_assert": True}, disabled_pass=views):
+    settings = tvm.transform.PassContext(config={"tirx.disable_assert": True}, disabled_pass=views)
+    with device_functions(), settings:
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
