@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -44,14 +45,15 @@ def _pipeline() -> tuple[Any, Any, Any]:
 PIPELINE_MAP[PIPELINE] = _pipeline
 
 
-def compile_module(module: Any, target: Any) -> Any:
+def compile_module(module: Any, target: Any, instruments: Sequence[Any] = ()) -> Any:
     """Compile a TVM module for a TVM target.
 
     Kernels don't check their arguments: the entry points, which alone call them, do. Kernels that copy are called all
     the same: as views, two values would be one memory, and the code would make other calls than the manifest lists.
-    The device's code is source text.
+    The device's code is source text. `instruments` watch TVM's passes.
     """
     views = ["RewriteDataflowReshape"]
-    settings = tvm.transform.PassContext(config={"tirx.disable_assert": True}, disabled_pass=views)
+    asserts = {"tirx.disable_assert": True}
+    settings = tvm.transform.PassContext(config=asserts, disabled_pass=views, instruments=list(instruments))
     with device_functions(), settings:
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
