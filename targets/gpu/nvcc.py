@@ -117,7 +117,7 @@ def _refused(nvcc: Path, told: str, archs: Sequence[str]) -> DeepZigError:
     if "host compiler" in reasons[-1]:
         error = DeepZigError("nvcc needs a C++ compiler", str(nvcc), "install g++, or name one with NVCC_CCBIN")
     elif "Unsupported gpu architecture" in reasons[-1]:
-        error = DeepZigError(f"nvcc does not know one of {", ".join(archs)}", str(nvcc), f"{EXTRA}, or leave it out")
+        error = DeepZigError(f"nvcc does not know one of {', '.join(archs)}", str(nvcc), f"{EXTRA}, or leave it out")
     else:
         where = f"{nvcc}, {', '.join(archs)}"
         error = DeepZigError(f"nvcc refused the kernels: {reasons[0].strip()}", where, "rerun with --traceback")
