@@ -53,7 +53,7 @@ def compile_module(module: Any, target: Any, instruments: Sequence[Any] = ()) ->
     The device's code is source text. `instruments` watch TVM's passes.
     """
     views = ["RewriteDataflowReshape"]
-    asserts = {"tirx.disable_assert": True}
-    settings = tvm.transform.PassContext(config=asserts, disabled_pass=views, instruments=list(instruments))
+    config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
+    settings = tvm.transform.PassContext(config=config, disabled_pass=views, instruments=list(instruments))
     with device_functions(), settings:
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
