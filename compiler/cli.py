@@ -15,7 +15,8 @@ from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
 from deepzig.log import configure
-from deepzig.targets.registry import DEFAULT, GPUS, NATIVE
+from deepzig.targets.gpu.names import GPUS
+from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .options import SELF_CHECKS
 from .trace import Bounds

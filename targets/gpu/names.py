@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from deepzig.errors import DeepZigError
 
 from .device import CUDA, METAL, Gpu, GpuTarget
-from .nvcc import NATIVE, VIRTUAL
+from .nvcc import VIRTUAL
 
 
 @dataclass(frozen=True)
@@ -28,15 +28,16 @@ class Kind:
     usual: tuple[str, ...] = ()
 
 
-_NUMBERS = "80 86 87 88 89 90 90a 100 100a 103 103a 110 110a 120 120a 121 121a".split()
-
 GPUS = {
     # matrix units multiply bf16 from sm_80 on; sm_89 is Ada, 90a Hopper, 100 and 103 Blackwell, 120 its GeForces
     "cuda": Kind(
         CUDA,
         ("x86_64-linux", "aarch64-linux", "x86_64-windows"),
-        tuple(NATIVE + number for number in _NUMBERS),
-        ("sm_80", "sm_89", "sm_90a"),
+        archs=(
+            "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_103", "sm_103a",
+            "sm_110", "sm_110a", "sm_120", "sm_120a", "sm_121", "sm_121a",
+        ),  # fmt: skip
+        usual=("sm_80", "sm_89", "sm_90a"),
     ),
     "metal": Kind(METAL, ("aarch64-macos",)),
 }
