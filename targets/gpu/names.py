@@ -36,7 +36,7 @@ GPUS = {
         archs=(
             "sm_80", "sm_86", "sm_87", "sm_88", "sm_89", "sm_90", "sm_90a", "sm_100", "sm_100a", "sm_103", "sm_103a",
             "sm_110", "sm_110a", "sm_120", "sm_120a", "sm_121", "sm_121a",
-        ),  # fmt: skip
+        ),
         usual=("sm_80", "sm_89", "sm_90a"),
     ),
     "metal": Kind(METAL, ("aarch64-macos",)),
