@@ -104,8 +104,13 @@ def replace_text(library: bytes, kind: str, compile_text: Callable[[str], bytes]
         library: what is embedded.
         kind: of the device; its code is one text.
         compile_text: from source text to machine code.
+
+    Raises:
+        ValueError: there is no source text of that kind.
     """
     tree, modules = _modules(library)
+    if [code.format for code in device_codes(library) if code.kind == kind] != [kind]:
+        raise ValueError(f"there is no text for {kind}")
     parts = [tree]
     for name, data in modules:
         if name == kind:

@@ -63,10 +63,13 @@ def gpu_target(spec: str, here: str) -> GpuTarget:
         if not allowed.get(option):
             known = " and ".join(f"{o}=" for o, values in allowed.items() if values)
             raise DeepZigError(f"the target {name} has no option {option!r}", "--target", f"it has {known}")
-        for part in value.split("+") if option == "arch" else [value]:
+        parts = value.split("+") if option == "arch" else [value]
+        for part in parts:
             if part not in allowed[option]:
                 hint = f"choose from {', '.join(allowed[option])}"
                 raise DeepZigError(f"the target {name} has no {option} {part!r}", "--target", hint)
+            if parts.count(part) > 1:
+                raise DeepZigError(f"the {option} {part} is named twice", "--target", "name it once")
     host = options.get("host") or (here if here in kind.hosts else kind.hosts[0])
     archs = frozenset(options["arch"].split("+") if "arch" in options else kind.usual)
     return GpuTarget(kind.gpu, archs | _later(archs), host, name)
