@@ -42,7 +42,7 @@ struct Place {
 struct Copy {
   void* to;
   const void* from;
-  unsigned group;
+  unsigned bytes, group;
 };
 
 // Copies that a thread has asked for and that are still to be made.
@@ -192,13 +192,14 @@ ShimLanes publish(const void* bytes, unsigned count, int line) {
   return {half + size_t(first) * kShimSlotBytes, lane, lanes};
 }
 
-void copy(void* to, const void* from) {
+void copy(void* to, const void* from, unsigned bytes) {
   Worker& worker = *self;
-  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % 16) {
-    fail(worker, thread_at(worker, worker.current) + " copies 16 bytes that are not aligned to 16 bytes");
+  if ((reinterpret_cast<uintptr_t>(to) | reinterpret_cast<uintptr_t>(from)) % bytes) {
+    std::string size = std::to_string(bytes);
+    fail(worker, thread_at(worker, worker.current) + " copies " + size + " bytes that are not aligned to " + size);
   }
   Copies& copies = worker.copies[worker.current];
-  copies.pending.push_back({to, from, copies.group});
+  copies.pending.push_back({to, from, bytes, copies.group});
   worker.copied = true;
 }
 
@@ -208,7 +209,9 @@ void wait(unsigned pending) {
   Copies& copies = self->copies[self->current];
   auto& all = copies.pending;
   size_t done = 0;
-  for (; done < all.size() && all[done].group + pending < copies.group; done++) memcpy(all[done].to, all[done].from, 16);
+  for (; done < all.size() && all[done].group + pending < copies.group; done++) {
+    memcpy(all[done].to, all[done].from, all[done].bytes);
+  }
   all.erase(all.begin(), all.begin() + done);
 }
 

@@ -110,6 +110,7 @@ inline void dz_simd_mma_f16(float* sums, const unsigned* a, const unsigned* b, i
 }
 
 // PTX ISA, "cp.async": here as late as it can be, so that a missing wait shows.
-inline void dz_cp_async_16(void* to, const void* from) { shim_api->copy(to, from); }
+inline void dz_cp_async_16(void* to, const void* from) { shim_api->copy(to, from, 16); }
+inline void dz_cp_async_4(void* to, const void* from) { shim_api->copy(to, from, 4); }
 inline void dz_cp_async_commit() { shim_api->commit(); }
 inline void dz_cp_async_wait(int pending) { shim_api->wait(unsigned(pending)); }
