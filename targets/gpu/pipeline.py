@@ -10,6 +10,20 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
 PIPELINE = "deepzig_gpu"
+
+
+def narrow_indices() -> Any:
+    """`ForceNarrowIndexToInt32` for kernels. It refuses arrays of i64, where the virtual machine computes shapes."""
+    narrow = tirx.transform.ForceNarrowIndexToInt32()
+
+    def apply(function: Any, module: Any, context: Any) -> Any:
+        if function.attrs["target"].kind.name == "llvm":
+            return function
+        return narrow(tvm.IRModule({"kernel": function}))["kernel"]
+
+    return tirx.transform.prim_func_pass(apply, opt_level=0, name="narrow_indices")
+
+
 PASSES = (
     # blocks: only plain kernels, written as tensor expressions, have any
     s_tir.transform.LowerInitBlock,
@@ -19,7 +33,7 @@ PASSES = (
     s_tir.transform.LowerOpaqueBlock,
     # buffers to pointers; GPUs divide 64-bit indices slowly, and no buffer is so large
     tirx.transform.FlattenBuffer,
-    tirx.transform.ForceNarrowIndexToInt32,
+    narrow_indices,
     tirx.transform.VectorizeLoop,
     tirx.transform.StorageRewrite,
     tirx.transform.UnrollLoop,
