@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from deepzig.cache import cache_folder
-from ..arm import QEMU
 
+from ..arm import QEMU
 from .software import COMPILER, SHIM
 
 PROGRAM = Path(__file__).with_name("engine.cc")
