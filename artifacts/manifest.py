@@ -11,6 +11,7 @@ from deepzig.errors import DeepZigError
 
 from .checks import MEND, Fields, parse
 from .consistency import ITEM_BYTES, check
+from .devices import CPU, KINDS
 
 FORMAT = 2
 MAX_DIMENSIONS = 16
@@ -71,6 +72,8 @@ class Build:
         code: the part that is the code.
         runtime: the part that is TVM's runtime library.
         calls: entry point -> its kernel calls, in order.
+        device: the kind of device that its kernels run on, see `devices.KINDS`.
+        libraries: the parts that are libraries which the runtime library needs for the device, in the order to load.
     """
 
     name: str
@@ -80,11 +83,19 @@ class Build:
     code: str
     runtime: str
     calls: Mapping[str, tuple[Call, ...]]
+    device: str = CPU
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """The parts that are loaded."""
+        return (self.code, self.runtime, *self.libraries)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of manifest.json."""
         calls = {entry: [{**vars(c), "values": list(c.values)} for c in calls] for entry, calls in self.calls.items()}
-        return {**vars(self), "features": sorted(self.features), "calls": calls}
+        lists = {"features": sorted(self.features), "libraries": list(self.libraries)}
+        return {**vars(self), **lists, "calls": calls}
 
 
 @dataclass(frozen=True)
@@ -232,7 +243,11 @@ class _Reader(Fields):
             for entry, listed in self.object(data.get("calls"), f"{field}.calls").items()
         }
         features = frozenset(self.texts(data.get("features"), f"{field}.features"))
-        return Build(name, platform, triple, features, code, runtime, calls)
+        device = self.name(data.get("device", CPU), f"{field}.device")
+        if device not in KINDS:
+            raise self.fail(f"{field}.device", f"is {device!r}, which this DeepZig does not know")
+        libraries = self.texts(data.get("libraries", []), f"{field}.libraries")
+        return Build(name, platform, triple, features, code, runtime, calls, device, libraries)
 
     def call(self, value: Any, field: str) -> Call:
         data = self.object(value, field)
