@@ -17,7 +17,7 @@ from pathlib import Path
 from deepzig.artifacts.reader import Artifact
 from deepzig.errors import DeepZigError
 
-from . import cudart
+from .cudart import NEEDED_BY, load_cudart
 from .machine import cores
 
 log = logging.getLogger(__name__)
@@ -64,9 +64,9 @@ def _open(path: Path) -> None:
         try:
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
         except OSError:
-            if _name(path) != cudart.NEEDED_BY:
+            if _name(path) != NEEDED_BY:
                 raise
-            cudart.load_cudart()
+            load_cudart()
             ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
     except OSError as error:
         hint = "update the system and its drivers, or compile the model for another device"
