@@ -92,6 +92,7 @@ def _check_builds(manifest: Manifest, fields: Fields) -> None:
         for kind, part in (("code", build.code), ("runtime", build.runtime), *libraries):
             if part.endswith(WEIGHTS):  # which would not be hashed
                 raise fields.fail(f"builds[{number}].{kind}", "is a weight file")
+        fields.unique((build.runtime, *build.libraries), f"builds[{number}].libraries")
 
 
 def _check_bounds(bounds: Bounds, fields: Fields) -> None:

@@ -68,12 +68,13 @@ class Build:
         name: what it is called on the command line.
         platform: architecture and system, such as x86_64-linux.
         triple: LLVM's name of them.
-        features: the instruction sets that a machine must have, as LLVM spells them.
+        features: for the CPU the instruction sets that a machine must have, as LLVM spells them; for another device the
+            kinds of it that there is code for.
         code: the part that is the code.
         runtime: the part that is TVM's runtime library.
         calls: entry point -> its kernel calls, in order.
-        device: the kind of device that its kernels run on, see `devices.KINDS`.
-        libraries: the parts that are libraries which the runtime library needs for the device, in the order to load.
+        device: what kernels run on.
+        libraries: further parts that are libraries, to be loaded after the runtime and before the code, in this order.
     """
 
     name: str
@@ -88,7 +89,7 @@ class Build:
 
     @property
     def parts(self) -> tuple[str, ...]:
-        """The parts that are loaded."""
+        """All of its parts."""
         return (self.code, self.runtime, *self.libraries)
 
     def to_json(self) -> dict[str, Any]:

@@ -31,9 +31,7 @@ def build(module: tvm.IRModule, target: Target, out: Path) -> None:
 
     link_objects.object_format = "o"  # type: ignore[attr-defined]
     try:
-        target.compile(module).export_library(
-            str(out), fcompile=link_objects, workspace_dir=str(out.parent)
-        )
+        target.compile(module).export_library(str(out), fcompile=link_objects, workspace_dir=str(out.parent))
     except DeepZigError:
         raise
     except (RuntimeError, ValueError, TypeError) as error:

@@ -75,6 +75,10 @@ class _Recorder:
     values: dict[Value, Tensor]
     node: Node
 
+    @property
+    def graph(self) -> str:
+        return self.plan.name
+
     def value(self, value: Value) -> Tensor:
         return self.values[value]
 

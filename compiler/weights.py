@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -37,7 +38,13 @@ class Packed:
     @property
     def type(self) -> TensorType:
         """The stored type."""
-        return self.layout.type(*(v.type for v in self.sources))
+        return self.layout.stored(*(v.type for v in self.sources))
+
+    @property
+    def part(self) -> Fraction:
+        """How much of the parameters is stored."""
+        rows = self.layout.part
+        return Fraction(1) if rows is None else Fraction(rows[1] - rows[0], int(self.sources[0].shape[0]))
 
 
 class WeightSource:
@@ -50,14 +57,23 @@ class WeightSource:
 
     def packed(self, weight: Packed) -> Iterator[Array]:
         """The stored bytes of a weight, as consecutive arrays."""
-        for slices in zip(*map(self.pieces, weight.sources), strict=True):
+        part = weight.layout.part
+        for slices in zip(*(self.pieces(v, part) for v in weight.sources), strict=True):
             yield np.ascontiguousarray(weight.layout.pack(*slices))
 
-    def pieces(self, value: Value) -> Iterator[Array]:
-        """The parameter in its own element type (bf16 as bits, fp8 as records), piece by piece."""
+    def pieces(self, value: Value, rows: tuple[int, int] | None = None) -> Iterator[Array]:
+        """The parameter in its own element type (bf16 as bits, fp8 as records), piece by piece.
+
+        Args:
+            value: the parameter.
+            rows: which of its first dimension, from and to; None for all.
+        """
         node = self._nodes.get(value)
         if len(value.shape) < 3:
-            yield self.whole(value)
+            whole = self.whole(value)
+            yield whole if rows is None else whole[slice(*rows)]
+        elif rows is not None:
+            yield from (self.piece(value, i) for i in range(*rows))
         elif node is None:
             yield from (self._read(value, i) for i in range(int(value.shape[0])))
         elif node.op.name == "concat" and node.attrs["axis"] == 0:

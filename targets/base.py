@@ -23,15 +23,29 @@ class Layout:
         name: unique; part of the stored tensor's name.
         type: the stored type, given the types of the sources.
         pack: the stored array of one leading slice, given one slice of each source (rank 2 sources are one slice).
+        part: which rows of the first dimension are stored, from and to; None for all.
     """
 
     name: str
     type: Callable[..., TensorType]
     pack: Callable[..., npt.NDArray[np.generic]]
+    part: tuple[int, int] | None = None
+
+    def stored(self, *sources: TensorType) -> TensorType:
+        """The stored type, given the types of the sources."""
+        if self.part is not None:
+            begin, end = self.part
+            sources = tuple(TensorType(s.dtype, (end - begin, *s.shape[1:])) for s in sources)
+        return self.type(*sources)
 
 
 class Emitter(Protocol):
     """Where a lowering writes its kernel calls."""
+
+    @property
+    def graph(self) -> str:
+        """The name of the graph that is lowered: `prefill` has many rows of a sequence in a call, others few."""
+        ...
 
     def value(self, value: Value) -> Operand:
         """An input, an intermediate or a state."""
@@ -67,6 +81,16 @@ class Target(Protocol):
     @property
     def triple(self) -> str:
         """LLVM's name of them."""
+        ...
+
+    @property
+    def device(self) -> str:
+        """What kernels run on: `cpu`, or the kind of a GPU."""
+        ...
+
+    @property
+    def replay(self) -> bool:
+        """Whether launches can be recorded and replayed as one."""
         ...
 
     def compile(self, module: Any) -> Any:

@@ -16,11 +16,13 @@ from functools import partial
 
 from tvm.script import tirx as T
 
+from deepzig.targets.emit import Buffer, Expr, either, loop, store
+
 from .cache import narrow
-from .emit import Buffer, each_row, either, local, loop, store, together, vector_of, workspace
+from .emit import each_row, local, together, vector_of, workspace
 from .layout import LANES
 from .product import Columns, Input, Output, rows_of
-from .vector import Expr, at, prefetch, splat, words
+from .vector import at, prefetch, splat, words
 
 TILES, ROWS, BYTES = 8, 16, 64
 """Tiles, and the size of each."""

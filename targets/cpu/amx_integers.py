@@ -10,14 +10,15 @@ from __future__ import annotations
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP
+from deepzig.targets.emit import Buffer, Expr, loop, store
 
 from .amx import ROWS, keep, load, operate
-from .emit import Buffer, loop, store, vector_of, vector_sum, workspace
+from .emit import vector_of, vector_sum, workspace
 from .integers import NIBBLES, STEP, Codes, nibbles
 from .layout import LANES
 from .product import Columns, Input, Output
 from .quant import width
-from .vector import Expr, at, dtype, fma, prefetch, splat
+from .vector import at, dtype, fma, prefetch, splat
 
 AHEAD = 2
 """Groups to prefetch ahead."""

@@ -18,27 +18,16 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols
+
 from .cache import columns, gather, new_row, pages, pair_order
-from .emit import (
-    Buffer,
-    each_row,
-    kernel,
-    loop,
-    parallel,
-    repeat,
-    store,
-    symbols,
-    variable,
-    vector_of,
-    vector_sum,
-    workspace,
-)
+from .emit import each_row, parallel, variable, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import inverse_rms, normalize, rotate
 from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, each_part, fused, products
 from .softmax import MASKED, Softmax
-from .vector import Expr, at, exp, fma, splat, tree_sum
+from .vector import at, exp, fma, splat, tree_sum
 
 HEADS_PER_TASK = 8
 SECTION = 256

@@ -14,11 +14,12 @@ from typing import Any
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP
+from deepzig.targets.emit import Buffer, Expr, Kernel, extent, loop, store
 
-from .emit import Buffer, Kernel, extent, loop, store, vector_of, workspace
+from .emit import vector_of, workspace
 from .layout import LANES, cache_row
 from .quant import round_group
-from .vector import Expr, at, dtype, splat, widen, widen_high, words
+from .vector import at, dtype, splat, widen, widen_high, words
 
 HALF = LANES // 2
 IN_ORDER = ("f32", "q8")

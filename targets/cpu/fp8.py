@@ -14,10 +14,11 @@ from collections.abc import Callable, Sequence
 from tvm.script import tirx as T
 
 from deepzig.ir.fp8 import SIDE
+from deepzig.targets.emit import Buffer, Expr, loop, store
 
-from .emit import Buffer, each_vector, local, loop, store, vector_sum
+from .emit import each_vector, local, vector_sum
 from .layout import LANES
-from .vector import Expr, at, dtype, fma, splat, words
+from .vector import at, dtype, fma, splat, words
 
 STEP = 4
 """Codes in a word of 32 bits."""

@@ -17,10 +17,11 @@ from typing import ClassVar
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP
+from deepzig.targets.emit import Buffer, Expr, store
 
-from .emit import Buffer, local, store
+from .emit import local
 from .layout import LANES
-from .vector import Expr, at, dtype, words
+from .vector import at, dtype, words
 
 STEP = 4
 """Codes in a word of 32 bits."""

@@ -9,13 +9,15 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, each_row, kernel, store, symbols, vector_of, workspace
+from deepzig.targets.emit import Buffer, Expr, kernel, store, symbols
+
+from .emit import each_row, vector_of, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .methods import method_of
 from .norm import inverse_rms, normalize
 from .product import Columns, Input, by_columns, product, rows_of
-from .vector import Expr, at, silu, total
+from .vector import at, silu, total
 
 
 @cache

@@ -48,8 +48,7 @@ QUANTIZED_COLUMNS = {
     dtype: Layout(f"columns-{dtype}", packed_type, partial(pack_quantized, dtype=dtype)) for dtype in FORMATS
 }
 QUANTIZED_GATE_UP = {
-    dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype))
-    for dtype in FORMATS
+    dtype: Layout(f"gate-up-{dtype}", _gate_up_type, partial(pack_quantized_gate_up, dtype=dtype)) for dtype in FORMATS
 }
 
 

@@ -14,7 +14,9 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import Buffer, kernel, loop, shared, store, symbols, when, workspace
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, when
+
+from .emit import shared, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, stored
 from .linear import gated
@@ -28,7 +30,7 @@ from .product import (
     rows_of,
     stream,
 )
-from .vector import Expr, fma, splat
+from .vector import fma, splat
 
 
 @cache

@@ -8,11 +8,13 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
+from deepzig.targets.emit import Expr, kernel, loop, store, symbols
+
 from .cache import widened
-from .emit import each_row, each_vector, kernel, loop, store, symbols, variable, vector_sum
+from .emit import each_row, each_vector, variable, vector_sum
 from .layout import LANES
 from .product import Elements, Write, accumulate, rows_of
-from .vector import Expr, at, fma, splat, tree_sum
+from .vector import at, fma, splat, tree_sum
 
 
 def inverse_rms(x: Elements, size: int, eps: float, chains: int = 1, add: Callable[[Expr], Expr] = tree_sum) -> Expr:

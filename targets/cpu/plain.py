@@ -17,9 +17,9 @@ from tvm.tirx import PrimFunc
 
 from deepzig.ir import Attr, Dim, Node, TensorType, Value
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
+from deepzig.targets.emit import STORAGE, kernel, loop, named, symbols
 
 from .cache import element, new_row, pages, widened
-from .emit import STORAGE, kernel, loop, named, symbols
 from .features import CpuTarget
 
 Expr = Any

@@ -22,16 +22,17 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.fp8 import FP8, SIDE
+from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
 
 from .cache import columns, pages, pair_order
-from .emit import Buffer, extent, kernel, local, loop, parallel, store, symbols, vector_of, view, when, workspace
+from .emit import local, parallel, vector_of, view, workspace
 from .features import Vectors
 from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import rotate
 from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, tile
 from .softmax import MASKED, Softmax
-from .vector import Expr, at, splat, widen
+from .vector import at, splat, widen
 
 
 @cache

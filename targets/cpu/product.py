@@ -16,13 +16,14 @@ from tvm.script import tirx as T
 
 from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import QUANTIZED
+from deepzig.targets.emit import Buffer, Expr, either, loop, store, when
 
-from .emit import Buffer, either, loop, parallel, shared, store, together, vector_of, vector_sum, when
+from .emit import parallel, shared, together, vector_of, vector_sum
 from .features import Vectors
 from .fp8 import fp8_tile
 from .layout import LANES
 from .quant import coded_tile
-from .vector import Expr, at, fma, prefetch, splat, widen
+from .vector import at, fma, prefetch, splat, widen
 
 
 @dataclass(frozen=True)

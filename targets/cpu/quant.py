@@ -12,11 +12,12 @@ from functools import partial
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP
+from deepzig.targets.emit import Buffer, Expr, loop, store
 
-from .emit import Buffer, each_row, local, loop, store, vector_sum, workspace
+from .emit import each_row, local, vector_sum, workspace
 from .integers import DOTS, FLUSH, STEP, Codes
 from .layout import LANES
-from .vector import Expr, at, dtype, fma, prefetch, splat, tree_max
+from .vector import at, dtype, fma, prefetch, splat, tree_max
 
 
 def width(size: int) -> int:

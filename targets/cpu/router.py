@@ -9,24 +9,13 @@ from typing import Any
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from .emit import (
-    Buffer,
-    each_row,
-    kernel,
-    local,
-    loop,
-    store,
-    symbols,
-    variable,
-    vector_of,
-    vector_sum,
-    when,
-    workspace,
-)
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, when
+
+from .emit import each_row, local, variable, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks
 from .product import Columns, Elements, fused, product, rows_of
-from .vector import Expr, at, exp, largest, sigmoid, splat, total
+from .vector import at, exp, largest, sigmoid, splat, total
 
 NEVER = float("-inf")
 EPSILON = 1e-20

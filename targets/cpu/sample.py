@@ -15,25 +15,12 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE, NO_TOKEN
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols, when
 
-from .emit import (
-    Buffer,
-    each_vector,
-    kernel,
-    local,
-    loop,
-    parallel,
-    repeat,
-    store,
-    symbols,
-    variable,
-    vector_of,
-    when,
-    workspace,
-)
+from .emit import each_vector, local, parallel, variable, vector_of, workspace
 from .layout import LANES, padded
 from .product import Elements
-from .vector import Expr, at, dtype, splat, tree_max, words
+from .vector import at, dtype, splat, tree_max, words
 
 LOG2_E = float(np.float32(math.log2(math.e)))
 NEVER = float("-inf")

@@ -10,9 +10,11 @@ from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
-from .emit import Buffer, loop, store, vector_of, vector_sum, workspace
+from deepzig.targets.emit import Buffer, Expr, loop, store
+
+from .emit import vector_of, vector_sum, workspace
 from .layout import LANES
-from .vector import Expr, at, exp, fma, splat, tree_max, tree_sum
+from .vector import at, exp, fma, splat, tree_max, tree_sum
 
 MASKED = float("-inf")
 """Score of a position that a row must not see; the peak before the first block."""

@@ -8,14 +8,12 @@ must not depend on the code around it.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 from tvm.script import tirx as T
 
-from .layout import LANES
+from deepzig.targets.emit import Expr
 
-Expr = Any
-"""A TIR expression; TVM is untyped."""
+from .layout import LANES
 
 LOG2_E = 1.4426950408889634
 LN2_HIGH = 0.693359375

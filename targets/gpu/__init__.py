@@ -1,0 +1,1 @@
+"""GPU kernels: written once, parameterised by what a device can do, lowered to CUDA and Metal."""

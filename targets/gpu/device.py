@@ -1,0 +1,117 @@
+"""What a GPU can do, as data, and the targets that are made of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from deepzig.ir import TensorType
+from deepzig.targets.cpu.features import TRIPLES
+
+from .layout import cache_row
+
+SUBGROUP = 32
+"""Threads that run in step and read each other's registers: a warp, or a simdgroup."""
+
+
+@dataclass(frozen=True, eq=False)
+class Gpu:
+    """What a kind of GPUs can do.
+
+    Attributes:
+        kind: what TVM calls it; also the device that the runtime opens.
+        max_threads: the most threads of a block (a threadgroup).
+        shared_bytes: the most shared (threadgroup) memory of a block.
+        bindings: the most buffers of a kernel; None for no limit.
+        binding_bytes: the largest buffer that a kernel can be given. Larger weights are cut into shards.
+        replay: whether launches can be recorded and replayed as one.
+        units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
+            listed is multiplied by the unit `fma`.
+    """
+
+    kind: str
+    max_threads: int
+    shared_bytes: int
+    bindings: int | None = None
+    binding_bytes: int = (1 << 31) - 1
+    replay: bool = False
+    units: Mapping[str, str] = field(default_factory=dict)
+
+    def unit(self, wdtype: str) -> str:
+        """The name of the unit that multiplies by weights of this type."""
+        return self.units.get(wdtype, "fma")
+
+
+CUDA = Gpu(
+    kind="cuda",
+    max_threads=1024,
+    shared_bytes=48 << 10,
+    replay=True,
+    units={"bf16": "mma_bf16", "fp8": "mma_bf16", "f16": "mma_f16", "q8": "mma_s8", "q4": "mma_s8"},
+)
+METAL = Gpu(
+    kind="metal",
+    max_threads=1024,
+    shared_bytes=32 << 10,
+    bindings=31,
+    units=dict.fromkeys(("f32", "bf16", "fp8", "f16", "q8", "q4"), "simd_f32"),
+)
+
+
+@dataclass(frozen=True)
+class GpuTarget:
+    """Code for a kind of GPUs, with the code of a host that launches it.
+
+    Attributes:
+        gpu: what the device can do.
+        features: for CUDA, the architectures that there is native code for and `ptx` for others; for Metal none.
+        platform: of the host: one of `deepzig.targets.cpu.features.TRIPLES`.
+        name: what it is called on the command line.
+    """
+
+    gpu: Gpu
+    features: frozenset[str]
+    platform: str
+    name: str
+
+    @property
+    def device(self) -> str:
+        """What kernels run on."""
+        return self.gpu.kind
+
+    @property
+    def replay(self) -> bool:
+        """Whether launches can be recorded and replayed as one."""
+        return self.gpu.replay
+
+    @property
+    def triple(self) -> str:
+        """LLVM's name of the host's architecture and system."""
+        return TRIPLES[self.platform]
+
+    def tvm_target(self) -> Any:
+        """The TVM target."""
+        from tvm.target import Target
+
+        limits = {
+            "max_threads_per_block": self.gpu.max_threads,
+            "max_shared_memory_per_block": self.gpu.shared_bytes,
+            "thread_warp_size": SUBGROUP,
+        }
+        # the generated source is the same for all architectures: they matter to the device's compiler only
+        arch = {"arch": "sm_80"} if self.gpu.kind == "cuda" else {}
+        host = {"kind": "llvm", "mtriple": self.triple}
+        return Target({"kind": self.gpu.kind, **limits, **arch}, host=host)
+
+    def compile(self, module: Any) -> Any:
+        """Compile a TVM module."""
+        from .pipeline import compile_module
+
+        return compile_module(module, self.tvm_target())
+
+    def state_type(self, state: TensorType) -> TensorType:
+        """Rows of a cache lie as `cache_row` says."""
+        *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)
+        dtype, size = cache_row(state.dtype, int(width))
+        return TensorType(dtype, (*lead, size))

@@ -1,0 +1,24 @@
+// deepzig device functions
+// What kernels call and TVM's code generator has no words for. Pointers point to registers of the calling thread.
+#include <metal_stdlib>
+#include <metal_simdgroup_matrix>
+using namespace metal;
+
+static inline float dz_shuffle_xor(float value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
+
+static inline int dz_shuffle_xor(int value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
+
+// Metal Shading Language Specification, "SIMD-group matrix": sums [8, 8] += A [8, 8] B [8, 8]
+static inline void dz_simd_mma_f32(thread float* sums, thread const float* a, thread const float* b) {
+  simdgroup_float8x8 ma, mb, mc;
+  ma.thread_elements()[0] = a[0];
+  ma.thread_elements()[1] = a[1];
+  mb.thread_elements()[0] = b[0];
+  mb.thread_elements()[1] = b[1];
+  mc.thread_elements()[0] = sums[0];
+  mc.thread_elements()[1] = sums[1];
+  simdgroup_multiply_accumulate(mc, ma, mb, mc);
+  sums[0] = mc.thread_elements()[0];
+  sums[1] = mc.thread_elements()[1];
+}
+// end of device functions
