@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import ctypes
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from typing import Any, Protocol
 
 import numpy as np
 import tvm_ffi
 
-from deepzig.artifacts.devices import CPU, KINDS, Device
+from deepzig.artifacts.devices import CPU, HOST, KINDS, Device
 from deepzig.artifacts.manifest import TensorSpec
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import TensorEntry
@@ -26,6 +26,9 @@ SMALL = 4096
 
 PIECE = 1 << 26
 """Bytes that are copied to a device at once: drivers may need as much room on the way."""
+
+PAGES = "block_table"
+"""The input whose shape hangs on the length of texts."""
 
 POOLED = 2
 """The allocator of TVM's virtual machine that keeps what was freed."""
@@ -126,6 +129,7 @@ class DeviceMemory:
     Args:
         device: which.
         run: does a piece of work on the VM's thread.
+        replayed: entry points whose launches may be recorded and replayed with the addresses that inputs had.
 
     Raises:
         DeepZigError: the process has no library for it, or it is not there.
@@ -133,18 +137,21 @@ class DeviceMemory:
 
     copies = True
 
-    def __init__(self, device: Device, run: Callable[[Callable[[], Any]], Any]) -> None:
+    def __init__(
+        self, device: Device, run: Callable[[Callable[[], Any]], Any], replayed: Collection[str]
+    ) -> None:  # fmt: skip
         function = tvm_ffi.get_global_func
         self.run = run
         self.placement = (KINDS[device.kind], device.index, POOLED, *HostMemory.placement)
         self._device = tvm_ffi.device(device.kind, device.index)
         self._allocate, self._view = (function(f"runtime.TVMTensor{name}") for name in ("AllocWithScope", "CreateView"))
-        self._from_bytes, self._to_bytes = (
-            function(f"runtime.TVMTensorCopy{name}") for name in ("FromBytes", "ToBytes")
+        self._from_bytes, self._to_bytes, self._from_to = (
+            function(f"runtime.TVMTensorCopy{name}") for name in ("FromBytes", "ToBytes", "FromTo")
         )
         self._sync = function("runtime.Device_StreamSync")
-        self._inputs: dict[tuple[str, str], _Input] = {}
-        if not function("runtime.GetDeviceAttr")(self._device, EXISTS):
+        self._replayed = replayed
+        self._places: dict[tuple[str, str, int], _Place] = {}
+        if not function("runtime.GetDeviceAttr")(*self.placement[:2], EXISTS):
             what = f"TVM's runtime library finds no device {device}"
             raise DeepZigError(what, f"device {device}", "update its driver, or choose another device")
 
@@ -165,21 +172,32 @@ class DeviceMemory:
         return self._of(place, shape, kind.name)
 
     def put(self, entry: str, spec: TensorSpec, value: Tensor) -> Any:
-        """What is on the device already stays, whether an output or a small input as that of the last call."""
+        """A copy in a place that inputs of the shape always have; a small one that is there already stays.
+
+        What lies on the device is passed as it is, unless the entry point's launches are replayed.
+        """
         if isinstance(value, DeviceTensor):
-            return value.tensor
+            if entry not in self._replayed:
+                return value.tensor
+            place = self._place(entry, spec.name, value.nbytes)
+            tensor, place.sent = self._of(place.bytes, value.shape, value.dtype.name), None
+            self._from_to(value.tensor, tensor)
+            return tensor
         array = np.ascontiguousarray(value, NUMPY[spec.dtype])
-        key = entry, spec.name
-        last = self._inputs.get(key)
-        sent = array.tobytes() if array.nbytes <= SMALL else None
-        if last is not None and sent is not None and (last.shape, last.sent) == (array.shape, sent):
-            return last.tensor
-        place = last.place if last is not None and last.size >= array.nbytes else self._empty(array.nbytes)
-        self._fill(place, array.reshape(-1).view(np.uint8))
-        tensor = self._of(place, array.shape, array.dtype.name)
-        size = last.size if last is not None and place is last.place else array.nbytes
-        self._inputs[key] = _Input(place, size, array.shape, sent, tensor)
-        return tensor
+        if spec.name == PAGES:
+            array = padded(array)
+        place = self._place(entry, spec.name, array.nbytes)
+        sent = array.shape, array.tobytes() if array.nbytes <= SMALL else None
+        if sent[1] is None or place.sent != sent:
+            self._fill(place.bytes, array.reshape(-1).view(np.uint8))
+            place.sent, place.tensor = sent, self._of(place.bytes, array.shape, array.dtype.name)
+        return place.tensor
+
+    def _place(self, entry: str, name: str, size: int) -> _Place:
+        key = entry, name, size.bit_length()
+        if key not in self._places:
+            self._places[key] = _Place(self._empty(1 << size.bit_length()))
+        return self._places[key]
 
     def take(self, tensor: Any) -> DeviceTensor:
         """A handle."""
@@ -191,7 +209,7 @@ class DeviceMemory:
 
     def close(self) -> None:
         """Inputs only: the rest is not kept."""
-        self._inputs.clear()
+        self._places.clear()
 
     def head(self, tensor: Any, rows: int) -> DeviceTensor:
         """The first rows of a tensor."""
@@ -223,12 +241,23 @@ class DeviceMemory:
         self.write(self._view(place, tvm_ffi.Shape(data.shape), tvm_ffi.dtype("uint8"), begin), data)
 
 
-@dataclass(frozen=True)
-class _Input:
-    """An input as it was last sent: its place of `size` bytes, its shape, its bytes if they are few, its tensor."""
+def memory_of(device: Device, run: Callable[[Callable[[], Any]], Any], replayed: Collection[str]) -> Memory:
+    """The memory of a device; the arguments are those of `DeviceMemory`, whose errors it raises."""
+    return HostMemory() if device == HOST else DeviceMemory(device, run, replayed)
 
-    place: Any
-    size: int
-    shape: Shape
-    sent: bytes | None
-    tensor: Any
+
+@dataclass
+class _Place:
+    """Memory of an input: its bytes, the tensor that is there, and what was sent there: shape, and bytes if few."""
+
+    bytes: Any
+    tensor: Any = None
+    sent: tuple[Shape, bytes | None] | None = None
+
+
+def padded(table: Array) -> Array:
+    """A block table with columns that nothing reads, up to a power of two: calls differ in few shapes."""
+    rows, columns = table.shape
+    wide = np.zeros((rows, 1 << max(columns - 1, 0).bit_length()), table.dtype)
+    wide[:, :columns] = table
+    return wide

@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from deepzig.artifacts.devices import HOST
 from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
@@ -42,6 +41,7 @@ class VirtualMachine:
     def __init__(self, artifact: Artifact, pages: int, threads: int | None = None) -> None:
         self.artifact = artifact
         self._executor = ThreadPoolExecutor(1, "deepzig")
+        self._watched = False
         self._thread: threading.Thread | None = None
         self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
         try:
@@ -55,14 +55,17 @@ class VirtualMachine:
         load_runtime(self.artifact, threads)
         import tvm_ffi
 
-        from .memory import DeviceMemory, HostMemory, Memory
+        from . import memory
+        from .replay import watchable
 
         device, manifest = self.artifact.device, self.artifact.manifest
-        self._memory: Memory = HostMemory() if device == HOST else DeviceMemory(device, self._run)
+        cached = [name for name, entry in manifest.entry_points.items() if entry.states]
+        self._memory: memory.Memory = memory.memory_of(device, self._run, cached)
         tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads or default_threads())
         module = tvm_ffi.load_module(str(code_path(self.artifact)))
-        self._vm = module["vm_load_executable"]()
-        self._vm["vm_initialization"](*self._memory.placement)
+        with watchable(lambda: self._watched):
+            self._vm = module["vm_load_executable"]()
+            self._vm["vm_initialization"](*self._memory.placement)
         mapped = map_weights(self.artifact)
         size = sum(data.nbytes for _, data in mapped.values())
         with _room("the weights do not fit", f"{size / 1e9:.1f} GB of weights on the device {device}", LESS_WEIGHTS):
@@ -141,9 +144,11 @@ class VirtualMachine:
             return 0  # go on
 
         self._run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))
+        self._watched = True
         try:
             yield
         finally:
+            self._watched = False
             self._run(lambda: self._vm["set_instrument"](None))
 
     def close(self) -> None:
