@@ -227,7 +227,7 @@ class DeviceMemory:
         """So many bytes, one at least: some drivers have no empty memory."""
         try:
             return self._allocate(tvm_ffi.Shape((max(size, 1),)), tvm_ffi.dtype("uint8"), self._device, None)
-        except (RuntimeError, OverflowError) as error:
+        except (RuntimeError, ValueError) as error:  # no room, or more than 64 bits can count
             raise MemoryError(str(error)) from error
 
     def _of(self, place: Any, shape: Shape, dtype: str) -> Any:

@@ -96,7 +96,19 @@ def _head(draft: bool) -> Any:
     return f.function
 
 
+def _mix() -> Any:
+    """Hidden states as they are, unless the cache has no tokens."""
+    with kernel("mix") as f:
+        n, pages = symbols("n pages")
+        cache, hidden = f.tensor("cache", "f32", pages, PAGE, WIDTH), f.tensor("hidden", "f32", n, HIDDEN)
+        out = f.tensor("out", "f32", n, HIDDEN)
+        with launch(32, n) as t, t.each(HIDDEN) as h:
+            store(out, hidden[t.block[0], h] + T.min(cache[0, 0, 0], T.float32(0)), t.block[0], h)
+    return f.function
+
+
 def _take() -> Any:
+    """The wanted rows."""
     with kernel("take") as f:
         n, r = symbols("n r")
         rows, hidden = f.tensor("rows", "i32", r), f.tensor("hidden", "f32", n, HIDDEN)
@@ -119,7 +131,8 @@ def _sample() -> Any:
                 store(sum_, sum_[0] + x[row, v], 0)
                 with when(x[row, v] > x[row, best[0]]):
                     store(best, T.Cast("int32", v), 0)
-            with either(sum_[0] - sum_[0] == T.float32(0)) as (numbers, others):
+            bits = T.reinterpret("uint32", sum_[0]) & T.uint32(0x7FFFFFFF)
+            with either(bits < T.uint32(0x7F800000)) as (numbers, others):
                 with numbers:
                     moved = T.Cast("int32", given[0][row] > T.float32(0)) * (given[5][row] + given[4][row, 0])
                     store(tokens, (best[0] + tirx.abs(moved)) % VOCAB, row)
@@ -148,16 +161,16 @@ def _plan(name: str) -> Plan:
     weight = Tensor("w@raw", TensorType("f32", (VOCAB, VOCAB)))
     written = Tensor("written", cache.type)
     out, taken = Tensor("logits", TensorType("f32", ("r", VOCAB))), Tensor("taken", TensorType("f32", ("r", HIDDEN)))
+    mixed = Tensor("mixed", states.type)
     tokens, seq, pos, table, rows = inputs.values()
-    launches = [
-        Launch(_write(), (tokens, seq, pos, table, cache), (written,), True, _node("write")),
-        Launch(_head(draft), (tokens, rows, states, weight), (out,), False, _node("head")),
-    ]
-    between = (
-        Launch(_take(), (rows, states), (taken,), False, _node("take")) if draft
-        else Launch(_state(), (seq, pos, table, written), (states,), False, _node("state"))
-    )  # fmt: skip
-    launches.insert(1, between)
+    launches = [Launch(_write(), (tokens, seq, pos, table, cache), (written,), True, _node("write"))]
+    if draft:  # what is recorded has to begin with a kernel whose output TVM allocates
+        launches.insert(0, Launch(_mix(), (cache, states), (mixed,), False, _node("mix")))
+        launches.append(Launch(_take(), (rows, mixed), (taken,), False, _node("take")))
+    else:
+        launches.append(Launch(_state(), (seq, pos, table, written), (states,), False, _node("state")))
+    read = mixed if draft else states
+    launches.append(Launch(_head(draft), (tokens, rows, read, weight), (out,), False, _node("head")))
     return Plan(
         name, SimpleNamespace(attrs={"rows": ROWS}),  # type: ignore[arg-type]
         (*inputs.values(), *([states] if draft else [])), (cache,), {weight: weight},  # type: ignore[dict-item]
@@ -172,9 +185,12 @@ def write(out: Path, device: str, **change: Any) -> Path:
     config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.replay}
     with tvm.transform.PassContext(config=config):
         module = lower(plans, target.replay)
-        executable = tvm.compile(module, target=target.tvm_target(), relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE)
+        executable = tvm.compile(
+            module, target=target.tvm_target(), relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE
+        )
     lib = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
-    runtime, more, code = f"lib/{PLATFORM}/{lib.name}", f"lib/{PLATFORM}/libtvm_runtime_{device}.so", f"code/{device}.so"
+    runtime, more = f"lib/{PLATFORM}/{lib.name}", f"lib/{PLATFORM}/libtvm_runtime_{device}.so"
+    code = f"code/{device}.so"
     with ArtifactWriter(out, False) as writer:
         executable.export_library(str(writer.scratch / "code.so"))
         for part, file in ((code, writer.scratch / "code.so"), (runtime, lib), (more, library())):
