@@ -13,13 +13,15 @@ from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 from .preludes import device_functions
 
 PIPELINE = "deepzig_gpu"
+RELAX_PIPELINE = "default_build"
+"""TVM's own for all targets: those for GPUs schedule kernels, and ours are written."""
 
 
 def narrow_indices() -> Any:
-    """`ForceNarrowIndexToInt32` for kernels. It refuses arrays of i64, where the virtual machine computes shapes."""
+    """The pass that gives kernels indices of 32 bits; functions of the host, which compute shapes, keep 64."""
     narrow = tirx.transform.ForceNarrowIndexToInt32()
 
-    def apply(function: Any, module: Any, context: Any) -> Any:
+    def apply(function: Any, _module: Any, _context: Any) -> Any:
         if function.attrs["target"].kind.name == "llvm":
             return function
         return narrow(tvm.IRModule({"kernel": function}))["kernel"]
@@ -70,4 +72,4 @@ def compile_module(module: Any, target: Any, instruments: Sequence[Any] = ()) ->
     config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     settings = tvm.transform.PassContext(config=config, disabled_pass=views, instruments=list(instruments))
     with device_functions(), settings:
-        return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
+        return tvm.compile(module, target=target, relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE)
