@@ -94,6 +94,11 @@ def variable(value: Expr, dtype: str = "float32") -> Buffer:
     return buffer
 
 
+def view(buffer: Buffer, *shape: int | Expr) -> Buffer:
+    """The elements of a parameter in another shape."""
+    return builder.decl_buffer(tuple(map(extent, shape)), buffer.dtype, data=buffer.data, scope="global")
+
+
 def barrier() -> None:
     """Emit a wait until all threads of the block are here, and what they wrote to shared memory can be read."""
     builder.evaluate(T.tvm_storage_sync("shared"))
