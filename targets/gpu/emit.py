@@ -106,8 +106,8 @@ def device(name: str, *args: Any, returns: str = "void") -> Any:
 
 
 def shuffle_xor(value: Expr, mask: int) -> Expr:
-    """The f32 value of the thread of the subgroup whose lane differs in the bits of `mask`."""
-    return device("shuffle_xor", value, T.int32(mask), returns="float32")
+    """The value, f32 or i32, of the thread of the subgroup whose lane differs in the bits of `mask`."""
+    return device("shuffle_xor", value, T.int32(mask), returns=str(value.ty))
 
 
 def subgroup_sum(value: Expr, lanes: int = SUBGROUP) -> Expr:

@@ -8,6 +8,19 @@ static inline float dz_shuffle_xor(float value, int mask) { return simd_shuffle_
 
 static inline int dz_shuffle_xor(int value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
 
+// the high word of a product
+static inline uint dz_multiply_high(uint a, uint b) { return mulhi(a, b); }
+
+// Metal code is compiled with fast math: what has to be right says so.
+
+// correctly rounded
+static inline float dz_divide(float a, float b) { return precise::divide(a, b); }
+
+// for any angle
+static inline float dz_sin(float angle) { return precise::sin(angle); }
+
+static inline float dz_cos(float angle) { return precise::cos(angle); }
+
 // Metal Shading Language Specification, "SIMD-group matrix": sums [8, 8] += A [8, 8] B [8, 8]
 static inline void dz_simd_mma_f32(thread float* sums, thread const float* a, thread const float* b) {
   simdgroup_float8x8 ma, mb, mc;
