@@ -94,6 +94,11 @@ def variable(value: Expr, dtype: str = "float32") -> Buffer:
     return buffer
 
 
+def settled(value: Expr) -> Expr:
+    """The value, computed here and once: TVM writes a bound expression out again wherever it is used."""
+    return T.bind(variable(value, str(value.ty))[0])
+
+
 def barrier() -> None:
     """Emit a wait until all threads of the block are here, and what they wrote to shared memory can be read."""
     builder.evaluate(T.tvm_storage_sync("shared"))

@@ -8,7 +8,7 @@ from tvm.script import tirx as T
 from deepzig.targets.emit import Expr, store, when
 
 from .device import SUBGROUP
-from .emit import Threads, barrier, shared, shuffle_xor
+from .emit import Threads, barrier, settled, shared, shuffle_xor
 
 INFINITE = 0x7F800000
 """The bits of the infinite f32, its place in the order, and what only NaN is above."""
@@ -25,7 +25,7 @@ def place(x: Expr) -> Expr:
     bits = T.bind(T.reinterpret("int32", x))
     magnitude = T.bind(T.bitwise_and(bits, T.int32(0x7FFFFFFF)))
     negative = tirx.all(bits < T.int32(0), magnitude <= T.int32(INFINITE))
-    return T.bind(T.Select(negative, T.int32(0) - magnitude, magnitude))
+    return settled(T.Select(negative, T.int32(0) - magnitude, magnitude))
 
 
 def ranked(x: Expr) -> Expr:
@@ -41,8 +41,8 @@ def subgroup_first(value: Expr, index: Expr, lanes: int = SUBGROUP) -> tuple[Exp
         lanes //= 2
         other, where = shuffle_xor(value, lanes), shuffle_xor(index, lanes)
         better = tirx.any(other > value, tirx.all(other == value, where < index))
-        index = T.bind(T.Select(better, where, index))
-        value = T.bind(T.max(value, other))
+        index = settled(T.Select(better, where, index))
+        value = settled(T.max(value, other))
     return value, index
 
 

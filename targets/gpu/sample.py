@@ -22,7 +22,7 @@ from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
 from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, when
 
 from .device import SUBGROUP, Gpu
-from .emit import Threads, barrier, device, launch, registers, shared, variable
+from .emit import Threads, barrier, device, launch, registers, settled, shared, variable
 from .greatest import INFINITE, NEVER, block_first, place
 from .wide import Wide, WideVariable, select, shuffled
 
@@ -97,14 +97,14 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
 def weight_of(gap: Expr, scale: Expr) -> Expr:
     """Emit 2^31 * 2^(-gap * scale), u32, in fixed point."""
     halvings = T.min(gap * scale, T.float32(HALVINGS))
-    fixed = T.bind(T.Cast("uint32", halvings * T.float32(2.0**24)))
+    fixed = settled(T.Cast("uint32", halvings * T.float32(2.0**24)))
     part = T.bind(T.bitwise_and(fixed, T.uint32(2**24 - 1)))
-    mantissa = T.bind(T.uint32(EXP2_COEFFICIENTS[-1]))
+    mantissa = T.uint32(EXP2_COEFFICIENTS[-1])
     for coefficient in EXP2_COEFFICIENTS[-2::-1]:
-        mantissa = T.bind(T.uint32(coefficient) - Wide.product(mantissa, part).shifted(24).low)
+        mantissa = settled(T.uint32(coefficient) - Wide.product(mantissa, part).shifted(24).low)
     whole = T.bind(T.shift_right(fixed, T.uint32(24)))
     moved = T.shift_right(mantissa, T.min(whole, T.uint32(31)))
-    return T.bind(T.Select(whole < T.uint32(HALVINGS), moved, T.uint32(0)))
+    return settled(T.Select(whole < T.uint32(HALVINGS), moved, T.uint32(0)))
 
 
 def share(total: Wide, part: Expr) -> Wide:
@@ -179,7 +179,7 @@ class Choice:
 
     def key(self, j: Expr) -> Expr:
         """Emit the key of a token; gaps are not negative, so their bits order them."""
-        return T.bind(T.reinterpret("int32", self.gap(j)))
+        return settled(T.reinterpret("int32", self.gap(j)))
 
     def weight(self, key: Expr) -> Expr:
         """Emit the weight of a token."""
@@ -206,11 +206,9 @@ class Choice:
                 T.reinterpret("float32", key)
                 for key in (T.max(search.low, T.int32(0)), T.min(search.high, T.int32(INFINITE - 1)))
             )
-            step = T.bind((T.min(most, reach) - least) * T.float32(1 / SECTIONS))
+            step = settled((T.min(most, reach) - least) * T.float32(1 / SECTIONS))
             keys = [T.reinterpret("int32", least + step * T.float32(i)) for i in range(1, SECTIONS)]
-            cuts = [T.bind(T.max(search.low, T.min(search.high, key))) for key in keys]
-            for i in range(1, SECTIONS - 1):  # rounding must not put them out of order
-                cuts[i] = T.bind(T.max(cuts[i], cuts[i - 1]))
+            cuts = [settled(T.max(search.low, T.min(search.high, key))) for key in keys]
             self._narrow(search, cuts, row, lambda total: self._aim(search, turn, target(total)))
         kept = T.bind(search.count)
         few = T.bind(kept <= T.int32(KEPT))
@@ -224,9 +222,9 @@ class Choice:
 
         with loop(KEY_TURNS):
             width, part = T.bind(search.high - search.low), T.int32(SECTIONS)
-            whole, left = T.bind(T.truncdiv(width, part)), T.bind(T.truncmod(width, part))
+            whole, left = settled(T.truncdiv(width, part)), settled(T.truncmod(width, part))
             cuts = [
-                T.bind(search.low + whole * i + T.truncdiv(left * i, part)) for i in map(T.int32, range(1, SECTIONS))
+                settled(search.low + whole * i + T.truncdiv(left * i, part)) for i in map(T.int32, range(1, SECTIONS))
             ]
             self._narrow(search, cuts, rest, lambda total: None)
         store(self.limit, search.high, 0)
@@ -257,7 +255,7 @@ class Choice:
         amounts = registers(per * SECTIONS, dtype="uint32")
         for i in range(per * SECTIONS):
             store(amounts, T.uint32(0), i)
-        active = T.bind(tirx.all(ends[-1] - low > 1, search.count > 1))
+        active = settled(tirx.all(ends[-1] - low > 1, search.count > 1))
 
         def account(key: Expr) -> None:
             with when(search.has(key)):
@@ -288,11 +286,11 @@ class Choice:
             )
             floor = reached[i - 1] if i else before
             if best is None:
-                best = (*map(T.bind, section), floor)
+                best = (*map(settled, section), floor)
                 continue
-            enough = T.bind(tirx.Not(reached[i] < target))
+            enough = settled(tirx.Not(reached[i] < target))
             best = (
-                *(T.bind(T.Select(enough, a, b)) for a, b in zip(section, best, strict=False)),
+                *(settled(T.Select(enough, a, b)) for a, b in zip(section, best, strict=False)),
                 select(enough, floor, best[-1]),
             )
         with when(active):
@@ -356,7 +354,7 @@ def subgroup_total(word: Expr, lanes: int = SUBGROUP) -> Expr:
     word = T.bind(word)
     while lanes > 1:
         lanes //= 2
-        word = T.bind(word + shuffled(word, lanes))
+        word = settled(word + shuffled(word, lanes))
     return word
 
 
@@ -370,7 +368,7 @@ def philox(position: Expr, *seed: Expr) -> Expr:
             key + T.uint32(step * turn % 2**32) for key, step in zip(keys, (0x9E3779B9, 0xBB67AE85), strict=True)
         )
         a, c = (
-            T.bind(T.bitwise_xor(T.bitwise_xor(product.high, word), key))
+            settled(T.bitwise_xor(T.bitwise_xor(product.high, word), key))
             for product, word, key in ((right, b, low), (left, d, high))
         )
         b, d = right.low, left.low
@@ -391,7 +389,7 @@ def draw(chosen: Choice, floor: Expr, word: Expr) -> Expr:
         key = chosen.key(j)
         held = chosen.weight(key)
         likely = tirx.all(key <= chosen.limit[0], tirx.any(held >= floor, key == T.int32(0)))
-        return T.bind(T.Select(likely, held, T.uint32(0)))
+        return settled(T.Select(likely, held, T.uint32(0)))
 
     begin = variable(T.int32(0), "int32")
     before, target = Wide.of(T.uint32(0)).kept(), Wide.of(T.uint32(0)).kept()

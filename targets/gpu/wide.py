@@ -9,7 +9,7 @@ from tvm.script import tirx as T
 
 from deepzig.targets.emit import Buffer, Expr, store
 
-from .emit import device, registers, shuffle_xor
+from .emit import device, registers, settled, shuffle_xor
 
 
 def shuffled(word: Expr, mask: int) -> Expr:
@@ -32,7 +32,7 @@ class Wide:
     @classmethod
     def of(cls, low: Expr, high: Expr | None = None) -> Wide:
         """Emit the binding of both words."""
-        return cls(T.bind(low), T.bind(T.uint32(0) if high is None else high))
+        return cls(settled(low), T.uint32(0) if high is None else settled(high))
 
     @classmethod
     def product(cls, a: Expr, b: Expr) -> Wide:
@@ -40,7 +40,7 @@ class Wide:
         return cls.of(a * b, device("multiply_high", a, b, returns="uint32"))
 
     def __add__(self, other: Wide) -> Wide:
-        low = T.bind(self.low + other.low)
+        low = settled(self.low + other.low)
         return Wide.of(low, self.high + other.high + T.Cast("uint32", low < other.low))
 
     def __lt__(self, other: Wide) -> Expr:

@@ -9,6 +9,21 @@ static __device__ __forceinline__ int dz_shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+static __device__ __forceinline__ float dz_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+// To the nearest integer, ties to even.
+static __device__ __forceinline__ int dz_round(float value) { return __float2int_rn(value); }
+
+// c and the products of four signed bytes.
+static __device__ __forceinline__ int dz_dot4(int a, int b, int c) { return __dp4a(a, b, c); }
+
+// The value of the f16 in the low half of a word.
+static __device__ __forceinline__ float dz_half(unsigned bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+  return value;
+}
+
 // the high word of a product
 static __device__ __forceinline__ unsigned dz_multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
 
