@@ -27,7 +27,7 @@ from .cached import Tile, tile_of
 from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, registers, shared, variable
 from .latent import turned
-from .softmax import Lines, Softmax
+from .softmax import MASKED, Lines, Softmax
 from .units import Unit
 
 PARTS = 4
@@ -243,19 +243,17 @@ class Block:
                     store(self.scores, sums[first + i], line * self._pitch + block * unit.columns + column)
 
     def _multiply_values(self, first: Expr, limits: Buffer) -> None:
-        unit, t, size = self.unit, self.t, self.sums_size
+        unit, t = self.unit, self.t
         chunks = self.tile.positions // self.tile.step
         weights = [self._weights(m, first, limits, chunks) for m in range(self.matrices)]
-        with loop(self.own_spans) if False else nullcontext():
-            for own in range(self.own_spans):
-                number = T.bind(t.subgroup * self.own_spans + own)
-                with _within(number, self.spans, PARTS * self.own_spans):
-                    for chunk in range(chunks):
-                        values = self.tile.values(t.lane, self.rows, number * unit.columns, chunk * self.tile.step)
-                        for m in range(self.matrices):
-                            for s, b in enumerate(values):
-                                unit.multiply(self.sums, weights[m][chunk], b, self._matrix(own, s, m))
-        assert size
+        for own in range(self.own_spans):
+            number = T.bind(t.subgroup * self.own_spans + own)
+            with _within(number, self.spans, PARTS * self.own_spans):
+                for chunk in range(chunks):
+                    values = self.tile.values(t.lane, self.rows, number * unit.columns, chunk * self.tile.step)
+                    for m in range(self.matrices):
+                        for s, b in enumerate(values):
+                            unit.multiply(self.sums, weights[m][chunk], b, self._matrix(own, s, m))
 
     def _matrix(self, own: int, s: int, m: int) -> int:
         """Which matrix of the sums: own span of columns, matrix s of it, matrix of lines."""
@@ -278,7 +276,7 @@ class Block:
                         total = score if total is None else total + score
                     line_i = self.lines.of_a[i]
                     seen = T.Cast("int32", begin + position) < limits[m * self.softmax.count + line_i]
-                    value = T.Select(seen, T.bind(total), T.float32(float("-inf")))
+                    value = T.Select(seen, T.bind(total), T.float32(MASKED))
                     store(scores, value, len(line_of))
                     line_of.append(line_i)
         decays = self.softmax.weigh(m, scores, line_of)

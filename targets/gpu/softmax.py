@@ -20,6 +20,8 @@ from .units import Map, Unit
 
 LOWEST = -1e30
 """Below every score."""
+MASKED = -3e38
+"""The score of a position that a row must not see: its weight is 0 even beside `LOWEST`."""
 
 
 def _places(map_: Map) -> list[list[tuple[int, int]]]:
@@ -106,7 +108,7 @@ class Softmax:
 
         Args:
             matrix: whose rows they are.
-            scores: f32 registers; minus infinity where a row must not look.
+            scores: f32 registers; MASKED where a row must not look.
             line_of: of each score the line.
 
         Returns:

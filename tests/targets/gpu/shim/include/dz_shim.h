@@ -12,6 +12,15 @@ inline T dz_shuffle(T value, int lane, int line = __builtin_LINE()) {
   return shim::shuffle(value, lane, line);
 }
 
+inline float dz_fma(float a, float b, float c) { return fmaf(a, b, c); }
+
+inline int dz_round(float value) { return int(rintf(value)); }
+
+inline int dz_dot4(int a, int b, int c) {
+  for (int i = 0; i < 4; i++) c += int8_t(a >> 8 * i) * int8_t(b >> 8 * i);
+  return c;
+}
+
 namespace shim {
 
 // The registers of a lane that multiplies, as it publishes them.
@@ -87,6 +96,8 @@ inline void simd_mma(float* sums, const Word* a, const Word* b, Get get, int lin
 }
 
 }  // namespace shim
+
+inline float dz_half(unsigned bits) { return shim::Half::to(uint16_t(bits)); }
 
 inline void dz_mma_bf16(float* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
   shim::mma<shim::BrainPair>(sums, a, b, line);
