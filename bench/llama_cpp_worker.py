@@ -105,9 +105,7 @@ class LlamaCpp:
             p.n_ctx, p.n_seq_max, p.kv_unified = room * sequences, sequences, False
             p.n_batch = p.n_ubatch = UBATCH
             p.n_threads = p.n_threads_batch = self._threads
-            p.flash_attn_type = (
-                self.c.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
-            )
+            p.flash_attn_type = self.c.LLAMA_FLASH_ATTN_TYPE_ENABLED if flash else self.c.LLAMA_FLASH_ATTN_TYPE_DISABLED
             if cache is not None:
                 p.type_k = p.type_v = cache
             context = self.c.llama_init_from_model(self._model, p)

@@ -90,11 +90,7 @@ def report(all_rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     heads = ("", "tok/s", "of limit", *(f"{peer}{add}" for peer in PEERS for add in ("", " x")), "GB/s", "whole model")
     cells: list[Sequence[str]] = [heads]
     for row in all_rows:
-        peers = [
-            figure
-            for peer in PEERS
-            for figure in (_number(row.speeds.get(peer)), _number(row.ratios.get(peer)))
-        ]
+        peers = [figure for peer in PEERS for figure in (_number(row.speeds.get(peer)), _number(row.ratios.get(peer)))]
         share = "" if row.share is None else f"{100 * row.share:.0f} %"
         cells.append(
             (row.label, _number(row.speeds[OURS]), share, *peers, f"{row.bandwidth / 1e9:.1f}", _number(row.projected))

@@ -124,7 +124,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             writer.check_room(CODE_BYTES)
             file = writer.scratch / Path(code).name
             writer.add_file(runtime, runtime_library(target))  # first, since it may be out of reach
-            modules[target] = lower(plans_of[target])
+            modules[target] = lower(plans_of[target], target.replay)
             build(modules[target], target, file)
             writer.add_file(code, file)
             builds.append(_build(target, code, runtime, plans_of[target]))

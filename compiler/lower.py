@@ -18,8 +18,18 @@ STORED = {"f32": "float32", "i32": "int32", "u32": "uint32", "bf16": "uint16", "
 """Types of kernel arguments: half-precision floats travel as bits."""
 
 
-def lower(plans: Sequence[Plan]) -> tvm.IRModule:
-    """The TVM module of all plans."""
+REPLAYED = ("decode", "draft")
+"""Graphs whose launches are recorded, where the device can do that: those that are called for every few tokens."""
+
+
+def lower(plans: Sequence[Plan], replay: bool = False) -> tvm.IRModule:
+    """The TVM module of all plans.
+
+    Args:
+        plans: one for each entry point.
+        replay: record the launches of REPLAYED once for each set of dimensions of a call, and replay them from then on.
+            The caller has to give arguments of the same dimensions at the same addresses every time.
+    """
     builder = relax.BlockBuilder()
     kernels: dict[str, Any] = {}
     for launch in (launch for plan in plans for launch in plan.launches):
@@ -28,7 +38,7 @@ def lower(plans: Sequence[Plan]) -> tvm.IRModule:
             raise ValueError(f"two kernels are called {launch.kernel_name}")  # a bug of the target's
     symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
     for plan in plans:
-        _Function(builder, symbols).build(plan)
+        _Function(builder, symbols).build(plan, replay and plan.name in REPLAYED)
     return builder.finalize()
 
 
@@ -41,11 +51,14 @@ class _Function:
         self._dims: dict[str, tirx.Var] = {}
         self._exprs: dict[Tensor, Any] = {}
 
-    def build(self, plan: Plan) -> None:
+    def build(self, plan: Plan, replay: bool) -> None:
         """Add the plan's function to the builder."""
         arguments = [*plan.inputs, *plan.states, *plan.weights.values()]
         self._exprs = {t: relax.Var(f"a{i}", self._type(t.type)) for i, t in enumerate(arguments)}
-        attrs: dict[str, Any] = {"num_input": len(plan.inputs) + len(plan.states)}
+        # TVM records what reads only arguments after the inputs, or what is made of them
+        attrs: dict[str, Any] = {"num_input": 0 if replay else len(plan.inputs) + len(plan.states)}
+        if replay:
+            attrs["relax.rewrite_cuda_graph.capture_symbolic_vars"] = list(self._dims)
         if "n" in self._dims:
             attrs["tir_var_upper_bound"] = {"n": int(str(plan.graph.attrs["rows"]))}
         with self._builder.function(plan.name, [self._exprs[t] for t in arguments], attrs=attrs):

@@ -220,11 +220,11 @@ def dimension(dim: int | str, sizes: Sizes) -> int:
 
 
 def _allocations(statement: Any, in_thread: bool) -> Iterator[tuple[Any, bool]]:
-    """Every buffer that a statement allocates, and whether each thread has one of its own."""
-    if isinstance(statement, tirx.AllocBuffer):
-        yield statement.buffer, in_thread
-    for buffer in getattr(statement, "alloc_buffers", ()):
-        yield buffer, in_thread
+    """Every buffer that a statement allocates on the heap or stack, and whether each thread has one of its own."""
+    allocated = [statement.buffer] if isinstance(statement, tirx.AllocBuffer) else []
+    for buffer in (*allocated, *getattr(statement, "alloc_buffers", ())):
+        if buffer.scope() == "global":  # other scopes are memory of a GPU's blocks
+            yield buffer, in_thread
     in_thread |= isinstance(statement, tirx.For) and statement.kind == tirx.ForKind.PARALLEL
     inner = [getattr(statement, name, None) for name in ("block", "init", "body", "then_case", "else_case")]
     for child in (*inner, *getattr(statement, "seq", ())):

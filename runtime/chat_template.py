@@ -240,9 +240,7 @@ class _Environment(ImmutableSandboxedEnvironment):
 
 @lru_cache(maxsize=16)
 def _compile(source: str) -> jinja2.Template:
-    environment = _Environment(
-        trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols]
-    )
+    environment = _Environment(trim_blocks=True, lstrip_blocks=True, extensions=[_Generation, loopcontrols])
     environment.filters["_timed"] = _timed
     environment.filters["tojson"] = _tojson
     environment.globals["raise_exception"] = _raise_exception

@@ -83,6 +83,16 @@ class Target(Protocol):
         """LLVM's name of them."""
         ...
 
+    @property
+    def device(self) -> str:
+        """What kernels run on: `cpu`, or the kind of a GPU."""
+        ...
+
+    @property
+    def replay(self) -> bool:
+        """Whether launches can be recorded and replayed as one."""
+        ...
+
     def compile(self, module: Any) -> Any:
         """Compile a TVM module: an executable that can be exported as a library."""
 

@@ -73,6 +73,8 @@ class CpuTarget:
     features: frozenset[str]
     platform: str = "x86_64-linux"
     name: str = "native"
+    device = "cpu"
+    replay = False
 
     @property
     def vectors(self) -> Vectors:

@@ -25,6 +25,7 @@ class Gpu:
         shared_bytes: the most shared (threadgroup) memory of a block.
         bindings: the most buffers of a kernel; None for no limit.
         binding_bytes: the largest buffer that a kernel can be given. Larger weights are cut into shards.
+        replay: whether launches can be recorded and replayed as one.
         units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
             listed is multiplied by the unit `fma`.
         asynchronous: whether threads can go on while words are copied to shared memory (`dz_cp_async_*`).
@@ -35,6 +36,7 @@ class Gpu:
     shared_bytes: int
     bindings: int | None = None
     binding_bytes: int = (1 << 31) - 1
+    replay: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
     asynchronous: bool = False
 
@@ -47,6 +49,7 @@ CUDA = Gpu(
     kind="cuda",
     max_threads=1024,
     shared_bytes=48 << 10,
+    replay=True,
     units={"bf16": "mma_bf16", "fp8": "mma_bf16", "f16": "mma_f16", "q8": "mma_s8", "q4": "mma_s8"},
     asynchronous=True,
 )
@@ -79,6 +82,11 @@ class GpuTarget:
     def device(self) -> str:
         """What kernels run on."""
         return self.gpu.kind
+
+    @property
+    def replay(self) -> bool:
+        """Whether launches can be recorded and replayed as one."""
+        return self.gpu.replay
 
     @property
     def triple(self) -> str:

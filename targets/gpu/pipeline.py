@@ -49,5 +49,6 @@ def compile_module(module: Any, target: Any) -> Any:
     the same: as views, two values would be one memory, and the code would make other calls than the manifest lists.
     """
     views = ["RewriteDataflowReshape"]
-    with tvm.transform.PassContext(config={"tirx.disable_assert": True}, disabled_pass=views):
+    config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
+    with tvm.transform.PassContext(config=config, disabled_pass=views):
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)

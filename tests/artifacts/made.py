@@ -28,8 +28,11 @@ def manifest_json() -> dict[str, Any]:
     """A manifest as the compiler makes it; `files` is filled in by the writer."""
     rows = [{"name": n, "dtype": "i32", "shape": ["n"]} for n in ("tokens", "seq", "pos")]
     point = {
-        "inputs": [*rows, {"name": "block_table", "dtype": "i32", "shape": ["b", "p"]},
-                   {"name": "out_rows", "dtype": "i32", "shape": ["r"]}],
+        "inputs": [
+            *rows,
+            {"name": "block_table", "dtype": "i32", "shape": ["b", "p"]},
+            {"name": "out_rows", "dtype": "i32", "shape": ["r"]},
+        ],
         "states": ["cache.0"],
         "weights": list(WEIGHTS),
         "outputs": [{"name": "logits", "dtype": "f32", "shape": ["r", 11]}],
@@ -42,8 +45,12 @@ def manifest_json() -> dict[str, Any]:
         "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": "0.1"},
         "builds": [
             {
-                "name": "x86-64-v3", "platform": "x86_64-linux", "triple": "x86_64-unknown-linux-gnu",
-                "features": ["avx2", "fma"], "code": "code/x86-64-v3.so", "runtime": RUNTIME,
+                "name": "x86-64-v3",
+                "platform": "x86_64-linux",
+                "triple": "x86_64-unknown-linux-gnu",
+                "features": ["avx2", "fma"],
+                "code": "code/x86-64-v3.so",
+                "runtime": RUNTIME,
                 "calls": {"prefill": [call], "decode": [call], "sample": []},
             }
         ],

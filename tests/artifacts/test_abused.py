@@ -22,7 +22,11 @@ from . import made
 
 MACHINE = Machine("x86_64-linux", frozenset({"avx2", "fma"}))
 CODE, RUNTIME, MANIFEST, WEIGHTS = "code/x86-64-v3.so", made.RUNTIME, "manifest.json", "weights-00001.safetensors"
-COPY, COMPILE, WRITE = "copy or compile the artifact again", "compile the model again", "download or write the file again"
+COPY, COMPILE, WRITE = (
+    "copy or compile the artifact again",
+    "compile the model again",
+    "download or write the file again",
+)
 HASH = "0" * 64
 
 

@@ -83,8 +83,10 @@ def test_models_that_llama_cpp_lacks_are_refused(tmp_path: Path) -> None:
     write(tmp_path, {**V2, "num_hidden_layers": 3})
     with pytest.raises(DeepZigError) as caught:
         to_gguf.write(tmp_path, tmp_path / "m.gguf", "F32")
-    assert str(caught.value).splitlines()[0].endswith(
-        "llama.cpp loads 26 or 27 layers without q_lora_rank, and no other number"
+    assert (
+        str(caught.value)
+        .splitlines()[0]
+        .endswith("llama.cpp loads 26 or 27 layers without q_lora_rank, and no other number")
     )
     assert not list(tmp_path.glob("*.gguf*"))
 

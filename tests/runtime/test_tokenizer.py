@@ -262,9 +262,7 @@ STOPPED = [
 
 
 @pytest.mark.parametrize(("template", "why"), STOPPED)
-def test_templates_that_want_too_much(
-    template: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_templates_that_want_too_much(template: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(chat_template, "MAX_SECONDS", 0.2)
     monkeypatch.setattr(chat_template, "MAX_TEXT", 5000)
     fake.write_tokenizer(tmp_path, chat_template=template)

@@ -78,9 +78,7 @@ class Problem:
     def prefill(self, vectors: Vectors = AVX2) -> Any:
         s = self.s
         types = self.cached, self.dtype
-        return mla_prefill(
-            s.heads, s.nope, s.rope, s.kv, s.v, s.page, *types, SCALE, self.interleaved, vectors=vectors
-        )
+        return mla_prefill(s.heads, s.nope, s.rope, s.kv, s.v, s.page, *types, SCALE, self.interleaved, vectors=vectors)
 
     def naive(self) -> Array:
         """Keys and values of every position and head, in float64."""

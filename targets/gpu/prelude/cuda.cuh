@@ -9,6 +9,21 @@ static __device__ __forceinline__ int dz_shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
 
+static __device__ __forceinline__ float dz_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+// To the nearest integer, ties to even.
+static __device__ __forceinline__ int dz_round(float value) { return __float2int_rn(value); }
+
+// c and the products of four signed bytes.
+static __device__ __forceinline__ int dz_dot4(int a, int b, int c) { return __dp4a(a, b, c); }
+
+// The value of the f16 in the low half of a word.
+static __device__ __forceinline__ float dz_half(unsigned bits) {
+  float value;
+  asm("cvt.f32.f16 %0, %1;" : "=f"(value) : "h"((unsigned short)bits));
+  return value;
+}
+
 // PTX ISA, "Matrix multiply-accumulate operation using mma instruction": sums [16, 8] += A [16, 8 words] B [8, 8 words]^T
 
 static __device__ __forceinline__ void dz_mma_bf16(float* sums, const unsigned* a, const unsigned* b) {

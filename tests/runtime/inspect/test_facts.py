@@ -247,8 +247,6 @@ def test_bytes_from_text(text: str, number: int | None) -> None:
     assert parse_size(text) == number
 
 
-@pytest.mark.parametrize(
-    ("numbers", "text"), [((), ""), ((4,), "4"), ((0, 1, 2, 5), "0-2, 5"), ((1, 3, 4), "1, 3-4")]
-)
+@pytest.mark.parametrize(("numbers", "text"), [((), ""), ((4,), "4"), ((0, 1, 2, 5), "0-2, 5"), ((1, 3, 4), "1, 3-4")])
 def test_ranges(numbers: tuple[int, ...], text: str) -> None:
     assert ranges(numbers) == text

@@ -1,0 +1,303 @@
+// Threads of a block form a ring: each runs until it meets a barrier, a shuffle or its end, then the next one does.
+// When a subgroup's last lane gets there, all its lanes must have met the same thing, at the same line: that is what a
+// rendezvous means, and anything else is an error of the kernel.
+#include "engine.h"
+
+#include <sys/mman.h>
+
+#include <atomic>
+#include <chrono>
+#include <condition_variable>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <mutex>
+#include <sstream>
+#include <thread>
+
+#include "context.h"
+
+namespace shim {
+namespace {
+
+constexpr size_t kStackBytes = (64 << 10) + 5 * 64;  // no power of two: equal places of stacks lie in different cache sets
+constexpr uint64_t kCanary = 0x5f5f6465657a6967;
+constexpr size_t kGuardBytes = 64;
+constexpr unsigned char kPoison = 0xff;  // a NaN in every float format
+constexpr unsigned char kGuard = 0xa5;
+
+struct Tag {
+  int kind, line;
+  bool operator!=(const Tag& other) const { return kind != other.kind || line != other.line; }
+};
+
+// One OS thread's part: the block that it runs.
+struct Worker {
+  const Launch* launch = nullptr;
+  ShimBlock block{};
+  unsigned count = 0;       // threads of the block
+  unsigned current = 0;     // the thread that runs
+  unsigned started = 0;     // threads below this one have begun
+  unsigned stacks_used = 0;
+  Tag subgroup_tag{}, block_tag{};
+  Context main{};
+  std::string error;
+  std::unique_ptr<Context[]> contexts{new Context[kMaxThreads]};
+  std::unique_ptr<unsigned char[]> phase{new unsigned char[kMaxThreads]()};
+  std::unique_ptr<unsigned char[]> slots{new unsigned char[2 * kMaxThreads * kShimSlotBytes]};
+  std::unique_ptr<unsigned char[]> shared;
+  size_t shared_room = 0;
+  char* stacks;
+
+  Worker() {
+    void* memory = mmap(nullptr, kMaxThreads * kStackBytes, PROT_READ | PROT_WRITE,
+                        MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (memory == MAP_FAILED) std::abort();
+    stacks = static_cast<char*>(memory);
+  }
+  ~Worker() { munmap(stacks, kMaxThreads * kStackBytes); }
+};
+
+__attribute__((tls_model("initial-exec"))) thread_local Worker* self = nullptr;
+
+ShimDim index_of(unsigned thread, const ShimDim& threads) {
+  if (threads.y == 1 && threads.z == 1) return {thread, 0, 0};
+  return {thread % threads.x, thread / threads.x % threads.y, thread / (threads.x * threads.y)};
+}
+
+std::string place(const Worker& worker, unsigned thread) {
+  std::ostringstream text;
+  ShimDim t = index_of(thread, worker.block.threads);
+  text << "thread (" << t.x << ", " << t.y << ", " << t.z << ")";
+  return text.str();
+}
+
+std::string deed(const Tag& tag) {
+  if (tag.kind == kShimReturned) return "has returned";
+  std::string what = tag.kind == kShimBlockBarrier ? "waits at the barrier of line " : "waits for its subgroup in line ";
+  return what + std::to_string(tag.line);
+}
+
+std::string about(const Worker& worker) {
+  std::ostringstream text;
+  const ShimDim& b = worker.block.index;
+  text << "kernel " << worker.launch->name << ", block (" << b.x << ", " << b.y << ", " << b.z << "): ";
+  return text.str();
+}
+
+// Leave the block for good: its other fibers are never resumed.
+[[noreturn]] void diverge(Worker& worker, unsigned other, const Tag& theirs, const Tag& ours) {
+  worker.error = about(worker) + "divergence: " + place(worker, other) + " " + deed(theirs) + ", " +
+                 place(worker, worker.current) + " " + deed(ours);
+  Context abandoned;
+  switch_context(&abandoned, &worker.main);
+  std::abort();
+}
+
+constexpr unsigned kEnd = ~0u;
+
+// The current thread has met `tag`: which thread runs next, kEnd when all have returned.
+unsigned met(Worker& worker, const Tag& tag) {
+  unsigned thread = worker.current, lane = thread % kShimSubgroupSize;
+  if (lane == 0) {
+    worker.subgroup_tag = tag;
+  } else if (tag != worker.subgroup_tag) {
+    diverge(worker, thread - lane, worker.subgroup_tag, tag);
+  }
+  bool last = thread + 1 == worker.count;
+  if (lane + 1 < kShimSubgroupSize && !last) return thread + 1;
+  if (tag.kind == kShimSubgroup) return thread - lane;
+  if (thread < kShimSubgroupSize) {
+    worker.block_tag = tag;
+  } else if (tag != worker.block_tag) {
+    diverge(worker, 0, worker.block_tag, tag);
+  }
+  if (!last) return thread + 1;
+  return tag.kind == kShimReturned ? kEnd : 0;
+}
+
+// What runs on a fiber's stack: threads, as long as they return without having met another.
+void fiber() {
+  Worker& worker = *self;
+  for (;;) {
+    worker.launch->kernel.run_one(&worker.block, index_of(worker.current, worker.block.threads));
+    unsigned next = met(worker, {kShimReturned, 0});
+    if (next == kEnd) break;
+    unsigned done = worker.current;
+    worker.current = next;
+    if (next != worker.started) {
+      switch_context(&worker.contexts[done], &worker.contexts[next]);
+      std::abort();
+    }
+    worker.started++;
+  }
+  Context abandoned;
+  switch_context(&abandoned, &worker.main);
+}
+
+// Prepare the next thread that has not begun to run on a stack of its own.
+void start(Worker& worker) {
+  char* stack = worker.stacks + kStackBytes * worker.stacks_used++;
+  memcpy(stack, &kCanary, sizeof kCanary);
+  make_context(&worker.contexts[worker.started++], stack, kStackBytes, fiber);
+}
+
+void rendezvous(Worker& worker, const Tag& tag) {
+  unsigned thread = worker.current, next = met(worker, tag);
+  if (next == thread) return;
+  if (next == worker.started) start(worker);
+  worker.current = next;
+  switch_context(&worker.contexts[thread], &worker.contexts[next]);
+}
+
+void barrier(int line) { rendezvous(*self, {kShimBlockBarrier, line}); }
+
+ShimLanes publish(const void* bytes, unsigned count, int line) {
+  Worker& worker = *self;
+  unsigned thread = worker.current, lane = thread % kShimSubgroupSize, first = thread - lane;
+  // Two halves in turn: a lane that runs ahead to the next exchange must not overwrite what others still read.
+  unsigned char* half = worker.slots.get() + size_t(worker.phase[thread] ^= 1) * kMaxThreads * kShimSlotBytes;
+  memcpy(half + size_t(thread) * kShimSlotBytes, bytes, count);
+  rendezvous(worker, {kShimSubgroup, line});
+  unsigned lanes = worker.count - first < kShimSubgroupSize ? worker.count - first : kShimSubgroupSize;
+  return {half + size_t(first) * kShimSlotBytes, lane, lanes};
+}
+
+void check_memory(Worker& worker) {
+  for (unsigned i = 0; i < worker.stacks_used; i++) {
+    if (memcmp(worker.stacks + kStackBytes * i, &kCanary, sizeof kCanary)) {
+      worker.error = about(worker) + "a thread's local arrays need more than " + std::to_string(kStackBytes) + " bytes";
+    }
+  }
+  const unsigned char* guard = static_cast<unsigned char*>(worker.block.shared) + worker.launch->shared_bytes;
+  for (size_t i = 0; i < kGuardBytes; i++) {
+    if (guard[i] == kGuard) continue;
+    worker.error = about(worker) + "wrote past the end of its shared memory";
+    return;
+  }
+}
+
+std::string run_block(Worker& worker, const Launch& launch, size_t index) {
+  size_t need = launch.shared_bytes + kGuardBytes + 1024;
+  if (need > worker.shared_room) {
+    worker.shared.reset(new unsigned char[need]);
+    worker.shared_room = need;
+  }
+  auto aligned = (reinterpret_cast<uintptr_t>(worker.shared.get()) + 1023) & ~uintptr_t(1023);
+  worker.launch = &launch;
+  worker.block.grid = launch.grid;
+  worker.block.threads = launch.threads;
+  worker.block.index = {unsigned(index % launch.grid.x), unsigned(index / launch.grid.x % launch.grid.y),
+                        unsigned(index / (size_t(launch.grid.x) * launch.grid.y))};
+  worker.block.args = launch.args;
+  worker.block.shared = reinterpret_cast<void*>(aligned);
+  memset(worker.block.shared, kPoison, launch.shared_bytes);
+  memset(static_cast<char*>(worker.block.shared) + launch.shared_bytes, kGuard, kGuardBytes);
+  worker.count = launch.threads.x * launch.threads.y * launch.threads.z;
+  worker.current = worker.started = worker.stacks_used = 0;
+  worker.error.clear();
+  start(worker);
+  switch_context(&worker.main, &worker.contexts[0]);
+  if (worker.error.empty()) check_memory(worker);
+  return worker.error;
+}
+
+Worker& this_worker() {
+  static thread_local std::unique_ptr<Worker> worker;
+  if (!worker) {
+    worker = std::make_unique<Worker>();
+    self = worker.get();
+  }
+  return *worker;
+}
+
+// The blocks of a launch that are still to run, shared by OS threads.
+struct Blocks {
+  const Launch& launch;
+  const size_t count;
+  std::atomic<size_t> next{0};
+  std::mutex lock{};
+  std::string error{};
+
+  void work() {
+    Worker& worker = this_worker();
+    for (size_t i; (i = next++) < count;) {
+      std::string error_here = run_block(worker, launch, i);
+      if (error_here.empty()) continue;
+      std::lock_guard<std::mutex> hold(lock);
+      if (error.empty()) error = error_here;
+      next = count;
+    }
+  }
+};
+
+// A second OS thread, for launches that are worth waking it.
+class Helper {
+ public:
+  Helper() : thread_([this] { serve(); }) { thread_.detach(); }
+
+  void offer(Blocks* blocks) {
+    {
+      std::lock_guard<std::mutex> hold(lock_);
+      offered_ = blocks;
+    }
+    changed_.notify_one();
+  }
+
+  // No block may be touched after this returns.
+  void withdraw() {
+    std::unique_lock<std::mutex> hold(lock_);
+    offered_ = nullptr;
+    idle_.wait(hold, [this] { return !busy_; });
+  }
+
+ private:
+  void serve() {
+    std::unique_lock<std::mutex> hold(lock_);
+    for (;;) {
+      changed_.wait(hold, [this] { return offered_ != nullptr; });
+      Blocks* blocks = offered_;
+      offered_ = nullptr;
+      busy_ = true;
+      hold.unlock();
+      blocks->work();
+      hold.lock();
+      busy_ = false;
+      idle_.notify_all();
+    }
+  }
+
+  std::mutex lock_;
+  std::condition_variable changed_, idle_;
+  Blocks* offered_ = nullptr;
+  bool busy_ = false;
+  std::thread thread_;
+};
+
+constexpr auto kWorthWaking = std::chrono::microseconds(100);
+
+}  // namespace
+
+const ShimApi kApi = {barrier, publish};
+
+std::string run(const Launch& launch) {
+  static std::mutex one_launch;  // a device runs one kernel after another
+  std::lock_guard<std::mutex> hold(one_launch);
+  Blocks blocks{launch, size_t(launch.grid.x) * launch.grid.y * launch.grid.z};
+  auto begin = std::chrono::steady_clock::now();
+  blocks.error = run_block(this_worker(), launch, blocks.next++);
+  auto took = std::chrono::steady_clock::now() - begin;
+  if (!blocks.error.empty() || blocks.count == 1) return blocks.error;
+  static const bool alone = std::thread::hardware_concurrency() < 2;
+  if (alone || took * (blocks.count - 1) < kWorthWaking) {
+    blocks.work();
+    return blocks.error;
+  }
+  static Helper* helper = new Helper;  // never destroyed: its thread may still wait when the process ends
+  helper->offer(&blocks);
+  blocks.work();
+  helper->withdraw();
+  return blocks.error;
+}
+
+}  // namespace shim
