@@ -80,18 +80,17 @@ def _from_bf16(bits: Expr) -> Expr:
 
 
 def _from_f16(bits: Expr) -> Expr:
-    return T.Cast("float32", T.reinterpret("float16", T.Cast("uint16", T.bitwise_and(bits, T.uint32(0xFFFF)))))
+    return device("half", bits, returns="float32")
 
 
 def _from_byte(bits: Expr) -> Expr:
-    return T.Cast("float32", T.Cast("int32", T.bitwise_xor(bits & T.uint32(0xFF), T.uint32(0x80))) - T.int32(128))
+    return T.Cast("float32", T.Cast("int32", T.bitwise_xor(T.bitwise_and(bits, T.uint32(0xFF)), T.uint32(0x80))) - T.int32(128))
 
 
 def _from_e4m3(bits: Expr) -> Expr:
-    magnitude = T.bind(T.bitwise_and(bits, T.uint32(0x7F)))
-    normal = T.reinterpret("float32", (magnitude << T.uint32(20)) + T.uint32(120 << 23))
-    value = T.Select(magnitude < T.uint32(8), T.Cast("float32", magnitude) * T.float32(2.0**-9), normal)
-    return T.Select(T.bitwise_and(bits, T.uint32(0x80)) != T.uint32(0), -value, value)
+    # in the place of an f16 number a code is 2^-8 times as large
+    sign, rest = T.bitwise_and(bits, T.uint32(0x80)), T.bitwise_and(bits, T.uint32(0x7F))
+    return device("half", sign << T.uint32(8) | rest << T.uint32(7), returns="float32") * T.float32(256)
 
 
 WIDEN = {"bf16": _from_bf16, "f16": _from_f16, "q8": _from_byte, FP8: _from_e4m3}

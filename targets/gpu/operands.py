@@ -18,7 +18,7 @@ from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
-from .emit import block_sum, launch, registers, subgroup_max, variable
+from .emit import block_sum, device, launch, registers, subgroup_max, variable
 from .layout import group, groups
 from .units import Unit
 
@@ -28,9 +28,6 @@ THREADS = 128
 """Of a row."""
 HALF_MAX = 65504.0
 """The largest f16 number."""
-ROUND, ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
-"""What is added to this number becomes an integer, to nearest even, of up to 22 bits; the bits of the sum are that
-integer and those of the number."""
 
 
 @dataclass(frozen=True)
@@ -167,12 +164,11 @@ def _write(encoding: Encoding, x: list[Expr], q: Expr, write: Callable[[Expr, Ex
                 bits = scale if element == "f32" else T.reinterpret("uint32", scale)
                 write(encoding.words + q // (GROUP // QUAD), bits)
             if element == "s8":
-                low = [T.bitwise_and(code, T.uint32(0xFF)) << T.uint32(8 * i) for i, code in enumerate(codes)]
-                write(q, (low[0] | low[1]) | (low[2] | low[3]))
+                a, b, c, d = (T.bitwise_and(T.Cast("uint32", code), T.uint32(0xFF)) for code in codes)
+                write(q, a | b << T.uint32(8) | c << T.uint32(16) | d << T.uint32(24))
             else:
                 for i, code in enumerate(codes):
-                    integer = T.reinterpret("int32", code) - T.int32(ROUND_BITS)
-                    write(q * QUAD + i, T.Cast("float32", integer))
+                    write(q * QUAD + i, T.Cast("float32", code))
         return
     with when(inside):
         if element == "f32":
@@ -185,11 +181,11 @@ def _write(encoding: Encoding, x: list[Expr], q: Expr, write: Callable[[Expr, Ex
 
 
 def _coded(x: list[Expr]) -> tuple[list[Expr], Expr]:
-    """Four elements, each added to ROUND as codes, and the scale of their group, which 16 threads have."""
+    """Four elements as integers, and the scale of their group, which 16 threads have."""
     sizes = [T.abs(value) for value in x]
     largest = subgroup_max(T.max(T.max(sizes[0], sizes[1]), T.max(sizes[2], sizes[3])), GROUP // QUAD)
     inverse = T.bind(T.if_then_else(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
-    codes = [T.bind(T.reinterpret("uint32", value * inverse + T.float32(ROUND))) for value in x]
+    codes = [device("round", value * inverse, returns="int32") for value in x]
     return codes, T.bind(largest / T.float32(127))
 
 

@@ -17,13 +17,14 @@ from typing import Any
 
 from tvm.script import tirx as T
 
+from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import STORAGE, Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, device, registers, shared
 from .fragments import factor, fragment
 from .layout import BITS, group, has_scales, row_words, stored
-from .operands import ROUND, ROUND_BITS, Encoding
+from .operands import Encoding
 from .units import UNITS, Unit
 
 FOUR = 4
@@ -32,6 +33,9 @@ BANKS = 32
 """Of shared memory, each a word wide."""
 STAGES = 3
 """Chunks in shared memory, where there is room for so many."""
+
+ROUND, ROUND_BITS = 1.5 * 2.0**23, 0x4B400000
+"""An f32 number, and its bits: an integer of up to 22 bits added to these is that integer added to the number."""
 
 Place = Callable[[Expr], tuple[Expr, ...]]
 """Number of a row -> its leading indices in a buffer."""
@@ -140,7 +144,21 @@ class Multiplier:
     @property
     def chunk_words(self) -> tuple[int, int]:
         """Words of a chunk of a row of the left matrix, and of one of the weight."""
-        return self.tile.chunk // self.unit.per_word, self.tile.chunk * BITS[self.encoding.wdtype] // 32
+        # of a half of a group of q4 only one half of the bits is read
+        bits = 2 * BITS["q4"] if self._halved else BITS[self.encoding.wdtype]
+        return self.tile.chunk // self.unit.per_word, self.tile.chunk * bits // 32
+
+    def weight_word(self, chunk: Expr) -> Expr:
+        """The first word of a chunk in a row of the weight."""
+        _, words = self.chunk_words
+        if not self._halved:
+            return chunk * words
+        per_half = GROUP // 2 // self.tile.chunk
+        return (chunk // (2 * per_half) * per_half + chunk % per_half) * words
+
+    @property
+    def _halved(self) -> bool:
+        return self.encoding.wdtype == "q4" and self.tile.chunk < GROUP
 
     @property
     def stages(self) -> int:
@@ -213,22 +231,13 @@ class _Block:
 
     def _bring(self, chunk: Expr, stage: Expr) -> None:
         """Start the copies of a chunk, and behind the last one of a group those of its scales."""
-        a_words, b_words = self.form.chunk_words
-        self.a.bring(stage, chunk * a_words)
-        self.b.bring(stage, self._weight_word(chunk, b_words))
+        self.a.bring(stage, chunk * self.form.chunk_words[0])
+        self.b.bring(stage, self.form.weight_word(chunk))
         if not self.form.scaled:
             return
         with when(chunk % self.per_group == self.per_group - 1):
             for staged in (self.a, self.b):
                 staged.bring_scales(stage, chunk // self.per_group)
-
-    def _weight_word(self, chunk: Expr, words: int) -> Expr:
-        half = group("q4") // 2
-        if self.form.encoding.wdtype != "q4" or self.tile.chunk > half:
-            return chunk * words
-        # the two halves of a group are in the same words; a chunk of one has twice as many
-        per_half = half // self.tile.chunk
-        return chunk // (2 * per_half) * (half // FOUR) + chunk % per_half * (2 * words)
 
     def _step(self, chunk: Expr, stage: Expr) -> None:
         """Multiply a chunk, and scale the sums of a group that ends with it."""
