@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.targets.emit import Buffer, Expr, kernel, store, symbols, when
 
+from .cache import widened
 from .device import SUBGROUP
 from .emit import block_sum, device, launch, variable
 from .layout import pitch, stored
@@ -84,13 +85,6 @@ def _widen(table: Buffer, token: Expr, dtype: str, hidden: int, each: Any, y: Bu
         word = T.bind(table[token, i // 2])
         bits = T.bind(T.shift_right(word, T.Cast("uint32", i % 2 * 16)))
         store(y, widened(bits, dtype), row, i)
-
-
-def widened(bits: Expr, dtype: str) -> Expr:
-    """The f32 value of the bits of a bf16 or f16 in the low half of a word; the high half is not looked at."""
-    if dtype == "bf16":
-        return T.reinterpret("float32", T.shift_left(bits, T.uint32(16)))
-    return device("half", bits, returns="float32")
 
 
 @cache
