@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .emit import SUBGROUP, Threads, barrier, device, registers, shared, subgroup_max, subgroup_sum
+from .emit import SUBGROUP, Threads, barrier, device, registers, shared, subgroup_max, subgroup_sum, variable
 from .layout import groups
 from .vector import WORDS, bytes_of, fma, load, split
 
@@ -188,20 +188,22 @@ class Codes:
                 factors = [x for i in range(0, EACH, WORDS) for x in source.factors(first + i, whole=whole)]
                 scale = T.bind(norms.scales[r])
                 values = [x * scale * factor for x, factor in zip(values, factors, strict=True)]
-            values = [T.bind(x) for x in values]
-            largest = T.max(values[0], -values[0])
-            for x in values[1:]:
-                largest = T.max(largest, T.max(x, -x))
-            largest = subgroup_max(largest, ENCODERS)
-            inverse = T.bind(T.Select(largest > T.float32(0), T.float32(127) / largest, T.float32(0)))
-            integers = [device("round", x * inverse, returns="int32") for x in values]
+            # in arrays, since TVM puts what is bound where it is used, over and over
+            held, most, inverse = registers(EACH), variable(T.float32(0)), variable(T.float32(0))
+            for i, x in enumerate(values):
+                store(held, x, i)
+                store(most, T.max(most[0], T.max(held[i], -held[i])), 0)
+            store(most, subgroup_max(most[0], ENCODERS), 0)
+            with when(most[0] > T.float32(0)):
+                store(inverse, T.float32(127) / most[0], 0)
+            integers = [device("round", held[i] * inverse[0], returns="int32") for i in range(EACH)]
             offset = self._half_offset(integers) if self._nibbles else None
             with when(valid):
                 for i in range(0, EACH, WORDS):
                     word = self._word(r, g, place, i // WORDS, size)
                     store(self._words, T.reinterpret("uint32", packed(integers[i : i + WORDS])), word)
                 with when(place == 0):
-                    store(self._scales, largest / T.float32(127), r * count + g)
+                    store(self._scales, most[0] / T.float32(127), r * count + g)
                 if self._offsets is not None:
                     # of threads 0, 1, 4, 5 the first half's elements, 0 to 15 and 32 to 47
                     with when(T.bitwise_and(place, T.int64(5)) == 0):
