@@ -21,6 +21,14 @@ inline int dz_dot4(int a, int b, int c) {
   return c;
 }
 
+inline unsigned dz_multiply_high(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
+
+inline float dz_divide(float a, float b) { return a / b; }
+
+inline float dz_sin(float angle) { return sinf(angle); }
+
+inline float dz_cos(float angle) { return cosf(angle); }
+
 namespace shim {
 
 // The registers of a lane that multiplies, as it publishes them.
@@ -122,5 +130,17 @@ inline void dz_simd_mma_f16(float* sums, const unsigned* a, const unsigned* b, i
 
 // Copies that a GPU makes in the background are made at once.
 inline void dz_cp_async_16(void* shared, const void* global) { memcpy(shared, global, 16); }
+inline void dz_cp_async_4(void* shared, const void* global) { memcpy(shared, global, 4); }
 inline void dz_cp_async_commit() {}
 inline void dz_cp_async_wait(int) {}
+
+// Codes 2 pair and 2 pair + 1 of four e4m3 codes as a pair of bf16.
+inline unsigned dz_bf16_of_e4m3(unsigned codes, int pair) {
+  unsigned result = 0;
+  for (int i = 0; i < 2; i++) {
+    unsigned code = codes >> (16 * pair + 8 * i) & 255, magnitude = code & 127;
+    float value = magnitude < 8 ? magnitude / 512.f : shim::bits<float>((magnitude << 20) + (120u << 23));
+    result |= (shim::bits<unsigned>(value) >> 16 | (code & 128) << 8) << 16 * i;
+  }
+  return result;
+}
