@@ -10,6 +10,18 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
 PIPELINE = "deepzig_gpu"
+RELAX_PIPELINE = "default_build"
+"""TVM's own for all targets: those for GPUs schedule kernels, and ours are written."""
+
+
+@tirx.transform.prim_func_pass(opt_level=0)
+def narrowed(function: Any, _module: Any, _context: Any) -> Any:
+    """A kernel with indices of 32 bits; functions of the host, which compute shapes of 64 bits, stay as they are."""
+    if function.attrs["target"].kind.name == "llvm":
+        return function
+    return tirx.transform.ForceNarrowIndexToInt32()(tvm.IRModule({"kernel": function}))["kernel"]
+
+
 PASSES = (
     # blocks: only plain kernels, written as tensor expressions, have any
     s_tir.transform.LowerInitBlock,
@@ -19,7 +31,7 @@ PASSES = (
     s_tir.transform.LowerOpaqueBlock,
     # buffers to pointers; GPUs divide 64-bit indices slowly, and no buffer is so large
     tirx.transform.FlattenBuffer,
-    tirx.transform.ForceNarrowIndexToInt32,
+    lambda: narrowed,
     tirx.transform.VectorizeLoop,
     tirx.transform.StorageRewrite,
     tirx.transform.UnrollLoop,
@@ -51,4 +63,4 @@ def compile_module(module: Any, target: Any) -> Any:
     views = ["RewriteDataflowReshape"]
     config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     with tvm.transform.PassContext(config=config, disabled_pass=views):
-        return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
+        return tvm.compile(module, target=target, relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE)
