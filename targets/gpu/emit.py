@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -92,6 +93,15 @@ def variable(value: Expr, dtype: str = "float32") -> Buffer:
     buffer = registers(1, dtype=dtype)
     store(buffer, value, 0)
     return buffer
+
+
+def matrix(buffer: Buffer) -> Buffer:
+    """A buffer [rows, ...] as one of two dimensions."""
+    rows, *sizes = buffer.shape
+    if len(sizes) == 1:
+        return buffer
+    width = T.int64(math.prod(int(size) for size in sizes))
+    return builder.decl_buffer((rows, width), buffer.dtype, data=buffer.data, scope="global")
 
 
 def barrier() -> None:

@@ -269,9 +269,7 @@ class _Block:
     def _scale(self, stage: Expr) -> None:
         places = self.unit.sums(self.t.lane)
         factor_ = factor(self.form.encoding.wdtype, self.unit)
-        columns = [
-            [self._column_scale(stage, n, column, factor_) for _, column in places] for n in range(self.n)
-        ]
+        columns = [[self._column_scale(stage, n, column, factor_) for _, column in places] for n in range(self.n)]
         for m in range(self.m):
             rows = [self.a.scale(stage, self.first_row + m * self.unit.rows + row) for row, _ in places]
             for n in range(self.n):
