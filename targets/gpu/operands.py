@@ -19,9 +19,10 @@ from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
+from .device import Gpu
 from .emit import block_sum, device, launch, matrix, registers, subgroup_max, variable
 from .layout import group, groups
-from .units import Unit
+from .units import UNITS, Unit
 
 QUAD = 4
 """Elements that a thread prepares at a time: 16 bytes of f32."""
@@ -44,6 +45,11 @@ class Encoding:
     k: int
     wdtype: str
     unit: Unit
+
+    @classmethod
+    def of(cls, gpu: Gpu, k: int, wdtype: str) -> Encoding:
+        """For the unit that a device has for weights of the type."""
+        return cls(k, wdtype, UNITS[gpu.unit(wdtype)])
 
     @property
     def size(self) -> int:

@@ -25,9 +25,10 @@ def tiled(gpu: Gpu, product: Product) -> PrimFunc:
         (PREPARED [rows, 1, pitch] from `operands.prepare`, then W, bias?, residual? and Y of `Product.operands`); the
         last is written.
     """
-    form = Multiplier.of(gpu, product.k, product.wdtype)
-    tile, halves = form.tile, product.halves
-    columns, y_width = product.n * halves, product.y_width or product.n
+    halves, y_width = product.halves, product.y_width or product.n
+    columns = product.n * halves
+    form = Multiplier.of(gpu, product.k, columns, product.wdtype)
+    tile = form.tile
     with kernel("tiled", *product.names) as f:
         (rows,) = symbols("rows")
         X = f.tensor("prepared", form.encoding.dtype, rows, 1, form.encoding.pitch)
@@ -75,7 +76,7 @@ def tiled_heads(
         (PREPARED [rows, heads, pitch] from `operands.prepare`, W [heads, n, pitch] packed by `layout.pack_rows`,
         Y f32[rows, *y_shape]). Only the outputs of Y are written.
     """
-    form = Multiplier.of(gpu, k, wdtype)
+    form = Multiplier.of(gpu, k, heads * n, wdtype)
     tile = form.tile
     place = [f"y{y_offset}s{y_stride}of" + "by".join(map(str, y_shape))]
     with kernel("tiled_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *place) as f:

@@ -55,7 +55,7 @@ def tiled_experts(gpu: Gpu, product: Experts) -> PrimFunc:
     """Kernel for the products of all slots with the weights of their experts.
 
     Returns:
-        (PREPARED from `operands.prepare`: [rows, 1, pitch] if gathered, else [rows, slots, pitch] in the order of slots,
+        (PREPARED from `operands.prepare`: [rows, 1, pitch] if gathered, else [rows, slots, pitch] in their order,
         OFFSETS i32[experts + 1], ROWS i32[rows, slots]? if gathered, from `moe.moe_sort`,
         W [experts of the part, n or 2 n, pitch] packed by `layout.pack_rows`, Y f32[rows, slots, n]). Y is written, in
         the order of slots.
@@ -63,7 +63,7 @@ def tiled_experts(gpu: Gpu, product: Experts) -> PrimFunc:
     slots, halves = product.slots, 2 if product.gated else 1
     columns = product.n * halves
     begin, end = product.part or (0, product.experts)
-    form = Multiplier.of(gpu, product.k, product.wdtype, small=True)
+    form = Multiplier.of(gpu, product.k, columns, product.wdtype, small=True)
     tile, encoding = form.tile, form.encoding
     with kernel("tiled_experts", *product.names) as f:
         (rows,) = symbols("rows")

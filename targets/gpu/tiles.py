@@ -25,7 +25,7 @@ from .emit import Threads, barrier, device, registers, shared
 from .fragments import factor, fragment
 from .layout import BITS, group, has_scales, row_words, stored
 from .operands import Encoding
-from .units import UNITS, Unit
+from .units import Unit
 
 FOUR = 4
 """Words that are copied together: 16 bytes."""
@@ -64,22 +64,31 @@ class Tile:
 
 
 TILES = {
-    "mma_bf16": Tile(128, 128, (2, 4), 32),
-    "mma_f16": Tile(128, 128, (2, 4), 32),
-    "mma_s8": Tile(128, 128, (2, 4), 64),
-    "simd_f32": Tile(64, 64, (2, 2), 32),
-    "fma": Tile(64, 64, (2, 2), 16),
+    ("mma_bf16", False): Tile(128, 128, (2, 2), 32),
+    ("mma_f16", False): Tile(128, 128, (2, 2), 32),
+    ("mma_bf16", True): Tile(128, 128, (2, 4), 32),
+    ("mma_s8", True): Tile(128, 128, (2, 4), 64),
+    ("simd_f32", False): Tile(64, 64, (2, 2), 32),
+    ("simd_f32", True): Tile(64, 64, (2, 2), 32),
+    ("fma", False): Tile(64, 64, (2, 2), 16),
+    ("fma", True): Tile(64, 64, (2, 2), 16),
 }
-"""Unit -> tile for matrices with many rows."""
+"""Unit, and whether the weight has scales, so that a thread has totals beside its sums -> tile for many rows."""
 
 SMALL_TILES = {
-    "mma_bf16": Tile(64, 128, (2, 4), 32),
-    "mma_f16": Tile(64, 128, (2, 4), 32),
-    "mma_s8": Tile(64, 128, (2, 4), 64),
-    "simd_f32": Tile(32, 64, (2, 2), 32),
-    "fma": Tile(32, 64, (1, 4), 16),
+    ("mma_bf16", False): Tile(64, 128, (2, 2), 32),
+    ("mma_f16", False): Tile(64, 128, (2, 2), 32),
+    ("mma_bf16", True): Tile(64, 128, (2, 4), 32),
+    ("mma_s8", True): Tile(64, 128, (2, 4), 64),
+    ("simd_f32", False): Tile(32, 64, (2, 2), 32),
+    ("simd_f32", True): Tile(32, 64, (2, 2), 32),
+    ("fma", False): Tile(32, 64, (1, 4), 16),
+    ("fma", True): Tile(32, 64, (1, 4), 16),
 }
-"""Unit -> tile for the rows of an expert, which are fewer."""
+"""The same for fewer rows, such as those of an expert, or fewer columns."""
+
+NARROW = 1024
+"""Columns that are few."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,13 @@ class Multiplier:
     tile: Tile
 
     @classmethod
-    def of(cls, gpu: Gpu, k: int, wdtype: str, *, small: bool = False) -> Multiplier:
-        """For rows of k elements, and a weight of a type; with small tiles for few rows."""
-        name = gpu.unit(wdtype)
-        return cls(gpu, Encoding(k, wdtype, UNITS[name]), (SMALL_TILES if small else TILES)[name])
+    def of(cls, gpu: Gpu, k: int, columns: int, wdtype: str, *, small: bool = False) -> Multiplier:
+        """For rows of k elements, and a weight of so many rows.
+
+        Tiles are small for few rows, or few columns: else there were too few tiles for all of the device.
+        """
+        tile = (SMALL_TILES if small or columns <= NARROW else TILES)[gpu.unit(wdtype), has_scales(wdtype)]
+        return cls(gpu, Encoding.of(gpu, k, wdtype), tile)
 
     @property
     def unit(self) -> Unit:

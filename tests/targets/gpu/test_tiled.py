@@ -11,10 +11,9 @@ from deepzig.ir import OPS
 from deepzig.ir.fp8 import FP8, RECORD, SIDE, values_fp8
 from deepzig.targets.gpu.device import CUDA, METAL, Gpu
 from deepzig.targets.gpu.layout import pack_rows
-from deepzig.targets.gpu.operands import prepare
+from deepzig.targets.gpu.operands import Encoding, prepare
 from deepzig.targets.gpu.product import Product
 from deepzig.targets.gpu.tiled import tiled, tiled_heads
-from deepzig.targets.gpu.tiles import Multiplier
 
 from ..latents import to_bits, to_f32
 from .weights import DTYPES, Array, Weight, error, normal
@@ -26,7 +25,7 @@ TOLERANCE = 3e-6
 
 def rounded(x: Array, gpu: Gpu, wdtype: str) -> Array:
     """Rows as the unit for a type of weights multiplies them; integers are rounded by the weight's meaning."""
-    element = Multiplier.of(gpu, 64, wdtype).unit.element
+    element = Encoding.of(gpu, 64, wdtype).unit.element
     return to_f32(to_bits(x, element), element) if element in ("bf16", "f16") else x
 
 
@@ -34,7 +33,7 @@ class Tiled:
     """A product in two kernels."""
 
     def __init__(self, compile_: Any, gpu: Gpu, product: Product) -> None:
-        self.product, self.encoding = product, Multiplier.of(gpu, product.k, product.wdtype).encoding
+        self.product, self.encoding = product, Encoding.of(gpu, product.k, product.wdtype)
         first = prepare(
             self.encoding, x_shape=(product.x_width or product.k,), begin=product.begin, norm_eps=product.norm_eps
         )  # fmt: skip
@@ -61,7 +60,15 @@ def test_product(gpu: Any, device: str, wdtype: str) -> None:
     check_product(gpu, device, wdtype, (197, 83, 3, 2))
 
 
-SIZES = [("cuda", "bf16", (37, 1, 0, 0)), ("metal", "q4", (37, 1, 0, 0)), ("cuda", "q4", (256, 136, 8, 4))]
+SIZES = [
+    ("cuda", "bf16", (37, 1, 0, 0)),
+    ("metal", "q4", (37, 1, 0, 0)),
+    ("cuda", "q4", (256, 136, 8, 4)),
+    ("cuda", "bf16", (70, 1050, 0, 0)),  # more columns have larger tiles
+    ("cuda", "q8", (70, 1050, 0, 0)),
+    ("cuda", FP8, (129, 1050, 0, 0)),
+    ("metal", "f32", (70, 1050, 0, 0)),
+]
 
 
 @pytest.mark.parametrize(("device", "wdtype", "sizes"), SIZES)
@@ -106,7 +113,7 @@ def test_heads(gpu: Any, device: str, wdtype: str) -> None:
     """Columns beside the inputs aren't read, those beside the outputs aren't written."""
     rng = np.random.default_rng(7)
     heads, k, n, rows, x_stride, y_stride = 3, 20, 41, 70, 29, 48
-    encoding = Multiplier.of(GPUS[device], k, wdtype).encoding
+    encoding = Encoding.of(GPUS[device], k, wdtype)
     first, second = gpu(device).all(
         prepare(encoding, x_shape=(heads * x_stride + 2,), begin=2, parts=heads, stride=x_stride),
         tiled_heads(GPUS[device], heads, k, n, wdtype, y_shape=(heads, y_stride), y_offset=1, y_stride=y_stride),

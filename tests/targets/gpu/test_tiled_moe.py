@@ -7,9 +7,8 @@ from typing import Any
 import numpy as np
 
 from deepzig.ir import OPS
-from deepzig.targets.gpu.operands import prepare
+from deepzig.targets.gpu.operands import Encoding, prepare
 from deepzig.targets.gpu.tiled_moe import Experts, tiled_experts
-from deepzig.targets.gpu.tiles import Multiplier
 
 from .test_tiled import GPUS, every, rounded
 from .weights import Array, Weight, error, normal
@@ -34,7 +33,7 @@ class Layer:
         self.gate, self.up = (Weight.of(normal(rng, EXPERTS, WIDTH, HIDDEN) / 10, wdtype) for _ in range(2))
         self.down = Weight.of(normal(rng, EXPERTS, HIDDEN, WIDTH) / 8, wdtype)
         self.gate_up = np.stack([self.gate.packed, self.up.packed], 2).reshape(EXPERTS, 2 * WIDTH, -1)
-        self.encodings = [Multiplier.of(gpu, k, wdtype).encoding for k in (HIDDEN, WIDTH)]
+        self.encodings = [Encoding.of(gpu, k, wdtype) for k in (HIDDEN, WIDTH)]
         kernels = [
             prepare(self.encodings[0], x_shape=(HIDDEN,)),
             prepare(self.encodings[1], x_shape=(SLOTS, WIDTH), parts=SLOTS, stride=WIDTH),
