@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -95,13 +94,9 @@ def variable(value: Expr, dtype: str = "float32") -> Buffer:
     return buffer
 
 
-def matrix(buffer: Buffer) -> Buffer:
-    """A buffer [rows, ...] as one of two dimensions."""
-    rows, *sizes = buffer.shape
-    if len(sizes) == 1:
-        return buffer
-    width = T.int64(math.prod(int(size) for size in sizes))
-    return builder.decl_buffer((rows, width), buffer.dtype, data=buffer.data, scope="global")
+def view(buffer: Buffer, *shape: int | Expr) -> Buffer:
+    """The elements of a parameter in another shape."""
+    return builder.decl_buffer(tuple(map(extent, shape)), buffer.dtype, data=buffer.data, scope="global")
 
 
 def barrier() -> None:

@@ -20,7 +20,7 @@ from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
 from .device import Gpu
-from .emit import block_sum, device, launch, matrix, registers, subgroup_max, variable
+from .emit import block_sum, device, launch, registers, subgroup_max, variable, view
 from .layout import group, groups
 from .units import UNITS, Unit
 
@@ -119,7 +119,7 @@ def prepare(
         x = f.tensor("x", "f32", rows, *x_shape)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("prepared", encoding.dtype, rows, parts, encoding.pitch)
-        X = matrix(x)
+        X = view(x, rows, x_width)
         with launch(THREADS, rows, parts) as t:
             row, part = t.block
             aligned = all(size % QUAD == 0 for size in (x_width, begin, stride, k))

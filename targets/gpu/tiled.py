@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from math import prod
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -11,7 +12,7 @@ from tvm.tirx import PrimFunc
 from deepzig.targets.emit import Expr, kernel, store, symbols, when
 
 from .device import Gpu
-from .emit import launch, matrix
+from .emit import launch, view
 from .layout import pitch, stored
 from .product import Operands, Product
 from .tiles import Multiplier, Source
@@ -83,7 +84,7 @@ def tiled_heads(
         (rows,) = symbols("rows")
         X = f.tensor("prepared", form.encoding.dtype, rows, heads, form.encoding.pitch)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
-        Y = matrix(f.tensor("y", "f32", rows, *y_shape))
+        Y = view(f.tensor("y", "f32", rows, *y_shape), rows, prod(y_shape))
         with launch(tile.threads, (rows + (tile.rows - 1)) // tile.rows, -(-n // tile.columns), heads) as t:
             first, column, head = t.block[0] * tile.rows, t.block[1] * tile.columns, t.block[2]
             left = Source(X, lambda row: T.min(first + row, rows - 1), lambda row: (row, head))
