@@ -19,7 +19,7 @@ from deepzig.targets.emit import Buffer, Expr, loop, store, when
 from .emit import SUBGROUP, Threads, barrier, device, registers, subgroup_sum
 from .layout import group, has_scales, row_words
 from .source import Codes, Norms, Source
-from .vector import SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen
+from .vector import SHRUNK, WORDS, codes, fma, float_of, load, per_vector, widen
 
 THREADS = 256
 """Of a block."""

@@ -353,7 +353,7 @@ class _Staged:
 
     def _copy(self, stage: Expr, row: Expr, four: Expr, held: Buffer, word: Expr) -> None:
         source = self.source.place(T.Cast("int64", held[0]))
-        first, begin = self._turned(row, four), word + four * FOUR
+        first, begin = turned(row, four, self.words), word + four * FOUR
         if self.gpu.asynchronous:
             here, there = self.array[stage, row, first], self.source.buffer[(*source, begin)]
             device("cp_async_16", T.address_of(here), T.address_of(there))
@@ -373,18 +373,12 @@ class _Staged:
                 else:
                     store(self.scale_array, there, stage, share)
 
-    def _turned(self, row: Expr, four: Expr) -> Expr:
-        """The first of four words in a row."""
-        per_bank_row = max(1, BANKS // self.words)
-        places = min(self.words, BANKS) // FOUR
-        return T.bitwise_xor(four, row // per_bank_row % places) * FOUR
-
     def reader(self, stage: Expr, first_row: Expr, first_word: int) -> Callable[[Expr, Expr], Expr]:
         """(row, word) -> a word, counted from first ones on."""
 
         def read(row: Expr, word: Expr) -> Expr:
             row, word = first_row + row, first_word + word
-            return T.bind(self.array[stage, row, self._turned(row, word // FOUR) + word % FOUR])
+            return T.bind(self.array[stage, row, turned(row, word // FOUR, self.words) + word % FOUR])
 
         return read
 
@@ -394,3 +388,10 @@ class _Staged:
             return None
         value = self.scale_array[stage, row]
         return T.bind(value if self.scale_array.dtype == "float32" else T.reinterpret("float32", value))
+
+
+def turned(row: Expr, four: Expr, words: int) -> Expr:
+    """The first of the words in which four words of a row lie, in an array of rows of so many words."""
+    per_bank_row = max(1, BANKS // words)
+    places = min(words, BANKS) // FOUR
+    return T.bitwise_xor(four, row // per_bank_row % places) * FOUR
