@@ -1,18 +1,19 @@
-"""Products of a few rows, such as those of a decode step: a norm before, bias and residual or SwiGLU after, one launch."""
+"""Products of few rows, as in a decode step: a norm before and bias, residual or SwiGLU after are in the same launch."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from functools import cache
+from math import prod
 
+from tvm import tirx
 from tvm.script import tirx as T
-from tvm.script.ir_builder import tirx as builder
 from tvm.tirx import PrimFunc
 
-from deepzig.targets.emit import Buffer, Expr, kernel, symbols, when
+from deepzig.targets.emit import Expr, kernel, store, symbols, when
 
-from .emit import launch
+from .emit import launch, view
 from .lanes import THREADS, Lanes, Memory, Weight, multiply
 from .layout import pitch, stored
 from .product import Product
@@ -44,11 +45,11 @@ def lanes_for(k: int, n: int, wdtype: str, *, halves: int = 1, batch: int = 1, t
 
 
 @contextmanager
-def tile_of(count: Expr, tile: int) -> Iterator[None]:
-    """What is emitted in this context runs if `tile` is the tile for so many rows: the smallest that holds them."""
-    below = max((other for other in TILES if other < tile), default=0)
-    conditions = ([count > below] if below else []) + ([count <= tile] if tile != TILES[-1] else [])
-    with when(conditions[0] if len(conditions) == 1 else T.And(*conditions)):
+def tile_of(count: Expr, tile: int, tiles: tuple[int, ...] = TILES) -> Iterator[None]:
+    """What is emitted in this context runs if `tile` is the one of `tiles` for so many rows: the smallest for them."""
+    below = max((other for other in tiles if other < tile), default=0)
+    conditions = ([count > below] if below else []) + ([count <= tile] if tile != tiles[-1] else [])
+    with when(tirx.all(*conditions)) if conditions else nullcontext():
         yield
 
 
@@ -93,7 +94,7 @@ def heads_product(
     heads: int, k: int, n: int, wdtype: str, *, x_shape: tuple[int, ...], x_offset: int, x_stride: int,
     y_shape: tuple[int, ...], y_offset: int, y_stride: int,
 ) -> PrimFunc:  # fmt: skip
-    """Kernel for y[row, y_offset + h y_stride + j] = sum of x[row, x_offset + h x_stride + i] w[h, j, i] for each head h.
+    """Kernel for a product of each head h, of rows' elements from x_offset + h * x_stride on with w[h].
 
     Args:
         heads: how many.
@@ -104,29 +105,29 @@ def heads_product(
         x_offset: first input of head 0.
         x_stride: from a head's first input to the next head's.
         y_shape: dimensions of y after the first, taken as one.
-        y_offset: first output of head 0.
+        y_offset: where the outputs of head 0 begin in a row of y.
         y_stride: from a head's first output to the next head's.
 
     Returns:
-        (X f32[rows, *x_shape], W[heads, n, pitch] packed by `layout.pack_rows`, Y f32[rows, *y_shape]). Only the outputs
-        of Y are written.
+        (X f32[rows, *x_shape], W[heads, n, pitch] packed by `layout.pack_rows`, Y f32[rows, *y_shape]). What is
+        not an output in Y is left as it is.
     """
     shapes = ["by".join(map(str, shape)) for shape in (x_shape, y_shape)]
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
-        X, x_width = _as_matrix(f.tensor("x", "f32", rows, *x_shape), rows, x_shape)
+        X = view(f.tensor("x", "f32", rows, *x_shape), rows, prod(x_shape))
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
-        Y, _ = _as_matrix(f.tensor("y", "f32", rows, *y_shape), rows, y_shape)
+        Y = view(f.tensor("y", "f32", rows, *y_shape), rows, prod(y_shape))
         for tile in TILES:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads) as t:
                 row_tile, block, head = t.block
                 first = row_tile * tile
-                source = Source(X, k, x_offset + head * x_stride, aligned(x_width, x_offset, x_stride))
+                source = Source(X, k, x_offset + head * x_stride, aligned(prod(x_shape), x_offset, x_stride))
 
                 def write(r: int, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
-                    builder.buffer_store(Y, value, [first + r, y_offset + head * y_stride + output])
+                    store(Y, value, first + r, y_offset + head * y_stride + output)
 
                 weight = Weight(W, lambda output, _, head=head: (head, output))
                 row_of = clamped(first, rows, tile)
@@ -134,13 +135,3 @@ def heads_product(
                     t, lanes, Memory(lanes, tile, norm=False), source, row_of, weight, block, tile, rows - first, write
                 )  # fmt: skip
     return f.function
-
-
-def _as_matrix(buffer: Buffer, rows: Expr, shape: tuple[int, ...]) -> tuple[Buffer, int]:
-    """A buffer [rows, *shape] with one dimension for all of `shape`, and how long it is."""
-    width = 1
-    for size in shape:
-        width *= size
-    if len(shape) == 1:
-        return buffer, width
-    return builder.decl_buffer((rows, T.int64(width)), buffer.dtype, data=buffer.data, scope="global"), width

@@ -1,4 +1,4 @@
-"""Products of a few rows: each subgroup, or part of it, sums a few rows of the weight, its lanes along the inner dimension.
+"""How a block multiplies few rows: a subgroup, or part of it, has some rows of the weight, its lanes the inner dimension.
 
 A lane reads the weight 16 bytes at a time, next to its neighbours'. Which elements of a row it multiplies, and in which
 order sums are added, depends on the sizes only: so do the bits of a result. Products of floats are f32's; rows for
@@ -19,7 +19,7 @@ from deepzig.targets.emit import Buffer, Expr, loop, store, when
 from .emit import SUBGROUP, Threads, barrier, device, registers, subgroup_sum
 from .layout import group, has_scales, row_words
 from .source import Codes, Norms, Source
-from .vector import SHRUNK, WORDS, codes, fma, float_of, load, per_vector, widen
+from .vector import SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen
 
 THREADS = 256
 """Of a block."""
@@ -139,7 +139,7 @@ def multiply(
 
 
 def _each(lanes: int, vectors: int, lane: Expr, step: int, body: Callable[[Sequence[Expr], bool], None]) -> None:
-    """Emit body(numbers of vectors, whether these are the last), `step` vectors of a lane at once, for all its vectors."""
+    """Emit body(numbers of vectors, whether these are the last) for all vectors of a lane, `step` at once."""
     turns = vectors // lanes
     with loop(turns // step) as turn:
         body([T.bind((turn * step + i) * lanes + lane) for i in range(step)], False)
@@ -243,5 +243,3 @@ def _integers(
         section(T.int64(0), part, True)
     if padded > whole * part:
         section(T.int64(whole * part), padded - whole * part, False)
-
-

@@ -232,5 +232,3 @@ def packed(integers: list[Expr]) -> Expr:
     for i, x in enumerate(integers[1:], 1):
         word = T.bitwise_or(word, T.shift_left(T.bitwise_and(x, T.int32(255)), T.int32(8 * i)))
     return word
-
-
