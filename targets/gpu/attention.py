@@ -24,7 +24,7 @@ from tvm.script import tirx as T
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .cache import pair
-from .cached import Tile, tile_of
+from .cached import tile_of
 from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, registers, shared, variable
 from .latent import turned
@@ -86,7 +86,8 @@ Line = tuple[Expr, Expr, Expr]
 @dataclass(frozen=True)
 class Queries:
     """The parameters with the queries: absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)] and angles
-    f32[n, rope]."""
+    f32[n, rope].
+    """
 
     absorbed: Buffer
     q: Buffer
@@ -129,7 +130,8 @@ class Block:
     @property
     def _pitch(self) -> int:
         """Scores from line to line: 8 more than a multiple of 16, so that 4 lines of 8 neighbours are in different
-        banks; less where that is too much shared memory."""
+        banks; less where that is too much shared memory.
+        """
         wide = -(-self.tile.positions // 16) * 16 + (8 if self.tile.positions > 8 else -8)
         tiles = self.tile.stages * self.tile.positions * self.tile.pitch
         fits = 4 * (tiles + PARTS * self.count * wide) <= self.shared_bytes

@@ -14,7 +14,7 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, either, store, when
 
-from .cache import PER_WORD, half, pair, row_columns, row_words, scale_word, word_type
+from .cache import PER_WORD, half, pair, row_columns, scale_word, word_type
 from .device import Gpu
 from .emit import Threads, barrier, device, registers, shared, variable
 from .units import UNITS, Unit

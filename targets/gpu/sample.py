@@ -314,9 +314,7 @@ class Choice:
                     store(self.sums, value, i, t.subgroup)
             barrier()
             lane = T.min(t.lane, parts - 1)
-            values = [
-                T.bind(T.Select(t.lane < parts, self.sums[i, lane], T.uint32(0))) for i in range(per * SECTIONS)
-            ]
+            values = [T.bind(T.Select(t.lane < parts, self.sums[i, lane], T.uint32(0))) for i in range(per * SECTIONS)]
         lanes = SUBGROUP if parts > 1 else 1
         counts = [subgroup_total(values[per * i], lanes) for i in range(SECTIONS)]
         if per == 1:

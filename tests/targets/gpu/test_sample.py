@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from deepzig.ir.sampling import sample_tokens
-from deepzig.targets.gpu.sample import KEPT, sample
+from deepzig.targets.gpu.sample import sample
 
 from ..test_sample import options
 from .conftest import GPUS
