@@ -1,0 +1,90 @@
+"""Fixtures that compile kernels for a GPU and call them, on software, on numpy arrays."""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import tvm
+
+from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
+from deepzig.targets.gpu.pipeline import PIPELINE
+
+from .software import load
+
+Array = npt.NDArray[Any]
+Run = Callable[..., None]
+GPUS = {gpu.kind: gpu for gpu in (CUDA, METAL)}
+
+
+@dataclass(frozen=True)
+class SoftwareGpu:
+    """Compiles kernels for a kind of device, which here is software.
+
+    Attributes:
+        device: "cuda" or "metal".
+        folder: where to put libraries.
+    """
+
+    device: str
+    folder: Path
+
+    def __call__(self, kernel: Any) -> Run:
+        """The kernel as a function of numpy arrays and numbers that writes its outputs into the arrays."""
+        [function] = self.all(kernel)
+        return function
+
+    def all(self, *kernels: Any) -> list[Run]:
+        """Several kernels, compiled together."""
+        named = {str(kernel.attrs["global_symbol"]): kernel for kernel in kernels}
+        target = GpuTarget(GPUS[self.device], frozenset(), f"{platform.machine()}-linux", self.device)
+        compiled = tvm.compile(tvm.IRModule(named), target=target.tvm_target(), tir_pipeline=PIPELINE)
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.so"
+        compiled.export_library(str(path))
+        tvm.get_global_func("deepzig.shim.checked")(True)
+        module = tvm.runtime.load_module(str(path))
+        functions = [module[name] for name in named]
+        tvm.get_global_func("deepzig.shim.checked")(False)
+        return [self._runs(function) for function in functions]
+
+    def _runs(self, function: Any) -> Run:
+        return lambda *values: called(function, self.device, values)
+
+
+def called(function: Any, device: str, values: Sequence[Any]) -> None:
+    """Call a kernel with numpy arrays and numbers, and write its outputs into the arrays.
+
+    It is called twice, with the threads and blocks in opposite orders.
+
+    Raises:
+        AssertionError: it wrote outside of an array, or its results depend on the order.
+    """
+    results = []
+    for reverse in (False, True):
+        tensors = [tvm.runtime.tensor(v, tvm.device(device)) if isinstance(v, np.ndarray) else v for v in values]
+        tvm.get_global_func("deepzig.shim.reversed")(reverse)
+        try:
+            function(*tensors)
+        finally:
+            tvm.get_global_func("deepzig.shim.reversed")(False)
+        damage = tvm.get_global_func("deepzig.shim.damage")()
+        assert not damage, damage
+        results.append([t.numpy() for v, t in zip(values, tensors, strict=True) if isinstance(v, np.ndarray)])
+    arrays = [v for v in values if isinstance(v, np.ndarray)]
+    for i, (array, one, other) in enumerate(zip(arrays, *results, strict=True)):
+        same = one.tobytes() == other.tobytes()
+        assert same, f"array {i} of the arguments depends on the order in which threads run: a barrier is missing"
+        array[...] = one
+
+
+@pytest.fixture
+def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu]:
+    """Kind of device -> what compiles kernels for it."""
+    load()
+    return lambda device: SoftwareGpu(device, tmp_path)

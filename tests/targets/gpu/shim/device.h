@@ -1,0 +1,20 @@
+// What the software devices can do.
+#pragma once
+#include <cstddef>
+
+namespace shim {
+
+struct Limits {
+  const char* kind;
+  unsigned threads;       // of a block
+  size_t static_shared;   // bytes
+  size_t shared;          // bytes, with what is asked for at launch: the least of sm_80, sm_89 and sm_90
+  const char* version;    // compute capability
+};
+
+constexpr Limits kLimits[] = {
+    {"cuda", 1024, 48 << 10, 99 << 10, "9.0"},
+    {"metal", 1024, 32 << 10, 32 << 10, ""},
+};
+
+}  // namespace shim
