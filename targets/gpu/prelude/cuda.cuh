@@ -24,6 +24,17 @@ static __device__ __forceinline__ float dz_half(unsigned bits) {
   return value;
 }
 
+// the high word of a product
+static __device__ __forceinline__ unsigned dz_multiply_high(unsigned a, unsigned b) { return __umulhi(a, b); }
+
+// correctly rounded
+static __device__ __forceinline__ float dz_divide(float a, float b) { return __fdiv_rn(a, b); }
+
+// for any angle
+static __device__ __forceinline__ float dz_sin(float angle) { return sinf(angle); }
+
+static __device__ __forceinline__ float dz_cos(float angle) { return cosf(angle); }
+
 // PTX ISA, "Matrix multiply-accumulate operation using mma instruction": sums [16, 8] += A [16, 8 words] B [8, 8 words]^T
 
 static __device__ __forceinline__ void dz_mma_bf16(float* sums, const unsigned* a, const unsigned* b) {

@@ -17,9 +17,14 @@ from pathlib import Path
 from deepzig.cache import cache_folder
 
 SHIM = Path(__file__).with_name("shim")
-COMPILER = "c++"
-KERNEL_OPTIONS = ("-std=c++17", "-O1", "-march=native", "-fno-strict-aliasing", "-fwrapv", "-w", "-fPIC", "-shared")
-"""Generated code reads floats as integers through pointers, and integers of GPUs wrap."""
+COMPILER = os.environ.get("CXX", "c++")
+LIBRARY_OPTIONS = ("-std=c++17", "-fPIC", "-shared")
+KERNEL_OPTIONS = (
+    *("-O1", "-march=native"),
+    *("-fno-strict-aliasing", "-fwrapv"),  # generated code reads floats as integers, and integers of GPUs wrap
+    "-ftrivial-auto-var-init=pattern",  # local variables that were never written show
+    "-Werror=frame-larger-than=61440",  # the engine gives each thread a stack of 64 KiB
+)
 
 
 @functools.cache
@@ -50,15 +55,19 @@ def load() -> None:
 
 
 def _compile(output: Path, folder: Path) -> None:
-    command = " ".join([COMPILER, *KERNEL_OPTIONS, f"-I'{folder}/include'"])
-    includes = [f"-I{parent}/include" for parent in (_package("tvm"), _package("tvm_ffi"))]
-    libraries = [f"-L{_package('tvm')}/lib", f"-L{_package('tvm_ffi')}/lib", "-ltvm_runtime", "-ltvm_ffi"]
-    subprocess.run(
-        [COMPILER, "-std=c++17", "-O2", "-fPIC", "-shared", "-pthread", "-w", *includes]
-        + [f'-DSHIM_COMPILER="{command}"', f'-DSHIM_CACHE="{folder}"', f"-Wl,-soname,{output.name}"]
-        + [*map(str, sorted(SHIM.glob("*.cc"))), "-o", str(output), *libraries],
-        check=True,
-    )
+    kernel_command = " ".join([COMPILER, *LIBRARY_OPTIONS, *KERNEL_OPTIONS, f"-I'{folder}/include'"])
+    packages = [_package("tvm"), _package("tvm_ffi")]
+    options = [
+        *(f"-I{package}/include" for package in packages),
+        f'-DSHIM_COMPILER="{kernel_command}"',
+        f'-DSHIM_CACHE="{folder}"',
+        f"-Wl,-soname,{output.name}",
+    ]
+    libraries = [*(f"-L{package}/lib" for package in packages), "-ltvm_runtime", "-ltvm_ffi"]
+    # as one source: TVM's headers take longer than all the rest
+    sources = "".join(f'#include "{source}"\n' for source in sorted(SHIM.glob("*.cc")))
+    command = [COMPILER, *LIBRARY_OPTIONS, "-O2", "-pthread", *options, "-x", "c++", "-", "-x", "none", *libraries]
+    subprocess.run([*command, "-o", str(output)], input=sources, text=True, check=True)
 
 
 def _package(name: str) -> Path:
@@ -80,8 +89,7 @@ def _key() -> str:
 def _machine() -> Iterator[str]:
     from importlib.metadata import version
 
-    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), *KERNEL_OPTIONS)
+    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), COMPILER, *KERNEL_OPTIONS)
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         yield from re.findall(r"^(?:flags|Features)\s*:.*$", cpu.read_text(), re.M)[:1]
-    yield os.environ.get("CXX", "")

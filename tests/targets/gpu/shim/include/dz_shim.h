@@ -21,6 +21,14 @@ inline int dz_dot4(int a, int b, int c) {
   return c;
 }
 
+inline unsigned dz_multiply_high(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
+
+inline float dz_divide(float a, float b) { return a / b; }
+
+inline float dz_sin(float angle) { return sinf(angle); }
+
+inline float dz_cos(float angle) { return cosf(angle); }
+
 namespace shim {
 
 // The registers of a lane that multiplies, as it publishes them.
