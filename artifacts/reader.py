@@ -79,7 +79,7 @@ def check_parts(parts: Parts, manifest: Manifest, full: bool) -> None:
             raise DeepZigError(f"the file has {part.size} bytes, not {entry.size}", part.where, COPY_AGAIN)
         if (full or not name.endswith(".safetensors")) and part.sha256() != entry.sha256:
             raise DeepZigError("the file was changed: its SHA-256 differs from the manifest's", part.where, COPY_AGAIN)
-    for name in (part for b in manifest.builds for part in (b.code, b.runtime)):
+    for name in (part for build in manifest.builds for part in build.parts):
         if name not in manifest.files:
             raise DeepZigError(f"the manifest does not list {name}", f"{parts.path / MANIFEST}", COPY_AGAIN)
 

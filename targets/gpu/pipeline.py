@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
 from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
+
+from .sources import device_functions
 
 PIPELINE = "deepzig_gpu"
 PASSES = (
@@ -42,13 +45,15 @@ def _pipeline() -> tuple[Any, Any, Any]:
 PIPELINE_MAP[PIPELINE] = _pipeline
 
 
-def compile_module(module: Any, target: Any) -> Any:
+def compile_module(module: Any, target: Any, instruments: Sequence[Any] = ()) -> Any:
     """Compile a TVM module for a TVM target.
 
     Kernels don't check their arguments: the entry points, which alone call them, do. Kernels that copy are called all
     the same: as views, two values would be one memory, and the code would make other calls than the manifest lists.
+    The device's code is source text. `instruments` watch TVM's passes.
     """
     views = ["RewriteDataflowReshape"]
     config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
-    with tvm.transform.PassContext(config=config, disabled_pass=views):
+    settings = tvm.transform.PassContext(config=config, disabled_pass=views, instruments=list(instruments))
+    with device_functions(), settings:
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
