@@ -1,4 +1,4 @@
-"""Products of few rows, as in a decode step: a norm before and bias, residual or SwiGLU after are in the same launch."""
+"""Products of few rows, as in a decode step: a norm before, bias, residual or SwiGLU after in the same launch."""
 
 from __future__ import annotations
 
