@@ -10,7 +10,7 @@ from tvm import s_tir, tirx
 from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
-from .sources import device_functions
+from .preludes import device_functions
 
 PIPELINE = "deepzig_gpu"
 PASSES = (

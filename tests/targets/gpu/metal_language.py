@@ -21,7 +21,7 @@ HEADERS = Path(__file__).parent / "msl"
 POINTER = re.compile(r"(\w+ )?(?:const )?\b(?:void|bool|float|half|u?(?:char|short|int|long))[234]?(?: const)? ?[*&]")
 SPACES = {"device ", "constant ", "thread ", "threadgroup "}
 FLAGS = (
-    "-triple", "spir64-unknown-unknown", "-x", "clcpp", "-cl-std=clc++2021", "-fsyntax-only", "-ffreestanding",
+    "-triple", "spir64-unknown-unknown", "-x", "clcpp", "-cl-std=clc++2021", "-ffreestanding",
     "-cl-ext=-__opencl_c_generic_address_space,-__opencl_c_pipes,-__opencl_c_device_enqueue",
     "-Wno-unknown-attributes", "-Werror=pre-c++17-compat",
     f"-I{HEADERS}",
@@ -37,11 +37,7 @@ def sources(executable: Any) -> dict[str, str]:
 
 def errors(source: str) -> list[str]:
     """What is wrong with a kernel's source: lines that begin with the number of the source's line."""
-    with tempfile.TemporaryDirectory() as folder:
-        file = Path(folder) / "kernel.metal"
-        file.write_text(source)
-        command = [sys.executable, "-m", "ziglang", "clang", "-cc1", *FLAGS, file.name]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+    done = _clang(source, "-fsyntax-only")
     found = [line.removeprefix("kernel.metal:") for line in done.stderr.splitlines() if "error:" in line]
     if done.returncode and not found:
         raise RuntimeError(done.stderr)  # clang itself
@@ -49,3 +45,16 @@ def errors(source: str) -> list[str]:
         if any(space not in SPACES for space in POINTER.findall(line)):
             found.append(f"{number}: error: a pointer without an address space")
     return found
+
+
+def preprocessed(source: str) -> str:
+    """A kernel's source without macros."""
+    return _clang(source, "-E").stdout
+
+
+def _clang(source: str, *options: str) -> subprocess.CompletedProcess[str]:
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / "kernel.metal"
+        file.write_text(source)
+        command = [sys.executable, "-m", "ziglang", "clang", "-cc1", *FLAGS, *options, file.name]
+        return subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)

@@ -23,7 +23,7 @@ from deepzig.targets.emit import kernel, store, symbols
 from deepzig.targets.gpu import embed, nvcc
 from deepzig.targets.gpu.device import CUDA, METAL, Gpu, GpuTarget
 from deepzig.targets.gpu.emit import block_sum, launch, variable
-from deepzig.targets.gpu.sources import AS_TEXT, PRELUDES, prelude
+from deepzig.targets.gpu.preludes import AS_TEXT, PRELUDES, prelude
 
 from .sass import architectures, disassembled
 

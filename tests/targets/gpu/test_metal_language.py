@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from deepzig.targets.gpu.device import METAL, GpuTarget
 from deepzig.targets.gpu.emit import barrier, block_max, block_sum, launch, registers, shared
 from deepzig.targets.gpu.units import UNITS
 
-from .metal_language import errors, sources
+from .metal_language import errors, preprocessed, sources
 
 KERNEL = """#include <metal_stdlib>
 using namespace metal;
@@ -109,3 +110,12 @@ def test_what_the_builder_emits() -> None:
     assert set(texts) == {"everything_kernel"}
     assert "dz_simd_mma_f32(" in texts["everything_kernel"]
     assert {name: errors(text) for name, text in texts.items()} == {"everything_kernel": []}
+
+
+def test_no_fast_math() -> None:
+    """TVM's runtime asks for it; the prelude takes it back."""
+    (text,) = sources(GpuTarget(METAL, frozenset(), "x86_64-linux", "metal").compile(everything())).values()
+    assert "#pragma METAL fp math_mode(safe)" in text[: text.index("kernel void")]
+    body = preprocessed(text).rpartition("kernel void")[2]
+    used = set(re.findall(r"(\w*:*)\b(exp|sqrt|rsqrt)\(", body))
+    assert used == {("precise::", "exp"), ("precise::", "sqrt")}  # TVM makes a quotient of rsqrt

@@ -14,7 +14,7 @@ from deepzig.errors import DeepZigError
 from deepzig.targets.gpu import nvcc, toolkit
 from deepzig.targets.gpu.names import GPUS
 from deepzig.targets.gpu.nvcc import Fatbin, fatbin
-from deepzig.targets.gpu.sources import prelude
+from deepzig.targets.gpu.preludes import prelude
 
 from .sass import architectures, cuobjdump, disassembled, matrix_instructions
 
