@@ -13,7 +13,8 @@ from .checks import MEND, Fields, parse
 from .consistency import ITEM_BYTES, check
 from .devices import CPU, KINDS
 
-FORMAT = 2
+FORMAT = 3
+
 MAX_DIMENSIONS = 16
 LIMITS = {"page_size": 1 << 16, "positions": (1 << 31) - 1}
 """The largest sane values of bounds; positions and tokens are i32."""

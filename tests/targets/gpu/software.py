@@ -25,6 +25,8 @@ KERNEL_OPTIONS = (
     "-ftrivial-auto-var-init=pattern",  # local variables that were never written show
     "-Werror=frame-larger-than=61440",  # the engine gives each thread a stack of 64 KiB
 )
+CHECKED_OPTIONS = ("-fsanitize=alignment,bounds", *("-nodefaultlibs", "-lm", "-lc", "-lgcc"))
+"""The shim has the functions that these checks call: no sanitizer's library is needed."""
 
 
 @functools.cache
@@ -55,19 +57,20 @@ def load() -> None:
 
 
 def _compile(output: Path, folder: Path) -> None:
-    command = " ".join([COMPILER, *LIBRARY_OPTIONS, *KERNEL_OPTIONS, f"-I'{folder}/include'"])
+    kernel_command = " ".join([COMPILER, *LIBRARY_OPTIONS, *KERNEL_OPTIONS, f"-I'{folder}/include'"])
     packages = [_package("tvm"), _package("tvm_ffi")]
     options = [
         *(f"-I{package}/include" for package in packages),
-        f'-DSHIM_COMPILER="{command}"',
+        f'-DSHIM_COMPILER="{kernel_command}"',
+        f'-DSHIM_CHECKED="{" ".join(CHECKED_OPTIONS)}"',
         f'-DSHIM_CACHE="{folder}"',
         f"-Wl,-soname,{output.name}",
     ]
-    sources = map(str, sorted(SHIM.glob("*.cc")))
     libraries = [*(f"-L{package}/lib" for package in packages), "-ltvm_runtime", "-ltvm_ffi"]
-    subprocess.run(
-        [COMPILER, *LIBRARY_OPTIONS, "-O2", "-pthread", *options, *sources, "-o", str(output), *libraries], check=True
-    )
+    # as one source: TVM's headers take longer than all the rest
+    sources = "".join(f'#include "{source}"\n' for source in sorted(SHIM.glob("*.cc")))
+    command = [COMPILER, *LIBRARY_OPTIONS, "-O2", "-pthread", *options, "-x", "c++", "-", "-x", "none", *libraries]
+    subprocess.run([*command, "-o", str(output)], input=sources, text=True, check=True)
 
 
 def _package(name: str) -> Path:
@@ -89,7 +92,8 @@ def _key() -> str:
 def _machine() -> Iterator[str]:
     from importlib.metadata import version
 
-    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), COMPILER, *KERNEL_OPTIONS)
+    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), COMPILER)
+    yield from (*KERNEL_OPTIONS, *CHECKED_OPTIONS)
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         yield from re.findall(r"^(?:flags|Features)\s*:.*$", cpu.read_text(), re.M)[:1]

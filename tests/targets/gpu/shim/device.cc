@@ -20,7 +20,7 @@ using namespace tvm;
 
 constexpr size_t kAlignment = 256;
 constexpr size_t kGuardWords = kAlignment / 2;
-constexpr uint16_t kGuard = 0xffd5;  // a NaN as well, for reads past the end
+constexpr uint16_t kGuardWord = 0xffd5;  // a NaN as well, for reads past the end
 
 class Memory {
  public:
@@ -31,7 +31,7 @@ class Memory {
     char* data = begin + kAlignment;
     memset(data, 0xff, bytes);
     for (char* guard : {begin, data + bytes}) {
-      for (size_t i = 0; i < kGuardWords; i++) memcpy(guard + 2 * i, &kGuard, 2);
+      for (size_t i = 0; i < kGuardWords; i++) memcpy(guard + 2 * i, &kGuardWord, 2);
     }
     std::lock_guard<std::mutex> hold(lock_);
     sizes_[data] = bytes;
@@ -61,7 +61,7 @@ class Memory {
       std::string damage = damage_of(data, bytes);
       if (damage.empty()) continue;
       for (char* guard : {data - kAlignment, data + bytes}) {  // told once
-        for (size_t i = 0; i < kGuardWords; i++) memcpy(guard + 2 * i, &kGuard, 2);
+        for (size_t i = 0; i < kGuardWords; i++) memcpy(guard + 2 * i, &kGuardWord, 2);
       }
       return damage;
     }
@@ -71,8 +71,8 @@ class Memory {
  private:
   static std::string damage_of(const char* data, size_t bytes) {
     for (size_t i = 0; i < kGuardWords; i++) {
-      if (memcmp(data + bytes + 2 * i, &kGuard, 2)) return told("past the end", bytes, 2 * i);
-      if (memcmp(data - 2 - 2 * i, &kGuard, 2)) return told("before the begin", bytes, 2 * i);
+      if (memcmp(data + bytes + 2 * i, &kGuardWord, 2)) return told("past the end", bytes, 2 * i);
+      if (memcmp(data - 2 - 2 * i, &kGuardWord, 2)) return told("before the begin", bytes, 2 * i);
     }
     return "";
   }

@@ -13,6 +13,12 @@ typedef shim::Small<shim::Half> half;
 typedef half __half;
 typedef shim::Small<shim::Brain> nv_bfloat16;
 typedef nv_bfloat16 __nv_bfloat16;
+
+#define CUDART_INF_F __builtin_huge_valf()
+#define CUDART_INF __builtin_huge_val()
+#define CUDART_NAN_F __builtin_nanf("")
+#define CUDART_NAN __builtin_nan("")
+
 typedef long long longlong;
 typedef unsigned long long ulonglong;
 
