@@ -9,6 +9,7 @@ from deepzig.ir import Node, TensorType, Value
 from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import FORMATS
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
+from deepzig.targets.plain import RAW
 
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
@@ -21,7 +22,7 @@ from .layout import (
     padded,
     transposed_fp8,
 )
-from .plain import PLAIN, RAW
+from .plain import PLAIN
 
 Cpu = CpuTarget
 

@@ -4,4 +4,7 @@ from __future__ import annotations
 
 from deepzig.targets.base import Table
 
-LOWERINGS: Table = {}
+from .lower_rows import ROWS
+from .plain import PLAIN
+
+LOWERINGS: Table = {**PLAIN, **ROWS}
