@@ -19,8 +19,9 @@ LEAST = 13
 
 UPDATE = "install NVIDIA's driver of version 580 or newer, or compile the model for the CPU"
 
-MAJOR, MINOR = 75, 76
-"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR (cuda.h)."""
+MAJOR, MINOR, CLOCK, WIDTH = 75, 76, 36, 37
+"""CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR, _MEMORY_CLOCK_RATE (kHz), _GLOBAL_MEMORY_BUS_WIDTH (bits) of
+cuda.h."""
 
 NAME_BYTES = 256
 
@@ -43,8 +44,11 @@ def cuda_gpu(device: Device) -> Gpu:
     _call(driver, "cuDeviceGetName", where, name, NAME_BYTES, handle)
     memory = ctypes.c_size_t()
     _call(driver, "cuDeviceTotalMem_v2", where, ctypes.byref(memory), handle)
-    major, minor = (_number(driver, "cuDeviceGetAttribute", where, number, handle) for number in (MAJOR, MINOR))
-    return Gpu(device, name.value.decode(errors="replace"), memory.value, (major, minor))
+    major, minor, clock, width = (
+        _number(driver, "cuDeviceGetAttribute", where, number, handle) for number in (MAJOR, MINOR, CLOCK, WIDTH)
+    )
+    bandwidth = 2.0 * clock * 1000 * width / 8  # two transfers a cycle
+    return Gpu(device, name.value.decode(errors="replace"), memory.value, (major, minor), bandwidth or None)
 
 
 @cache

@@ -40,12 +40,14 @@ class Gpu:
         name: what it calls itself.
         memory: bytes; None where the memory is that of the CPU.
         capability: compute capability of CUDA, such as (9, 0); None of others.
+        bandwidth: bytes a second that its memory can give; None where that is not known.
     """
 
     device: Device
     name: str
     memory: int | None = None
     capability: tuple[int, int] | None = None
+    bandwidth: float | None = None
 
     @property
     def architecture(self) -> str:
@@ -60,7 +62,7 @@ def parse_device(text: str) -> Device:
         DeepZigError: there is no such kind, or a number that is none.
     """
     kind, colon, number = text.partition(":")
-    if kind not in KINDS or (colon and (kind == CPU or not number.isdecimal())):
+    if kind not in KINDS or (colon and (kind == CPU or not (number.isascii() and number.isdecimal()))):
         known = ", ".join(sorted(KINDS))
         raise DeepZigError(f"there is no device {text!r}", "option device", f"choose from {known}, or {CUDA}:1")
     return Device(kind, int(number or 0))

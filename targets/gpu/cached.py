@@ -7,6 +7,7 @@ are stored, those of q8 are widened to the elements of the unit.
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 from tvm.script import tirx as T
@@ -70,10 +71,15 @@ class Tile:
         """Shared memory for the stages, one below the other."""
         return shared(self.stages * self.positions, self.pitch, dtype=word_type(self.held))
 
-    def _rows(self, t: Threads, vectors: int) -> list[tuple[Expr, Expr]]:
-        """Of each vector that a thread brings the row and its place in it."""
-        turns = -(-self.positions * vectors // t.count)
-        return [(i // vectors, i % vectors) for i in (turn * t.count + t.thread for turn in range(turns))]
+    def _share(self, t: Threads, words: int) -> tuple[Expr, list[tuple[Expr, bool]]]:
+        """The row of which a thread brings a part, and its vectors of words: where each begins, and if all rows have it.
+
+        Neighbours bring neighbouring vectors, and a thread those of one row: that takes one address.
+        """
+        beside, vectors = t.count // self.positions, words // VECTOR
+        turns = -(-vectors // beside)
+        firsts = [(turn * beside + t.thread % beside, (turn + 1) * beside <= vectors) for turn in range(turns)]
+        return T.bind(t.thread // beside), [(vector * VECTOR, whole) for vector, whole in firsts]
 
     def _place(self, table: Buffer, seq: Expr, begin: Expr, page: int) -> Callable[[Expr], tuple[Expr, Expr]]:
         """Row of the tile that starts at position `begin` -> page, and position in it."""
@@ -82,7 +88,7 @@ class Tile:
             return lambda row: (number, first + row)
 
         def place(row: Expr) -> tuple[Expr, Expr]:
-            # in memory the position can't be simplified: TVM errs in (x // 12 + y) // 5 (0.27)
+            # from memory, since TVM (0.27) errs when it simplifies (x // 12 + y) // 5
             position = variable(T.Cast("int32", begin + row), "int32")[0]
             return T.bind(table[seq, position // page]), T.bind(position % page)
 
@@ -96,16 +102,20 @@ class Tile:
 
         They are there after `arrived`.
         """
-        place = self._place(table, seq, begin, page)
+        row, vectors = self._share(t, self.words)
+        place, here = self._place(table, seq, begin, page), T.bind(stage * self.positions + row)
         zero = T.broadcast(T.float32(0) if self.cdtype == "f32" else T.uint32(0), VECTOR)
-        for row, vector in self._rows(t, self.words // VECTOR):
-            here = stage * self.positions + row, vector * VECTOR
-            with when(row < self.positions), either(begin + row < end) as (inside, outside):
-                with inside:
-                    there = (*place(row), vector * VECTOR)
-                    device("cp_async_16", T.address_of(tile[here]), T.address_of(cache[there]))
-                with outside:
-                    store(tile, zero, here[0], T.ramp(here[1], 1, VECTOR))
+        with either(begin + row < end) as (inside, outside):
+            with inside:
+                there = place(row)
+                for first, whole in vectors:
+                    with nullcontext() if whole else when(first < self.words):
+                        addresses = T.address_of(tile[here, first]), T.address_of(cache[(*there, first)])
+                        device("cp_async_16", *addresses)
+            with outside:
+                for first, whole in vectors:
+                    with nullcontext() if whole else when(first < self.words):
+                        store(tile, zero, here, T.ramp(first, 1, VECTOR))
         device("cp_async_commit")
 
     def arrived(self) -> None:
@@ -121,29 +131,31 @@ class Tile:
         All threads wait: before they overwrite the tile, and until it is there.
         """
         words = scale_word(self.width) if self.cdtype == "q8" else self.words
-        places, place = self._rows(t, words // VECTOR), self._place(table, seq, begin, page)
-        held = [registers(VECTOR, dtype=word_type(self.cdtype)) for _ in places]
-        scales = [variable(T.float32(0)) for _ in places] if self.cdtype == "q8" else []
+        (row, vectors), place = self._share(t, words), self._place(table, seq, begin, page)
+        held = [registers(VECTOR, dtype=word_type(self.cdtype)) for _ in vectors]
+        scales = [variable(T.float32(0)) for _ in vectors] if self.cdtype == "q8" else []
         at = T.ramp(T.int64(0), 1, VECTOR)
         zero = T.broadcast(T.float32(0) if self.cdtype == "f32" else T.uint32(0), VECTOR)
-        for turn, (row, vector) in enumerate(places):
-            store(held[turn], zero, at)
-            with when((row < self.positions) & (begin + row < end)):
-                there = place(row)
-                store(held[turn], cache[(*there, T.ramp(vector * VECTOR, 1, VECTOR))], at)
-                if self.cdtype == "q8":
-                    word = cache[(*there, scale_word(self.width) + vector // (GROUP // 16))]
-                    store(scales[turn], T.reinterpret("float32", word), 0)
+        for values in held:
+            store(values, zero, at)
+        with when(begin + row < end):
+            there = place(row)
+            for turn, (first, whole) in enumerate(vectors):
+                with nullcontext() if whole else when(first < words):
+                    store(held[turn], cache[(*there, T.ramp(first, 1, VECTOR))], at)
+                    if self.cdtype == "q8":
+                        word = cache[(*there, scale_word(self.width) + first // (GROUP // 4))]
+                        store(scales[turn], T.reinterpret("float32", word), 0)
         barrier()
-        for turn, (row, vector) in enumerate(places):
-            with when(row < self.positions):
+        for turn, (first, whole) in enumerate(vectors):
+            with nullcontext() if whole else when(first < words):
                 if self.cdtype == "q8":
-                    self._widen(tile, row, vector, held[turn], scales[turn][0])
+                    self._widen(tile, row, first * 4 // self.span, held[turn], scales[turn][0])
                 else:
-                    store(tile, held[turn][at], row, T.ramp(vector * VECTOR, 1, VECTOR))
+                    store(tile, held[turn][at], row, T.ramp(first, 1, VECTOR))
         barrier()
 
-    def _widen(self, tile: Buffer, row: Expr, vector: Expr, codes: Buffer, scale: Expr) -> None:
+    def _widen(self, tile: Buffer, row: Expr, first: Expr, codes: Buffer, scale: Expr) -> None:
         values = []
         for i in range(16):
             word = T.reinterpret("int32", codes[i // 4])
@@ -152,7 +164,7 @@ class Tile:
         if self.span == 2:
             values = [pair(low, high, self.held) for low, high in zip(values[::2], values[1::2], strict=True)]
         for i, value in enumerate(values):
-            store(tile, value, row, vector * len(values) + i)
+            store(tile, value, row, first + i)
 
     def key(self, tile: Buffer, position: Expr, word: Expr) -> Expr:
         """Word of the unit's elements along the columns of a position."""

@@ -1,4 +1,4 @@
-"""Products of few rows, as in a decode step: a norm before and bias, residual or SwiGLU after are in the same launch."""
+"""Products of few rows, as in a decode step: a norm before, bias, residual or SwiGLU after in the same launch."""
 
 from __future__ import annotations
 
@@ -116,9 +116,10 @@ def heads_product(
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
-        X = view(f.tensor("x", "f32", rows, *x_shape), rows, prod(x_shape))
+        x = f.tensor("x", "f32", rows, *x_shape)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
-        Y = view(f.tensor("y", "f32", rows, *y_shape), rows, prod(y_shape))
+        y = f.tensor("y", "f32", rows, *y_shape)
+        X, Y = view(x, rows, prod(x_shape)), view(y, rows, prod(y_shape))
         for tile in TILES:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads) as t:

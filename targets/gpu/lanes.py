@@ -1,4 +1,4 @@
-"""How a block multiplies few rows: a subgroup, or part of it, has some rows of the weight, its lanes the inner dimension.
+"""How a block multiplies few rows: a subgroup, or part of it, has rows of the weight, its lanes the inner dimension.
 
 A lane reads the weight 16 bytes at a time, next to its neighbours'. Which elements of a row it multiplies, and in which
 order sums are added, depends on the sizes only: so do the bits of a result. Products of floats are f32's; rows for

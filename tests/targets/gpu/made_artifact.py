@@ -17,7 +17,7 @@ import tvm
 from tvm import tirx
 from tvm.script import tirx as T
 
-from deepzig.artifacts.manifest import Manifest
+from deepzig.artifacts.manifest import FORMAT, Manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.compiler.lower import lower
 from deepzig.compiler.plan import Launch, Plan, Tensor
@@ -25,7 +25,7 @@ from deepzig.ir import TensorType
 from deepzig.targets.emit import either, kernel, loop, store, symbols, when
 from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
 from deepzig.targets.gpu.emit import launch, variable
-from deepzig.targets.gpu.pipeline import PIPELINE, RELAX_PIPELINE
+from deepzig.targets.gpu.pipeline import compile_module
 
 from .software import library
 
@@ -182,12 +182,7 @@ def write(out: Path, device: str, **change: Any) -> Path:
     """The artifact with code for a kind of devices; `change` are fields of its build."""
     plans = [_plan(name) for name in ("prefill", "decode", "draft", "sample")]
     target = GpuTarget(GPUS[device], frozenset(), PLATFORM, device)
-    config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.replay}
-    with tvm.transform.PassContext(config=config):
-        module = lower(plans, target.replay)
-        executable = tvm.compile(
-            module, target=target.tvm_target(), relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE
-        )
+    executable = compile_module(lower(plans, target.replay), target.tvm_target())
     lib = Path(tvm.__file__).parent / "lib" / "libtvm_runtime.so"
     runtime, more = f"lib/{PLATFORM}/{lib.name}", f"lib/{PLATFORM}/libtvm_runtime_{device}.so"
     code = f"code/{device}.so"
@@ -223,7 +218,7 @@ def _manifest(plans: Sequence[Plan], build: dict[str, Any]) -> dict[str, Any]:
 
     caches = [{"name": f"cache.{i}", "dtype": "f32", "shape": ["pages", PAGE, WIDTH]} for i in range(2)]
     return {
-        "format": 2, "created_by": "a test", "memory": {}, "passes": [], "files": {}, "builds": [build],
+        "format": FORMAT, "created_by": "a test", "memory": {}, "passes": [], "files": {}, "builds": [build],
         "model": {"name": "gpu", "vocab_size": VOCAB, "num_hidden_layers": 1, "eos_token_ids": [1]},
         "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": version("apache-tvm")},
         "bounds": {"rows": ROWS, "batch": 3, "chunk": 8, "decode_rows": 4, "page_size": PAGE, "positions": 120},

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tvm_ffi
 
 from deepzig.artifacts import choice
 from deepzig.artifacts.devices import Device, Gpu
@@ -237,3 +241,54 @@ def test_the_device_is_named(gpu_folder: Path, on_gpu: Model, caplog: pytest.Log
         assert caught.value.what == what
     with pytest.raises(DeepZigError, match=f"^there is (one GPU|no device {kind}:1)"):
         load(gpu_folder, device=f"{kind}:1")
+
+
+def test_recorded_launches(gpu_folder: Path) -> None:
+    """They are replayed, but for an observer; other users of TVM find its function as it was."""
+    name = "vm.builtin.cuda_graph.run_or_capture"
+    original, replays = tvm_ffi.get_global_func(name), list[int]()
+
+    def counted(machine: Any, function: Any, arguments: Any, *key: Any) -> Any:
+        replays.append(len(arguments))
+        return original(machine, function, arguments, *key)
+
+    tvm_ffi.register_global_func(name, counted, override=True)
+    ours = tvm_ffi.get_global_func(name)
+    try:
+        with load(gpu_folder, cache_tokens=100) as model:
+            assert tvm_ffi.get_global_func(name).same_as(ours)
+            model.generate(PROMPT[:3], max_tokens=6, ignore_eos=True)
+            seen = len(replays)
+            with machine(model).watch(lambda *_: None):
+                watched = model.generate(PROMPT[:3], max_tokens=6, ignore_eos=True)
+            assert watched.token_ids == greedy(PROMPT[:3], 6) and len(replays) == seen
+            model.generate(PROMPT[:3], max_tokens=6, ignore_eos=True)
+            assert len(replays) == 2 * seen
+            assert seen == (6 if model.manifest.builds[0].device == "cuda" else 0)
+    finally:
+        tvm_ffi.register_global_func(name, original, override=True)
+
+
+PROGRAM = """
+import sys
+from deepzig.artifacts import choice
+from deepzig.artifacts.devices import Gpu
+from deepzig.runtime import load
+
+choice.cuda_gpu = lambda device: Gpu(device, "software", 1 << 34, (9, 0))
+for path in sys.argv[1:] * 2:
+    with load(path, cache_tokens=100) as model:
+        print(*model.generate([7, 3, 40], max_tokens=9, ignore_eos=True).token_ids)
+assert not any(name == "tvm" or name.startswith("tvm.") for name in sys.modules)
+libraries = {line.split()[-1] for line in open("/proc/self/maps") if "/libtvm_runtime" in line}
+print(len(libraries))
+"""
+
+
+def test_without_a_compiler(gpu_folder: Path, tmp_path: Path) -> None:
+    """In a process of its own, which loads the runtime library and its part for the device, each once."""
+    shutil.copytree(gpu_folder, tmp_path / "copy")
+    command = [sys.executable, "-P", "-c", PROGRAM, str(gpu_folder), str(tmp_path / "copy")]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    said = " ".join(map(str, greedy([7, 3, 40], 9)))
+    assert done.stdout.splitlines() == [*[said] * 4, "2"], done.stderr
