@@ -48,10 +48,10 @@ def launched(code: embed.DeviceCode) -> set[str]:
     return {f.name.rpartition("_kernel")[0] for f in code.functions}
 
 
-@pytest.mark.parametrize("host", ["x86_64-linux", "aarch64-linux"])
-def test_cuda(host: str, tmp_path: Path) -> None:
+def test_cuda(tmp_path: Path) -> None:
     if find_tool("nvcc") is None:
         pytest.skip("nvcc is not installed")
+    host = "aarch64-linux"
     artifact = compiled(tmp_path, f"cuda:arch=sm_90a,host={host}")
     build = only_build(artifact)
     assert (build.device, build.platform) == ("cuda", host)
