@@ -243,8 +243,8 @@ def test_the_device_is_named(gpu_folder: Path, on_gpu: Model, caplog: pytest.Log
         load(gpu_folder, device=f"{kind}:1")
 
 
-def test_recorded_launches(gpu_folder: Path) -> None:
-    """They are replayed, but for an observer; other users of TVM find its function as it was."""
+def test_recorded_launches(gpu_folder: Path, on_gpu: Model) -> None:
+    """They are replayed, but for an observer; other users of TVM find its function as it was, once `on_gpu` loaded it."""
     name = "vm.builtin.cuda_graph.run_or_capture"
     original, replays = tvm_ffi.get_global_func(name), list[int]()
 
