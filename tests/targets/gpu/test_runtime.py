@@ -244,7 +244,7 @@ def test_the_device_is_named(gpu_folder: Path, on_gpu: Model, caplog: pytest.Log
 
 
 def test_recorded_launches(gpu_folder: Path, on_gpu: Model) -> None:
-    """They are replayed, but for an observer; other users of TVM find its function as it was, once `on_gpu` loaded it."""
+    """They are replayed, but for an observer; others find the function that does it as it was (`on_gpu` loaded it)."""
     name = "vm.builtin.cuda_graph.run_or_capture"
     original, replays = tvm_ffi.get_global_func(name), list[int]()
 
