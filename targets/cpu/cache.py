@@ -98,14 +98,6 @@ def new_row(cache: Buffer, place: Place, cdtype: str, width: int) -> Iterator[Ca
         store(cache, T.int8(0), *place, i)
 
 
-def element(cache: Callable[..., Any], place: Place, column: Expr, width: int) -> Any:
-    """One column of q8 as f32, of a tensor that is read element by element."""
-    begin = _scale(width, column // GROUP)
-    byte = [T.Cast("uint32", T.Cast("uint8", cache(*place, begin + i))) for i in range(4)]
-    bits = byte[0] | byte[1] << T.uint32(8) | byte[2] << T.uint32(16) | byte[3] << T.uint32(24)
-    return T.Cast("float32", cache(*place, column)) * T.reinterpret("float32", bits)
-
-
 def widened(stored: Any, cdtype: str, lanes: int) -> Any:
     """The exact f32 values of f32 numbers or of the bits of bf16 or finite f16 ones."""
     if cdtype == "f32":

@@ -28,7 +28,7 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.ir import TensorType
-from deepzig.ir.fp8 import FP8, SIDE, elements, from_elements
+from deepzig.ir.fp8 import FP8, SIDE
 from deepzig.ir.quantize import GROUP, QUANTIZED, quantize
 
 LANES = 16
@@ -89,12 +89,6 @@ def pack_quantized(weight: Array, dtype: str) -> Array:
     else:
         words[..., :-1] = codes.view(np.uint32)
     return pack_columns(words.reshape(*lead, n, -1)).reshape(*lead, blocks(n), groups, -1, LANES)
-
-
-def transposed_fp8(weight: Array) -> Array:
-    """Records of the transpose of a matrix whose sides are whole blocks, to the bit."""
-    codes, scales = elements(weight, weight.shape[-1] * SIDE)
-    return from_elements(np.ascontiguousarray(codes.swapaxes(-1, -2)), np.ascontiguousarray(scales.swapaxes(-1, -2)))
 
 
 def pack_quantized_gate_up(gate: Array, up: Array, dtype: str) -> Array:

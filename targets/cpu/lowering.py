@@ -6,9 +6,10 @@ from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
-from deepzig.ir.fp8 import FP8
+from deepzig.ir.fp8 import FP8, transposed
 from deepzig.ir.quantize import FORMATS
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
+from deepzig.targets.plain import RAW
 
 from . import attention, linear, moe, norm, prefill, router, sample
 from .features import CpuTarget
@@ -19,9 +20,8 @@ from .layout import (
     pack_quantized_gate_up,
     packed_type,
     padded,
-    transposed_fp8,
 )
-from .plain import PLAIN, RAW
+from .plain import PLAIN
 
 Cpu = CpuTarget
 
@@ -34,7 +34,7 @@ def _transposed_type(t: TensorType) -> TensorType:
 
 
 TRANSPOSED = Layout("columns-t", _transposed_type, lambda a: pack_columns(a.swapaxes(-1, -2)))
-TRANSPOSED_FP8 = Layout("columns-t-fp8", _transposed_type, lambda a: pack_quantized(transposed_fp8(a), FP8))
+TRANSPOSED_FP8 = Layout("columns-t-fp8", _transposed_type, lambda a: pack_quantized(transposed(a), FP8))
 
 
 def _gate_up_type(gate: TensorType, up: TensorType) -> TensorType:

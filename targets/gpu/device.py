@@ -29,6 +29,7 @@ class Gpu:
         replay: whether launches can be recorded and replayed as one.
         units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
             listed is multiplied by the unit `fma`.
+        asynchronous: whether threads can go on while words are copied to shared memory (`dz_cp_async_*`).
     """
 
     kind: str
@@ -39,6 +40,7 @@ class Gpu:
     grid: tuple[int, int, int] = ((1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1)
     replay: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
+    asynchronous: bool = False
 
     def unit(self, wdtype: str) -> str:
         """The name of the unit that multiplies by weights of this type."""
@@ -51,6 +53,7 @@ CUDA = Gpu(
     shared_bytes=48 << 10,
     replay=True,
     units={"bf16": "mma_bf16", "fp8": "mma_bf16", "f16": "mma_f16", "q8": "mma_s8", "q4": "mma_s8"},
+    asynchronous=True,
 )
 METAL = Gpu(
     kind="metal",

@@ -94,6 +94,16 @@ def variable(value: Expr, dtype: str = "float32") -> Buffer:
     return buffer
 
 
+def view(buffer: Buffer, *shape: int | Expr) -> Buffer:
+    """The elements of a parameter in another shape."""
+    return builder.decl_buffer(tuple(map(extent, shape)), buffer.dtype, data=buffer.data, scope="global")
+
+
+def settled(value: Expr) -> Expr:
+    """The value, computed here and once: TVM writes a bound expression out again wherever it is used."""
+    return T.bind(variable(value, str(value.ty))[0])
+
+
 def barrier() -> None:
     """Emit a wait until all threads of the block are here, and what they wrote to shared memory can be read."""
     builder.evaluate(T.tvm_storage_sync("shared"))
@@ -106,8 +116,8 @@ def device(name: str, *args: Any, returns: str = "void") -> Any:
 
 
 def shuffle_xor(value: Expr, mask: int) -> Expr:
-    """The f32 value of the thread of the subgroup whose lane differs in the bits of `mask`."""
-    return device("shuffle_xor", value, T.int32(mask), returns="float32")
+    """The value, f32 or i32, of the thread of the subgroup whose lane differs in the bits of `mask`."""
+    return device("shuffle_xor", value, T.int32(mask), returns=str(value.ty))
 
 
 def subgroup_sum(value: Expr, lanes: int = SUBGROUP) -> Expr:

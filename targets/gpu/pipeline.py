@@ -14,14 +14,14 @@ from .preludes import device_functions
 
 PIPELINE = "deepzig_gpu"
 RELAX_PIPELINE = "default_build"
-"""TVM's own for any target: those for GPUs would schedule kernels, and ours have their threads."""
+"""TVM's own for all targets: those for GPUs schedule kernels, and ours are written."""
 
 
 def narrow_indices() -> Any:
-    """`ForceNarrowIndexToInt32` for kernels. It refuses arrays of i64, where the virtual machine computes shapes."""
+    """The pass that gives kernels indices of 32 bits; functions of the host, which compute shapes, keep 64."""
     narrow = tirx.transform.ForceNarrowIndexToInt32()
 
-    def apply(function: Any, module: Any, context: Any) -> Any:
+    def apply(function: Any, _module: Any, _context: Any) -> Any:
         if function.attrs["target"].kind.name == "llvm":
             return function
         return narrow(tvm.IRModule({"kernel": function}))["kernel"]

@@ -11,7 +11,8 @@ import pytest
 
 from deepzig.ir import OPS, TensorType
 from deepzig.targets.cpu.layout import cache_row
-from deepzig.targets.cpu.plain import COMPUTE, PLAIN, cache_write, plain
+from deepzig.targets.cpu.plain import PLAIN, cache_write, plain
+from deepzig.targets.plain import COMPUTE, Plain
 
 from .latents import read_rows, to_bits, to_f32
 
@@ -85,7 +86,14 @@ def values(stored: Array, dtype: str) -> Array:
     return stored if dtype == "i32" else to_f32(stored, dtype)
 
 
-def check(build: Build, name: str, attrs: Mapping[str, Any], types: list[TensorType], arrays: list[Array]) -> None:
+def check(
+    build: Build,
+    name: str,
+    attrs: Mapping[str, Any],
+    types: list[TensorType],
+    arrays: list[Array],
+    plain: Plain = plain,
+) -> None:
     op = OPS[name]
     (output,) = op.infer(types, attrs)
     want = op.meaning(*(values(a, t.dtype) for a, t in zip(arrays, types, strict=True)), **attrs)

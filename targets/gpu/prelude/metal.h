@@ -12,6 +12,33 @@ static inline float dz_shuffle_xor(float value, int mask) { return simd_shuffle_
 
 static inline int dz_shuffle_xor(int value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
 
+static inline float dz_fma(float a, float b, float c) { return fma(a, b, c); }
+
+// To the nearest integer, ties to even.
+static inline int dz_round(float value) { return int(rint(value)); }
+
+// c and the products of four signed bytes.
+static inline int dz_dot4(int a, int b, int c) {
+  char4 x = as_type<char4>(a), y = as_type<char4>(b);
+  return c + x.x * y.x + x.y * y.y + x.z * y.z + x.w * y.w;
+}
+
+// The value of the f16 in the low half of a word.
+static inline float dz_half(uint bits) { return float(as_type<half>(ushort(bits))); }
+
+// the high word of a product
+static inline uint dz_multiply_high(uint a, uint b) { return mulhi(a, b); }
+
+// Metal code is compiled with fast math: what has to be right says so.
+
+// correctly rounded
+static inline float dz_divide(float a, float b) { return precise::divide(a, b); }
+
+// for any angle
+static inline float dz_sin(float angle) { return precise::sin(angle); }
+
+static inline float dz_cos(float angle) { return precise::cos(angle); }
+
 // Metal Shading Language Specification, "SIMD-group matrix": sums [8, 8] += A [8, 8] B [8, 8]
 static inline void dz_simd_mma_f32(thread float* sums, thread const float* a, thread const float* b) {
   simdgroup_float8x8 ma, mb, mc;

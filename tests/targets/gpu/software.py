@@ -25,8 +25,8 @@ KERNEL_OPTIONS = (
     "-ftrivial-auto-var-init=pattern",  # local variables that were never written show
     "-Werror=frame-larger-than=61440",  # the engine gives each thread a stack of 64 KiB
 )
-CHECKED_OPTIONS = ("-fsanitize=alignment,bounds", *("-nodefaultlibs", "-lm", "-lc", "-lgcc"))
-"""The shim has the functions that these checks call: no sanitizer's library is needed."""
+CHECKED_OPTIONS = ("-Og", "-fsanitize=alignment,bounds", *("-nodefaultlibs", "-lm", "-lc", "-lgcc"))
+"""For tests of single kernels, which take longer to compile than to run. The shim has the functions that checks call."""
 
 
 @functools.cache

@@ -12,6 +12,23 @@ inline T dz_shuffle(T value, int lane, int line = __builtin_LINE()) {
   return shim::shuffle(value, lane, line);
 }
 
+inline float dz_fma(float a, float b, float c) { return fmaf(a, b, c); }
+
+inline int dz_round(float value) { return int(rintf(value)); }
+
+inline int dz_dot4(int a, int b, int c) {
+  for (int i = 0; i < 4; i++) c += int8_t(a >> 8 * i) * int8_t(b >> 8 * i);
+  return c;
+}
+
+inline unsigned dz_multiply_high(unsigned a, unsigned b) { return uint64_t(a) * b >> 32; }
+
+inline float dz_divide(float a, float b) { return a / b; }
+
+inline float dz_sin(float angle) { return sinf(angle); }
+
+inline float dz_cos(float angle) { return cosf(angle); }
+
 namespace shim {
 
 // The registers of a lane that multiplies, as it publishes them.
@@ -88,6 +105,8 @@ inline void simd_mma(float* sums, const Word* a, const Word* b, Get get, int lin
 
 }  // namespace shim
 
+inline float dz_half(unsigned bits) { return shim::Half::to(uint16_t(bits)); }
+
 inline void dz_mma_bf16(float* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
   shim::mma<shim::BrainPair>(sums, a, b, line);
 }
@@ -114,3 +133,14 @@ inline void dz_cp_async_16(void* to, const void* from) { shim_api->copy(to, from
 inline void dz_cp_async_4(void* to, const void* from) { shim_api->copy(to, from, 4); }
 inline void dz_cp_async_commit() { shim_api->commit(); }
 inline void dz_cp_async_wait(int pending) { shim_api->wait(unsigned(pending)); }
+
+// Codes 2 pair and 2 pair + 1 of four e4m3 codes as a pair of bf16.
+inline unsigned dz_bf16_of_e4m3(unsigned codes, int pair) {
+  unsigned result = 0;
+  for (int i = 0; i < 2; i++) {
+    unsigned code = codes >> (16 * pair + 8 * i) & 255, magnitude = code & 127;
+    float value = magnitude < 8 ? magnitude / 512.f : shim::bits<float>((magnitude << 20) + (120u << 23));
+    result |= (shim::bits<unsigned>(value) >> 16 | (code & 128) << 8) << 16 * i;
+  }
+  return result;
+}

@@ -1,0 +1,245 @@
+"""How a block multiplies few rows: a subgroup, or part of it, has rows of the weight, its lanes the inner dimension.
+
+A lane reads the weight 16 bytes at a time, next to its neighbours'. Which elements of a row it multiplies, and in which
+order sums are added, depends on the sizes only: so do the bits of a result. Products of floats are f32's; rows for
+weights of integers are rounded to 8 bits in shared memory, and a lane scales the exact sum of each 16 bytes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from tvm.script import tirx as T
+
+from deepzig.ir.quantize import GROUP, QUANTIZED
+from deepzig.targets.emit import Buffer, Expr, loop, store, when
+
+from .emit import SUBGROUP, Threads, barrier, device, registers, subgroup_sum
+from .layout import group, has_scales, row_words
+from .source import Codes, Norms, Source
+from .vector import SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen
+
+THREADS = 256
+"""Of a block."""
+
+AHEAD = 4
+"""Vectors of the weight that a thread asks for at once."""
+
+
+@dataclass(frozen=True)
+class Lanes:
+    """How the threads of a block share a product.
+
+    Attributes:
+        k: inputs.
+        n: outputs.
+        wdtype: element type of the weight.
+        halves: rows of the weight of an output.
+        columns: outputs that a thread sums.
+    """
+
+    k: int
+    n: int
+    wdtype: str
+    halves: int = 1
+    columns: int = 1
+
+    @property
+    def vectors(self) -> int:
+        """Vectors of a row of the weight, without its scales."""
+        return row_words(self.k, self.wdtype) // WORDS
+
+    @property
+    def lanes(self) -> int:
+        """Threads that sum an output together."""
+        return min(SUBGROUP, 1 << (self.vectors - 1).bit_length())
+
+    @property
+    def per_block(self) -> int:
+        """Outputs of a block."""
+        return THREADS // self.lanes * self.columns
+
+    @property
+    def blocks(self) -> int:
+        """Blocks for all outputs."""
+        return -(-self.n // self.per_block)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """Rows of a weight.
+
+    Attributes:
+        buffer: packed by `layout.pack_rows`.
+        row: output, half -> leading indices.
+    """
+
+    buffer: Buffer
+    row: Callable[[Expr, int], tuple[Expr, ...]]
+
+
+class Memory:
+    """The shared memory of a kernel, for tiles of up to `tile` rows."""
+
+    def __init__(self, lanes: Lanes, tile: int, norm: bool) -> None:
+        self.norms = Norms(tile, THREADS) if norm else None
+        self.codes = Codes(lanes.wdtype, tile, lanes.k) if lanes.wdtype in QUANTIZED else None
+
+
+Write = Callable[..., None]
+"""Number of a row in the tile, output, and the sum of each half -> emitted code that stores the result."""
+
+
+def multiply(
+    t: Threads, lanes: Lanes, memory: Memory, source: Source, row_of: Callable[[Expr], Expr], weight: Weight,
+    block: Expr, tile: int, count: Expr, write: Write,
+) -> None:  # fmt: skip
+    """Emit the products of `count` rows, at most `tile`, with the outputs of a block; all threads have to come here.
+
+    Args:
+        t: THREADS threads.
+        lanes: how they share the work.
+        memory: the kernel's.
+        source: the rows that are multiplied.
+        row_of: number of a row in the tile, below `tile` -> its index in the source, always a good one.
+        weight: the weight.
+        block: which of `lanes.blocks`.
+        tile: for how many rows there are sums.
+        count: how many of them are wanted.
+        write: what to do with the sums.
+    """
+    first = T.bind((block * (THREADS // lanes.lanes) + t.thread // lanes.lanes) * lanes.columns)
+    outputs = [T.bind(T.min(first + c, lanes.n - 1)) for c in range(lanes.columns)]
+    leads = [weight.row(output, half) for output in outputs for half in range(lanes.halves)]
+    rows = [T.bind(row_of(T.int64(r))) for r in range(tile)]
+    if memory.norms is not None:
+        memory.norms.measure(t, source, rows)
+    sums = registers(len(leads) * tile)
+    for i in range(len(leads) * tile):
+        store(sums, T.float32(0), i)
+    lane = T.bind(t.thread % lanes.lanes)
+    if memory.codes is None:
+        _floats(lanes, lane, source, rows, weight.buffer, leads, sums)
+    else:
+        _integers(t, lanes, lane, memory, source, row_of, weight.buffer, leads, sums, tile)
+    totals = [subgroup_sum(sums[i], lanes.lanes) for i in range(len(leads) * tile)]
+    scaled = memory.codes is None and memory.norms is not None
+    factor = SHRUNK.get(lanes.wdtype, 1.0)
+    with when(lane == 0):
+        for r in range(tile):
+            with when(r < count):
+                for c in range(lanes.columns):
+                    parts = [totals[(c * lanes.halves + half) * tile + r] for half in range(lanes.halves)]
+                    parts = [part * T.float32(1 / factor) if factor != 1 else part for part in parts]
+                    parts = [T.bind(part * memory.norms.scales[r]) if scaled else part for part in parts]
+                    with when(first + c < lanes.n):
+                        write(r, outputs[c], *parts)
+
+
+def _each(lanes: int, vectors: int, lane: Expr, step: int, body: Callable[[Sequence[Expr], bool], None]) -> None:
+    """Emit body(numbers of vectors, whether these are the last) for all vectors of a lane, `step` at once."""
+    turns = vectors // lanes
+    with loop(turns // step) as turn:
+        body([T.bind((turn * step + i) * lanes + lane) for i in range(step)], False)
+    for i in range(turns // step * step, turns):
+        body([T.bind(lane + i * lanes)], False)
+    if vectors % lanes:
+        number = T.bind(lane + turns * lanes)
+        with when(number < vectors):
+            body([number], True)
+
+
+def _floats(
+    lanes: Lanes, lane: Expr, source: Source, rows: Sequence[Expr], weight: Buffer, leads: Sequence[tuple[Expr, ...]],
+    sums: Buffer,
+) -> None:  # fmt: skip
+    """Emit sums[i * rows + r] += row r times the lane's part of row i of the weight."""
+    size, tile = per_vector(lanes.wdtype), len(rows)
+
+    def add(numbers: Sequence[Expr], whole: bool) -> None:
+        vectors = [[load(weight, *lead, number * WORDS) for lead in leads] for number in numbers]
+        for number, held in zip(numbers, vectors, strict=True):
+            elements = [widen(vector, lanes.wdtype) for vector in held]
+            first = number * size
+            factors: list[Expr] = []
+            if source.norm is not None:
+                factors = [x for i in range(0, size, WORDS) for x in source.factors(first + i, whole=whole)]
+            for r, row in enumerate(rows):
+                x = [e for i in range(0, size, WORDS) for e in source.four(row, first + i, whole=whole)]
+                if factors:
+                    x = [T.bind(a * b) for a, b in zip(x, factors, strict=True)]
+                for i, values in enumerate(elements):
+                    _accumulate(sums, i * tile + r, x, values, scale_of(leads[i], number))
+
+    def scale_of(lead: tuple[Expr, ...], number: Expr) -> Any:
+        if not has_scales(lanes.wdtype):
+            return None
+        words = row_words(lanes.k, lanes.wdtype)
+        return float_of(weight[(*lead, words + number // (group(lanes.wdtype) // size))])
+
+    clean = lanes.k // size
+    turns = clean // lanes.lanes  # of all lanes, with vectors that have k's elements only
+    step = max(1, AHEAD // len(leads)) if tile == 1 else 1
+    _each(lanes.lanes, turns * lanes.lanes, lane, step, lambda numbers, _: add(numbers, True))
+    if lanes.vectors > turns * lanes.lanes:
+        number = T.bind(lane + turns * lanes.lanes)
+        with when(number < lanes.vectors):
+            add([number], lanes.k % size == 0 and clean == lanes.vectors)
+
+
+def _accumulate(sums: Buffer, index: int, x: Sequence[Expr], values: Sequence[Expr], scale: Any) -> None:
+    total = sums[index] if scale is None else T.float32(0)
+    for a, b in zip(x, values, strict=True):
+        total = T.bind(fma(a, b, total))
+    store(sums, total if scale is None else fma(total, scale, sums[index]), index)
+
+
+def _integers(
+    t: Threads, lanes: Lanes, lane: Expr, memory: Memory, source: Source, row_of: Callable[[Expr], Expr],
+    weight: Buffer, leads: Sequence[tuple[Expr, ...]], sums: Buffer, tile: int,
+) -> None:  # fmt: skip
+    """As `_floats`, of rows that are rounded part by part."""
+    assert memory.codes is not None
+    held, size = memory.codes, per_vector(lanes.wdtype)
+    padded, unit = lanes.vectors * size, lanes.lanes * size
+    part = padded if tile * padded <= held.capacity else held.capacity // tile // unit * unit
+    scales = row_words(lanes.k, lanes.wdtype)
+
+    def section(begin: Expr, length: int, whole: bool) -> None:
+        barrier()  # codes of other elements, or rows, have been read
+        held.encode(t, source, row_of, tile, memory.norms, begin, length, whole=whole)
+        barrier()
+
+        def add(numbers: Sequence[Expr], _: bool) -> None:
+            origin = begin // size
+            vectors = [[load(weight, *lead, (origin + number) * WORDS) for lead in leads] for number in numbers]
+            factors = [
+                [float_of(weight[(*lead, scales + (origin + number) * size // GROUP)]) for lead in leads]
+                for number in numbers
+            ]
+            for i, number in enumerate(numbers):
+                g = T.bind(number * size // GROUP)
+                unpacked = [[T.bind(word) for word in codes(vector, lanes.wdtype)] for vector in vectors[i]]
+                scale = [T.bind(factor) for factor in factors[i]]
+                for r in range(tile):
+                    words = held.words(r, length, number)
+                    x_scale = T.bind(held.scale(r, length, g))
+                    for j, column in enumerate(unpacked):
+                        dot = held.offset(r, length, number)
+                        for a, b in zip(column, words, strict=True):
+                            dot = device("dot4", a, b, dot, returns="int32")
+                        index = j * tile + r
+                        store(sums, fma(T.Cast("float32", dot), T.bind(scale[j] * x_scale), sums[index]), index)
+
+        _each(lanes.lanes, length // size, lane, max(1, AHEAD // len(leads)) if tile == 1 else 1, add)
+
+    whole = padded // part if lanes.k % part == 0 else lanes.k // part
+    if whole > 1:
+        with loop(whole) as i:
+            section(T.bind(i * part), part, True)
+    elif whole:
+        section(T.int64(0), part, True)
+    if padded > whole * part:
+        section(T.int64(whole * part), padded - whole * part, False)

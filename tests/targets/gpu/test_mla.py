@@ -1,0 +1,77 @@
+"""Latent attention on matrix units against plain float64, on ragged batches whose pages are scattered."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from deepzig.targets.gpu.attention import Sizes as Attention
+from deepzig.targets.gpu.mla import mla_attend, mla_flash, scratch
+
+from ..latents import RAGGED, SCALE, Array, Batch, Sizes, error, latents_of, rotate, rounded, softmax_rows
+from .conftest import GPUS, SoftwareGpu
+
+Gpus = Callable[[str], SoftwareGpu]
+SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(3, 20, 6, 40, 24, 5), Sizes(19, 5, 2, 72, 8, 64)]
+TOLERANCE = {
+    ("cuda", "f32"): 1e-6, ("cuda", "bf16"): 4e-3, ("cuda", "f16"): 6e-4, ("cuda", "q8"): 4e-3,
+    ("metal", "f32"): 1e-6, ("metal", "bf16"): 1e-6, ("metal", "f16"): 1e-6, ("metal", "q8"): 1e-6,
+}  # fmt: skip
+
+
+def attention(s: Sizes, dtype: str, interleaved: bool) -> Attention:
+    return Attention(s.heads, s.nope, s.rope, s.kv, s.page, dtype, SCALE, interleaved)
+
+
+class Case:
+    """Queries and a cache, and what attention makes of them."""
+
+    def __init__(self, s: Sizes, dtype: str, interleaved: bool, ranges: list[tuple[int, int]] = RAGGED) -> None:
+        rng = np.random.default_rng(len(ranges))
+        self.s, self.of = s, attention(s, dtype, interleaved)
+        self.batch = Batch.of(ranges, s.page, rng)
+        n = len(self.batch.seq)
+        latents = latents_of(self.batch, s, rng)
+        self.cache = self.batch.cache(latents, s.cw, s.page, dtype)
+        self.absorbed = np.full((n, s.heads, self.of.latent_pitch), np.nan, np.float32)
+        self.absorbed[..., : s.kv] = rng.normal(size=(n, s.heads, s.kv)) / 3
+        self.q = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32)
+        self.angles = rng.normal(size=(n, s.rope)).astype(np.float32)
+        turned = rotate(
+            self.q.reshape(n, s.heads, -1)[..., s.nope :].astype(np.float64), self.angles[:, None], interleaved
+        )
+        queries = np.concatenate([self.absorbed[..., : s.kv], turned], -1)
+        self.want = np.empty((n, s.heads, s.kv))
+        for i, (q, p) in enumerate(zip(self.batch.seq, self.batch.pos, strict=True)):
+            rows = rounded(latents[q][: p + 1], dtype)[:, None, : s.kv + s.rope]
+            self.want[i] = softmax_rows(queries[i], rows, rows[..., : s.kv])
+
+    def run(self, kernel: Any, scratches: list[Array], rows: slice = slice(None)) -> Array:
+        out = np.full(self.absorbed[rows].shape, np.nan, np.float32)
+        given = [self.absorbed[rows], self.q[rows], self.angles[rows], self.cache, *self.batch.take(rows)]
+        kernel(*given, self.batch.table, *scratches, out)
+        return out[..., : self.s.kv]
+
+
+def scratches(device: str, case: Case) -> list[Array]:
+    shape = scratch(GPUS[device], case.of)
+    return [np.full(part, np.nan, np.float32) for part in (shape, shape[:2], shape[:2])]
+
+
+@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
+def test_attention(gpu: Gpus, device: str, dtype: str) -> None:
+    cases = [Case(s, dtype, i % 2 == 0) for i, s in enumerate(SIZES)]
+    kernels = [kernel(case.of, gpu=GPUS[device]) for case in cases for kernel in (mla_attend, mla_flash)]
+    runs = iter(gpu(device).all(*kernels))
+    for case in cases:
+        for few in (True, False):
+            kernel, kept = next(runs), scratches(device, case) if few else []
+            got = case.run(kernel, kept)
+            assert error(got, case.want) < TOLERANCE[device, dtype]
+            assert case.run(kernel, kept, slice(0)).size == 0
+            for i in (0, 3, len(got) - 1):
+                assert np.array_equal(case.run(kernel, kept, slice(i, i + 1))[0], got[i])
