@@ -222,7 +222,7 @@ def _by_expert(
                         def taken(r: Expr, tile: int = tile, first: Expr = first, count: Expr = count) -> Expr:
                             return row_of(first + (r if tile == 1 else T.min(r, count - 1)))
 
-                        def put(r: int, output: Expr, *sums: Expr, first: Expr = first) -> None:
+                        def put(r: Expr, output: Expr, *sums: Expr, first: Expr = first) -> None:
                             write(first + r, output, *sums)
 
                         multiply(t, lanes, memory, source, taken, matrix, block, tile, count, put)
