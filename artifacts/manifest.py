@@ -11,8 +11,10 @@ from deepzig.errors import DeepZigError
 
 from .checks import MEND, Fields, parse
 from .consistency import ITEM_BYTES, check
+from .devices import CPU, KINDS
 
-FORMAT = 2
+FORMAT = 3
+
 MAX_DIMENSIONS = 16
 LIMITS = {"page_size": 1 << 16, "positions": (1 << 31) - 1}
 """The largest sane values of bounds; positions and tokens are i32."""
@@ -67,10 +69,13 @@ class Build:
         name: what it is called on the command line.
         platform: architecture and system, such as x86_64-linux.
         triple: LLVM's name of them.
-        features: the instruction sets that a machine must have, as LLVM spells them.
+        features: for the CPU the instruction sets that a machine must have, as LLVM spells them; for another device the
+            kinds of it that there is code for.
         code: the part that is the code.
         runtime: the part that is TVM's runtime library.
         calls: entry point -> its kernel calls, in order.
+        device: what kernels run on.
+        libraries: further parts that are libraries, to be loaded after the runtime and before the code, in this order.
     """
 
     name: str
@@ -80,11 +85,19 @@ class Build:
     code: str
     runtime: str
     calls: Mapping[str, tuple[Call, ...]]
+    device: str = CPU
+    libraries: tuple[str, ...] = ()
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """All of its parts."""
+        return (self.code, self.runtime, *self.libraries)
 
     def to_json(self) -> dict[str, Any]:
         """The entry of manifest.json."""
         calls = {entry: [{**vars(c), "values": list(c.values)} for c in calls] for entry, calls in self.calls.items()}
-        return {**vars(self), "features": sorted(self.features), "calls": calls}
+        lists = {"features": sorted(self.features), "libraries": list(self.libraries)}
+        return {**vars(self), **lists, "calls": calls}
 
 
 @dataclass(frozen=True)
@@ -232,7 +245,11 @@ class _Reader(Fields):
             for entry, listed in self.object(data.get("calls"), f"{field}.calls").items()
         }
         features = frozenset(self.texts(data.get("features"), f"{field}.features"))
-        return Build(name, platform, triple, features, code, runtime, calls)
+        device = self.name(data.get("device", CPU), f"{field}.device")
+        if device not in KINDS:
+            raise self.fail(f"{field}.device", f"is {device!r}, which this DeepZig does not know")
+        libraries = self.texts(data.get("libraries", []), f"{field}.libraries")
+        return Build(name, platform, triple, features, code, runtime, calls, device, libraries)
 
     def call(self, value: Any, field: str) -> Call:
         data = self.object(value, field)

@@ -9,11 +9,12 @@ from typing import Any
 import tvm
 
 from deepzig.artifacts.cpu_features import this_machine
+from deepzig.artifacts.devices import CPU
 from deepzig.errors import DeepZigError
 from deepzig.targets.base import Target
 
 from .link import link, linker
-from .platforms import PLATFORMS, TVM
+from .platforms import PLATFORMS, TVM, WheelFile
 from .wheels import wheel_file
 
 
@@ -44,18 +45,26 @@ def code_part(target: Target) -> str:
     return f"code/{target.name}.{PLATFORMS[target.platform].suffix}"
 
 
-def runtime_part(target: Target) -> str:
-    """The name of the part that is TVM's runtime library for a target."""
-    return f"lib/{target.platform}/{Path(PLATFORMS[target.platform].runtime.member).name}"
-
-
-def runtime_library(target: Target) -> Path:
-    """TVM's runtime library for a target: of the installed package, or of the wheel for another platform.
+def libraries(target: Target) -> dict[str, Path]:
+    """TVM's runtime library for a target, then that for its device: names of parts -> files.
 
     Raises:
-        DeepZigError: the wheel can't be fetched, or the installed TVM isn't the version whose wheels are known.
+        DeepZigError: TVM has none; or it comes from a wheel for another platform, and that can't be fetched or is not
+            known for the installed version of TVM.
     """
-    wanted = PLATFORMS[target.platform].runtime
+    platform = PLATFORMS[target.platform]
+    wanted = [platform.runtime]
+    if target.device != CPU:
+        device = platform.device_library(target.device)
+        if device is None:
+            what = f"TVM has no runtime library for {target.device} on {target.platform}"
+            raise DeepZigError(what, f"target {target.name}", "choose another host")
+        wanted.append(device)
+    return {f"lib/{target.platform}/{Path(file.member).name}": _library(target, file) for file in wanted}
+
+
+def _library(target: Target, wanted: WheelFile) -> Path:
+    """The file, of the installed package or of the wheel for another platform."""
     if target.platform == this_machine().platform:
         return Path(tvm.__file__).parent / "lib" / Path(wanted.member).name
     if versions()["tvm"] != TVM:

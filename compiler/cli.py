@@ -15,6 +15,7 @@ from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
 from deepzig.errors import DeepZigError
 from deepzig.log import configure
+from deepzig.targets.gpu.names import GPUS
 from deepzig.targets.registry import DEFAULT, NATIVE
 
 from .options import SELF_CHECKS
@@ -26,6 +27,7 @@ Examples:
   deepzig-compile ./DeepSeek-V3-small -o artifacts/built/small
   deepzig-compile ./model --target x86-64-v3+x86-64-v4 -o out              (takes the better one where it is loaded)
   deepzig-compile ./model --target native+aarch64-linux+aarch64-macos -o out   (needs pip install 'deepzig[cross]')
+  deepzig-compile ./model --target cuda -o out                         (needs pip install 'deepzig[compile-cuda]')
   deepzig-compile deepseek-ai/DeepSeek-V3 -o artifacts/built/v3    (after `hf download deepseek-ai/DeepSeek-V3`)
   deepzig-compile ./model.gguf -o artifacts/built/gguf
   deepzig-compile ./model --stop-after fuse_mla
@@ -42,7 +44,8 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.option(
     "--target",
     default=DEFAULT,
-    help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact.",
+    help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact. Or a GPU: "
+    f"{', '.join(GPUS)}, with options as in cuda:arch=sm_80+sm_90a.",
 )
 @click.option("--dtype", default="bf16", help="How weights are stored: f32, bf16 or f16.")
 @click.option("--quant", help="Quantise matrices: q8, q4 or fp8, then rules such as experts.down_proj=q8,o_proj=float.")

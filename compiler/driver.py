@@ -102,7 +102,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .build import build, code_part, runtime_library, runtime_part, versions
+    from .build import build, code_part, libraries, versions
     from .lower import lower
     from .memory import memory_plan
 
@@ -120,14 +120,16 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         builds, modules = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
-            code, runtime = code_part(target), runtime_part(target)
+            code = code_part(target)
             writer.check_room(CODE_BYTES)
             file = writer.scratch / Path(code).name
-            writer.add_file(runtime, runtime_library(target))  # first, since it may be out of reach
+            runtime = libraries(target)  # first, since they may be out of reach
+            for part, library in runtime.items():
+                writer.add_file(part, library)
             modules[target] = lower(plans_of[target], target.replay)
             build(modules[target], target, file)
             writer.add_file(code, file)
-            builds.append(_build(target, code, runtime, plans_of[target]))
+            builds.append(_build(target, code, list(runtime), plans_of[target]))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
@@ -183,7 +185,7 @@ def _shared(plans_of: Mapping[Target, Sequence[Plan]], module: Module) -> tuple[
     return plans_of[first], [Tensor(s.name, first.state_type(s.type)) for s in module.states]
 
 
-def _build(target: Target, code: str, runtime: str, plans: Sequence[Plan]) -> Build:
+def _build(target: Target, code: str, runtime: Sequence[str], plans: Sequence[Plan]) -> Build:
     calls = {
         plan.name: tuple(
             Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs))
@@ -191,7 +193,10 @@ def _build(target: Target, code: str, runtime: str, plans: Sequence[Plan]) -> Bu
         )
         for plan in plans
     }
-    return Build(target.name, target.platform, target.triple, target.features, code, runtime, calls)
+    first, *more = runtime
+    return Build(
+        target.name, target.platform, target.triple, target.features, code, first, calls, target.device, tuple(more)
+    )
 
 
 def _write_weights(

@@ -7,6 +7,7 @@ from deepzig.errors import DeepZigError
 
 from .base import Table, Target
 from .cpu.features import CpuTarget
+from .gpu.names import GPUS, gpu_target
 
 DEFAULT = "llvm"
 """The target if none is named."""
@@ -26,20 +27,26 @@ def find_targets(spec: str, here: Machine) -> tuple[tuple[Target, ...], Table]:
 
     Args:
         spec: `llvm` for the machine that compiles, or names of kinds of machines joined by `+`, with `llvm:cpu=` before
-            them or not.
+            them or not; or a kind of GPUs and its options, see `gpu.names`.
         here: the machine that compiles.
 
     Raises:
         DeepZigError: no such target, or one named twice.
     """
-    from .cpu.lowering import LOWERINGS
+    from .cpu.lowering import LOWERINGS as CPU_LOWERINGS
+    from .gpu.lowering import LOWERINGS as GPU_LOWERINGS
 
+    if spec.partition(":")[0] in GPUS:
+        return (gpu_target(spec, here.platform),), GPU_LOWERINGS
     names = (NATIVE if spec == DEFAULT else spec.removeprefix(KIND)).split("+")
-    for name in names:
+    for name in sorted(names, key=lambda name: name not in GPUS):
+        if name in GPUS:
+            what = f"{name} lays out weights in its own way and shares no artifact"
+            raise DeepZigError(what, "--target", "make an artifact for each")
         if name not in (NATIVE, *MACHINES):
-            hint = f"choose from {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; join several with +"
+            hint = f"choose from {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}, {', '.join(GPUS)}; join CPUs with +"
             raise DeepZigError(f"no target is called {name!r}", "--target", hint)
         if names.count(name) > 1:
             raise DeepZigError(f"the target {name} is named twice", "--target", "name it once")
     kinds = {NATIVE: Machine(here.platform, here.features & USED), **MACHINES}
-    return tuple(CpuTarget(kinds[name].features, kinds[name].platform, name) for name in names), LOWERINGS
+    return tuple(CpuTarget(kinds[name].features, kinds[name].platform, name) for name in names), CPU_LOWERINGS

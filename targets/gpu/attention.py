@@ -16,6 +16,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import reduce
 from typing import Any
 
 from tvm.script import tirx as T
@@ -23,7 +24,7 @@ from tvm.script import tirx as T
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .cache import pair
-from .cached import Tile, tile_of
+from .cached import tile_of
 from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, registers, shared, variable
 from .latent import turned
@@ -85,7 +86,8 @@ Line = tuple[Expr, Expr, Expr]
 @dataclass(frozen=True)
 class Queries:
     """The parameters with the queries: absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)] and angles
-    f32[n, rope]."""
+    f32[n, rope].
+    """
 
     absorbed: Buffer
     q: Buffer
@@ -106,6 +108,7 @@ class Block:
         self.s = s
         self.tile = tile_of(gpu, s.cdtype, s.width)
         self.matrices = matrices
+        self.shared_bytes = gpu.shared_bytes
         self.unit: Unit = self.tile.unit
         self.lines = Lines.of(self.unit)
         self.steps = -(-(-(-s.width // self.tile.step)) // PARTS)
@@ -126,9 +129,13 @@ class Block:
 
     @property
     def _pitch(self) -> int:
-        """Scores from line to line, so that 4 lines of 8 neighbours are in different banks."""
-        positions = self.tile.positions
-        return positions if positions % 16 == 8 else positions + 8
+        """Scores from line to line: 8 more than a multiple of 16, so that 4 lines of 8 neighbours are in different
+        banks; less where that is too much shared memory.
+        """
+        wide = -(-self.tile.positions // 16) * 16 + (8 if self.tile.positions > 8 else -8)
+        tiles = self.tile.stages * self.tile.positions * self.tile.pitch
+        fits = 4 * (tiles + PARTS * self.count * wide) <= self.shared_bytes
+        return wide if fits else self.tile.positions + 4
 
     def begin(self, t: Threads, queries: Queries, line: Callable[[Expr], Line]) -> None:
         """Emit the shared memory, the registers, and the loading of the queries.
@@ -192,7 +199,10 @@ class Block:
         self.unit.clear(self.sums)
         self.softmax.clear()
 
-    def attend(self, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr, sees: Callable[..., Expr]) -> None:
+    def attend(
+        self, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr,
+        sees: Callable[[Expr], Expr] | None = None,
+    ) -> None:  # fmt: skip
         """Emit attention to positions begin to end - 1 of a sequence; begin is a multiple of the tile's positions.
 
         Args:
@@ -201,22 +211,40 @@ class Block:
             seq: the sequence.
             begin: the first position.
             end: after the last position.
-            sees: of a line of the block, how many positions it sees, from position 0 on.
+            sees: of a line of the block, how many positions it sees, from position 0 on; None: all lines see all.
         """
+        limits = self._limits(sees, end)
+        positions, tile = self.tile.positions, self.tile
+        turns = T.bind((end - begin + (positions - 1)) // positions)
+        given = cache, table, seq
+        if tile.stages == 2:
+            barrier()
+            tile.copy(self.t, self.rows, T.int64(0), *given, begin, end, self.s.page)
+        with loop(turns) as turn:
+            first, stage = T.bind(begin + turn * positions), T.bind(turn % 2)
+            if tile.stages == 2:
+                tile.arrived()
+                with when(turn + 1 < turns):
+                    tile.copy(self.t, self.rows, 1 - stage, *given, first + positions, end, self.s.page)
+            else:
+                stage = T.int64(0)
+                tile.stage(self.t, self.rows, *given, first, end, self.s.page)
+            self._multiply_keys(stage * positions)
+            barrier()
+            self._multiply_values(stage * positions, first, limits)
+
+    def _limits(self, sees: Callable[[Expr], Expr] | None, end: Expr) -> Callable[[int, int], Expr]:
+        """Matrix, line of it -> how many positions it sees, i32."""
+        if sees is None:
+            return lambda m, line: T.Cast("int32", end)
         limits = registers(self.matrices * self.softmax.count, dtype="int32")
         for m in range(self.matrices):
             for i in range(self.softmax.count):
                 row = m * self.unit.rows + self.lines.row(self.t.lane, i)
                 store(limits, T.Cast("int32", sees(row)), m * self.softmax.count + i)
-        positions = self.tile.positions
-        with loop((end - begin + (positions - 1)) // positions) as turn:
-            first = T.bind(begin + turn * positions)
-            self.tile.stage(self.t, self.rows, cache, table, seq, first, end, self.s.page)
-            self._multiply_keys()
-            barrier()
-            self._multiply_values(first, limits)
+        return lambda m, line: limits[m * self.softmax.count + line]
 
-    def _multiply_keys(self) -> None:
+    def _multiply_keys(self, stage: Expr) -> None:
         unit, t = self.unit, self.t
         blocks = self.tile.positions // unit.columns
         sums = unit.zero(blocks * self.matrices)
@@ -228,7 +256,7 @@ class Block:
                         b = unit.load_b(
                             t.lane,
                             lambda i, w, block=block: self.tile.key(
-                                self.rows, block * unit.columns + i, number * unit.words + w
+                                self.rows, stage + block * unit.columns + i, number * unit.words + w
                             ),
                         )
                         for m in range(self.matrices):
@@ -242,7 +270,7 @@ class Block:
                     line = t.subgroup * self.count + m * unit.rows + row
                     store(self.scores, sums[first + i], line * self._pitch + block * unit.columns + column)
 
-    def _multiply_values(self, first: Expr, limits: Buffer) -> None:
+    def _multiply_values(self, stage: Expr, first: Expr, limits: Callable[[int, int], Expr]) -> None:
         unit, t = self.unit, self.t
         chunks = self.tile.positions // self.tile.step
         weights = [self._weights(m, first, limits, chunks) for m in range(self.matrices)]
@@ -250,7 +278,7 @@ class Block:
             number = T.bind(t.subgroup * self.own_spans + own)
             with _within(number, self.spans, PARTS * self.own_spans):
                 for chunk in range(chunks):
-                    values = self.tile.values(t.lane, self.rows, number * unit.columns, chunk * self.tile.step)
+                    values = self.tile.values(t.lane, self.rows, number * unit.columns, stage + chunk * self.tile.step)
                     for m in range(self.matrices):
                         for s, b in enumerate(values):
                             unit.multiply(self.sums, weights[m][chunk], b, self._matrix(own, s, m))
@@ -259,7 +287,7 @@ class Block:
         """Which matrix of the sums: own span of columns, matrix s of it, matrix of lines."""
         return (own * self.tile.span + s) * self.matrices + m
 
-    def _weights(self, m: int, begin: Expr, limits: Buffer, chunks: int) -> list[Buffer]:
+    def _weights(self, m: int, begin: Expr, limits: Callable[[int, int], Expr], chunks: int) -> list[Buffer]:
         """Emit the softmax of a matrix of lines, and the fading of its sums: A for each chunk of positions."""
         unit, t, per_word = self.unit, self.t, self.unit.per_word
         places = unit.a(t.lane)
@@ -275,16 +303,17 @@ class Block:
                         score = self.scores[line * self._pitch + position]
                         total = score if total is None else total + score
                     line_i = self.lines.of_a[i]
-                    seen = T.Cast("int32", begin + position) < limits[m * self.softmax.count + line_i]
+                    seen = T.Cast("int32", begin + position) < limits(m, line_i)
                     value = T.Select(seen, T.bind(total), T.float32(MASKED))
                     store(scores, value, len(line_of))
                     line_of.append(line_i)
         decays = self.softmax.weigh(m, scores, line_of)
-        for own in range(self.own_spans):
-            for s in range(self.tile.span):
-                for i, line in enumerate(self.lines.of_sums):
-                    at = self._matrix(own, s, m) * self.sums_size + i
-                    store(self.sums, self.sums[at] * decays[line], at)
+        with when(reduce(lambda a, b: a | b, (decay != T.float32(1) for decay in decays))):
+            for own in range(self.own_spans):
+                for s in range(self.tile.span):
+                    for i, line in enumerate(self.lines.of_sums):
+                        at = self._matrix(own, s, m) * self.sums_size + i
+                        store(self.sums, self.sums[at] * decays[line], at)
         held = []
         for chunk in range(chunks):
             a = registers(len(places), dtype=unit.word)

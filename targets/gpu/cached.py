@@ -6,16 +6,18 @@ are stored, those of q8 are widened to the elements of the unit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
 
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP
-from deepzig.targets.emit import Buffer, Expr, store, when
+from deepzig.targets.emit import Buffer, Expr, either, store, when
 
-from .cache import PER_WORD, half, pair, row_columns, row_words, scale_word, word_type
+from .cache import PER_WORD, half, pair, row_columns, scale_word, word_type
 from .device import Gpu
-from .emit import Threads, barrier, registers, shared
+from .emit import Threads, barrier, device, registers, shared, variable
 from .units import UNITS, Unit
 
 VECTOR = 4
@@ -31,12 +33,14 @@ class Tile:
         cdtype: element type of the cache.
         width: columns of a row that count.
         positions: how many rows.
+        stages: how many tiles there is shared memory for: with two, one is read while the other is brought.
     """
 
     unit: Unit
     cdtype: str
     width: int
     positions: int
+    stages: int
 
     @property
     def held(self) -> str:
@@ -64,8 +68,60 @@ class Tile:
         return PER_WORD[self.held]
 
     def shared(self) -> Buffer:
-        """Shared memory for the tile."""
-        return shared(self.positions, self.pitch, dtype=word_type(self.held))
+        """Shared memory for the stages, one below the other."""
+        return shared(self.stages * self.positions, self.pitch, dtype=word_type(self.held))
+
+    def _share(self, t: Threads, words: int) -> tuple[Expr, list[tuple[Expr, bool]]]:
+        """The row of which a thread brings a part, and its vectors of words: where each begins, and if all rows have it.
+
+        Neighbours bring neighbouring vectors, and a thread those of one row: that takes one address.
+        """
+        beside, vectors = t.count // self.positions, words // VECTOR
+        turns = -(-vectors // beside)
+        firsts = [(turn * beside + t.thread % beside, (turn + 1) * beside <= vectors) for turn in range(turns)]
+        return T.bind(t.thread // beside), [(vector * VECTOR, whole) for vector, whole in firsts]
+
+    def _place(self, table: Buffer, seq: Expr, begin: Expr, page: int) -> Callable[[Expr], tuple[Expr, Expr]]:
+        """Row of the tile that starts at position `begin` -> page, and position in it."""
+        if page % self.positions == 0:
+            number, first = T.bind(table[seq, begin // page]), begin % page
+            return lambda row: (number, first + row)
+
+        def place(row: Expr) -> tuple[Expr, Expr]:
+            # from memory, since TVM (0.27) errs when it simplifies (x // 12 + y) // 5
+            position = variable(T.Cast("int32", begin + row), "int32")[0]
+            return T.bind(table[seq, position // page]), T.bind(position % page)
+
+        return place
+
+    def copy(
+        self, t: Threads, tile: Buffer, stage: Expr, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr,
+        page: int,
+    ) -> None:  # fmt: skip
+        """Emit the start of bringing the rows from position `begin` on into a stage; rows from `end` on become zero.
+
+        They are there after `arrived`.
+        """
+        row, vectors = self._share(t, self.words)
+        place, here = self._place(table, seq, begin, page), T.bind(stage * self.positions + row)
+        zero = T.broadcast(T.float32(0) if self.cdtype == "f32" else T.uint32(0), VECTOR)
+        with either(begin + row < end) as (inside, outside):
+            with inside:
+                there = place(row)
+                for first, whole in vectors:
+                    with nullcontext() if whole else when(first < self.words):
+                        addresses = T.address_of(tile[here, first]), T.address_of(cache[(*there, first)])
+                        device("cp_async_16", *addresses)
+            with outside:
+                for first, whole in vectors:
+                    with nullcontext() if whole else when(first < self.words):
+                        store(tile, zero, here, T.ramp(first, 1, VECTOR))
+        device("cp_async_commit")
+
+    def arrived(self) -> None:
+        """Emit the wait for what `copy` brings; all threads wait, so that they are also done with the other stage."""
+        device("cp_async_wait", T.int32(0))
+        barrier()
 
     def stage(
         self, t: Threads, tile: Buffer, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr, page: int
@@ -74,34 +130,32 @@ class Tile:
 
         All threads wait: before they overwrite the tile, and until it is there.
         """
-        vectors = row_words(self.cdtype, self.width) // VECTOR if self.cdtype != "q8" else scale_word(self.width) // VECTOR
-        turns = -(-self.positions * vectors // t.count)
-        held = [registers(VECTOR, dtype=word_type(self.cdtype)) for _ in range(turns)]
-        scales = [registers(1) for _ in range(turns)] if self.cdtype == "q8" else []
+        words = scale_word(self.width) if self.cdtype == "q8" else self.words
+        (row, vectors), place = self._share(t, words), self._place(table, seq, begin, page)
+        held = [registers(VECTOR, dtype=word_type(self.cdtype)) for _ in vectors]
+        scales = [variable(T.float32(0)) for _ in vectors] if self.cdtype == "q8" else []
         at = T.ramp(T.int64(0), 1, VECTOR)
-        places = [(i // vectors, i % vectors) for i in (turn * t.count + t.thread for turn in range(turns))]
         zero = T.broadcast(T.float32(0) if self.cdtype == "f32" else T.uint32(0), VECTOR)
-        for turn, (row, vector) in enumerate(places):
-            store(held[turn], zero, at)
-            if self.cdtype == "q8":
-                store(scales[turn], T.float32(0), 0)
-            with when((row < self.positions) & (begin + row < end)):
-                position = T.bind(begin + row)
-                place = T.bind(table[seq, position // page]), T.bind(position % page)
-                store(held[turn], cache[(*place, T.ramp(vector * VECTOR, 1, VECTOR))], at)
-                if self.cdtype == "q8":
-                    word = cache[(*place, scale_word(self.width) + vector // (GROUP // 16))]
-                    store(scales[turn], T.reinterpret("float32", word), 0)
+        for values in held:
+            store(values, zero, at)
+        with when(begin + row < end):
+            there = place(row)
+            for turn, (first, whole) in enumerate(vectors):
+                with nullcontext() if whole else when(first < words):
+                    store(held[turn], cache[(*there, T.ramp(first, 1, VECTOR))], at)
+                    if self.cdtype == "q8":
+                        word = cache[(*there, scale_word(self.width) + first // (GROUP // 4))]
+                        store(scales[turn], T.reinterpret("float32", word), 0)
         barrier()
-        for turn, (row, vector) in enumerate(places):
-            with when(row < self.positions):
+        for turn, (first, whole) in enumerate(vectors):
+            with nullcontext() if whole else when(first < words):
                 if self.cdtype == "q8":
-                    self._widen(tile, row, vector, held[turn], scales[turn][0])
+                    self._widen(tile, row, first * 4 // self.span, held[turn], scales[turn][0])
                 else:
-                    store(tile, held[turn][at], row, T.ramp(vector * VECTOR, 1, VECTOR))
+                    store(tile, held[turn][at], row, T.ramp(first, 1, VECTOR))
         barrier()
 
-    def _widen(self, tile: Buffer, row: Expr, vector: Expr, codes: Buffer, scale: Expr) -> None:
+    def _widen(self, tile: Buffer, row: Expr, first: Expr, codes: Buffer, scale: Expr) -> None:
         values = []
         for i in range(16):
             word = T.reinterpret("int32", codes[i // 4])
@@ -110,7 +164,7 @@ class Tile:
         if self.span == 2:
             values = [pair(low, high, self.held) for low, high in zip(values[::2], values[1::2], strict=True)]
         for i, value in enumerate(values):
-            store(tile, value, row, vector * len(values) + i)
+            store(tile, value, row, first + i)
 
     def key(self, tile: Buffer, position: Expr, word: Expr) -> Expr:
         """Word of the unit's elements along the columns of a position."""
@@ -119,10 +173,14 @@ class Tile:
         bits = T.bind(tile[position, word // 2])
         return half(T.bind(bits >> T.Cast("uint32", word % 2 * 16)), self.held, odd=False)
 
-    def values(self, lane: Expr, tile: Buffer, first: Expr, begin: int) -> list[Buffer]:
-        """Registers of `span` matrices B of values: [columns, positions from `begin` on].
+    def values(self, lane: Expr, tile: Buffer, first: Expr, begin: Expr) -> list[Buffer]:
+        """Registers of `span` matrices B of values: [columns, positions].
 
-        Column i of matrix s is `column(first, i, s)` of the rows.
+        Args:
+            lane: the thread.
+            tile: shared memory.
+            first: of the columns, counted in words; column i of matrix s is `column(first, i, s)` of the rows.
+            begin: of the positions, counted in rows of the shared memory.
         """
         unit = self.unit
         places = unit.b(lane)
@@ -136,9 +194,9 @@ class Tile:
                 for odd in (False, True):
                     store(held[odd], half(words[0], self.held, odd), i)
             else:
-                even, odd_ = words
-                store(held[0], (even & T.uint32(0xFFFF)) | (odd_ << T.uint32(16)), i)
-                store(held[1], (even >> T.uint32(16)) | (odd_ & T.uint32(0xFFFF0000)), i)
+                one, next_one = words
+                store(held[0], one & T.uint32(0xFFFF) | next_one << T.uint32(16), i)
+                store(held[1], one >> T.uint32(16) | next_one & T.uint32(0xFFFF0000), i)
         return held
 
     def column(self, first: Expr, i: Expr, s: int) -> Expr:
@@ -147,11 +205,9 @@ class Tile:
 
 
 def tile_of(gpu: Gpu, cdtype: str, width: int) -> Tile:
-    """The tile for a kind of GPUs."""
+    """The tile for a kind of GPUs: of 16 positions, or of 8 where its unit can and 16 take too much shared memory."""
     unit = UNITS[gpu.unit("bf16" if cdtype == "q8" else cdtype)]
-    wide = Tile(unit, cdtype, width, 16)
-    # keys are a unit's columns, values its inner dimension: 8 at least
-    small = unit.words * unit.per_word <= 8 and wide.positions * wide.pitch * 4 > gpu.shared_bytes * 3 // 4
-    return Tile(unit, cdtype, width, 8) if small else wide
-
-
+    stages = 2 if gpu.asynchronous and cdtype != "q8" else 1
+    tile = Tile(unit, cdtype, width, 16, stages)
+    fits = stages * tile.positions * tile.pitch * 4 <= gpu.shared_bytes * 5 // 6
+    return tile if fits or tile.step > 8 else replace(tile, positions=8)

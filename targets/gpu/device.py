@@ -25,6 +25,7 @@ class Gpu:
         shared_bytes: the most shared (threadgroup) memory of a block.
         bindings: the most buffers of a kernel; None for no limit.
         binding_bytes: the largest buffer that a kernel can be given. Larger weights are cut into shards.
+        grid: the most blocks along each axis.
         replay: whether launches can be recorded and replayed as one.
         units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
             listed is multiplied by the unit `fma`.
@@ -36,6 +37,7 @@ class Gpu:
     shared_bytes: int
     bindings: int | None = None
     binding_bytes: int = (1 << 31) - 1
+    grid: tuple[int, int, int] = ((1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1)
     replay: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
     asynchronous: bool = False
@@ -68,7 +70,8 @@ class GpuTarget:
 
     Attributes:
         gpu: what the device can do.
-        features: for CUDA, the architectures that there is native code for and `ptx` for others; for Metal none.
+        features: architectures that there is machine code for, such as `sm_90a`, and PTX, such as `ptx_80`, for later
+            ones. None: source text, which the device's driver compiles when it is loaded (Metal).
         platform: of the host: one of `deepzig.targets.cpu.features.TRIPLES`.
         name: what it is called on the command line.
     """
@@ -108,10 +111,23 @@ class GpuTarget:
         return Target({"kind": self.gpu.kind, **limits, **arch}, host=host)
 
     def compile(self, module: Any) -> Any:
-        """Compile a TVM module."""
+        """Compile a TVM module.
+
+        Raises:
+            DeepZigError: a kernel asks for more than the device has, or the device's compiler is missing or refuses it.
+        """
+        from . import embed, limits, nvcc
         from .pipeline import compile_module
 
-        return compile_module(module, self.tvm_target())
+        lowered = limits.Lowered()
+        executable = compile_module(module, self.tvm_target(), [lowered])
+        for kernel in lowered.kernels:
+            limits.check(kernel, self.gpu)
+        if not self.features:
+            return executable
+        library = embed.library_bytes(executable)
+        compiled = embed.replace_text(library, self.gpu.kind, lambda text: nvcc.fatbin(text, self.features).data)
+        return embed.Executable(executable, compiled)
 
     def state_type(self, state: TensorType) -> TensorType:
         """Rows of a cache lie as `cache_row` says."""

@@ -116,10 +116,10 @@ def heads_product(
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
-        X = f.tensor("x", "f32", rows, *x_shape)
+        x = f.tensor("x", "f32", rows, *x_shape)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
-        Y = f.tensor("y", "f32", rows, *y_shape)
-        X, Y = view(X, rows, prod(x_shape)), view(Y, rows, prod(y_shape))
+        y = f.tensor("y", "f32", rows, *y_shape)
+        X, Y = view(x, rows, prod(x_shape)), view(y, rows, prod(y_shape))
         for tile in TILES:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads) as t:

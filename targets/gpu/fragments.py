@@ -84,7 +84,9 @@ def _from_f16(bits: Expr) -> Expr:
 
 
 def _from_byte(bits: Expr) -> Expr:
-    return T.Cast("float32", T.Cast("int32", T.bitwise_xor(T.bitwise_and(bits, T.uint32(0xFF)), T.uint32(0x80))) - T.int32(128))
+    return T.Cast(
+        "float32", T.Cast("int32", T.bitwise_xor(T.bitwise_and(bits, T.uint32(0xFF)), T.uint32(0x80))) - T.int32(128)
+    )
 
 
 def _from_e4m3(bits: Expr) -> Expr:

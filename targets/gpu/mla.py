@@ -89,8 +89,8 @@ class _Operands:
 
 
 def matrices(gpu: Gpu, s: Sizes, lines: int) -> int:
-    """How many matrices of the unit, up to two, a block has for so many lines."""
-    return min(2, -(-lines // Block(gpu, s, 1).unit.rows))
+    """How many matrices of the unit, up to two, a block has for so many lines; one where it can't hold their queries."""
+    return min(2, -(-lines // Block(gpu, s, 1).unit.rows)) if Block(gpu, s, 2).holds else 1
 
 
 @cache
@@ -131,7 +131,7 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                     block.begin(t, given.queries, lambda r: (row, head + r, head + r < s.heads))
                     block.clear()
                     end = T.bind(T.min(begin + size, count))
-                    block.attend(cached, given.table, T.bind(given.seq[row]), begin, end, lambda r: count)
+                    block.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
                     place = T.bind(t.block[0] * bound + t.block[2])
                     block.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
@@ -185,7 +185,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
         (absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)], angles f32[n, rope],
         cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p], latent f32[n, heads, latent_pitch]).
     """
-    block = Block(gpu, s, 2)
+    block = Block(gpu, s, matrices(gpu, s, 1 << 30))
     with kernel("mla_flash", gpu.kind, *s.names) as f:
         (n,) = symbols("n")
         given, _ = _Operands.of(f, s, n)

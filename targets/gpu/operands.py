@@ -6,6 +6,7 @@ of integers it is rounded to 8 bits (`deepzig.ir.quantize`), and the f32 scales 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,9 +19,10 @@ from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
-from .emit import block_sum, device, launch, registers, subgroup_max, variable
+from .device import Gpu
+from .emit import block_sum, device, launch, registers, subgroup_max, variable, view
 from .layout import group, groups
-from .units import Unit
+from .units import UNITS, Unit
 
 QUAD = 4
 """Elements that a thread prepares at a time: 16 bytes of f32."""
@@ -43,6 +45,11 @@ class Encoding:
     k: int
     wdtype: str
     unit: Unit
+
+    @classmethod
+    def of(cls, gpu: Gpu, k: int, wdtype: str) -> Encoding:
+        """For the unit that a device has for weights of the type."""
+        return cls(k, wdtype, UNITS[gpu.unit(wdtype)])
 
     @property
     def size(self) -> int:
@@ -87,30 +94,32 @@ class Encoding:
 
 @cache
 def prepare(
-    encoding: Encoding, *, x_width: int, begin: int = 0, parts: int = 1, stride: int = 0, norm_eps: float | None = None
+    encoding: Encoding, *, x_shape: tuple[int, ...], begin: int = 0, parts: int = 1, stride: int = 0,
+    norm_eps: float | None = None,
 ) -> PrimFunc:  # fmt: skip
     """Kernel for rows as a unit multiplies them.
 
     Args:
         encoding: of the results.
-        x_width: columns of x.
+        x_shape: dimensions of x after the first, taken as one.
         begin: the first column.
         parts: how many rows, of k elements each, are cut out of one of x.
         stride: columns from one part to the next.
         norm_eps: epsilon of the RMSNorm, over the k elements; None: they aren't normed.
 
     Returns:
-        (X f32[rows, x_width], norm f32[k]?, PREPARED [rows, parts, pitch]); the last is written.
+        (X f32[rows, *x_shape], norm f32[k]?, PREPARED [rows, parts, pitch]); the last is written.
     """
-    k, quads = encoding.k, encoding.size // QUAD
-    extras = [f"from{begin}of{x_width}"] if x_width != k else []
+    k, quads, x_width = encoding.k, encoding.size // QUAD, math.prod(x_shape)
+    extras = [f"from{begin}of" + "by".join(map(str, x_shape))] if x_shape != (k,) else []
     extras += [f"parts{parts}by{stride}"] if parts > 1 else []
     extras += [f"norm{norm_eps}"] if norm_eps is not None else []
     with kernel("prepare", *encoding.names, *extras) as f:
         (rows,) = symbols("rows")
-        X = f.tensor("x", "f32", rows, x_width)
+        x = f.tensor("x", "f32", rows, *x_shape)
         NORM: Any = f.tensor("norm", "f32", k) if norm_eps is not None else None
         Y = f.tensor("prepared", encoding.dtype, rows, parts, encoding.pitch)
+        X = view(x, rows, x_width)
         with launch(THREADS, rows, parts) as t:
             row, part = t.block
             aligned = all(size % QUAD == 0 for size in (x_width, begin, stride, k))
@@ -123,19 +132,21 @@ def prepare(
             if norm_eps is not None:
                 squares = variable(T.float32(0))
                 with loop(-(-quads // THREADS)) as turn:
-                    x = quad(turn * THREADS + t.thread)
-                    store(squares, squares[0] + ((x[0] * x[0] + x[1] * x[1]) + (x[2] * x[2] + x[3] * x[3])), 0)
+                    v = quad(turn * THREADS + t.thread)
+                    store(squares, squares[0] + ((v[0] * v[0] + v[1] * v[1]) + (v[2] * v[2] + v[3] * v[3])), 0)
                 mean = block_sum(t, squares[0]) / T.float32(k)
                 scale = T.bind(T.float32(1) / T.sqrt(mean + T.float32(norm_eps)))
             # all threads take every turn: those of a group tell each other its largest element
             with loop(-(-quads // THREADS)) as turn:
                 q = turn * THREADS + t.thread
-                x = quad(q)
+                values = quad(q)
                 if norm_eps is not None:
                     weight = _quad(lambda i: NORM[i], q, k, k % QUAD == 0)
                     for i in range(QUAD):
-                        store(x, x[i] * scale * weight[i], i)
-                _write(encoding, [x[i] for i in range(QUAD)], q, lambda word, value: store(Y, value, row, part, word))
+                        store(values, values[i] * scale * weight[i], i)
+                _write(
+                    encoding, [values[i] for i in range(QUAD)], q, lambda word, value: store(Y, value, row, part, word)
+                )
     return f.function
 
 

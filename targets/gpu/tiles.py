@@ -25,7 +25,7 @@ from .emit import Threads, barrier, device, registers, shared
 from .fragments import factor, fragment
 from .layout import BITS, group, has_scales, row_words, stored
 from .operands import Encoding
-from .units import UNITS, Unit
+from .units import Unit
 
 FOUR = 4
 """Words that are copied together: 16 bytes."""
@@ -64,22 +64,31 @@ class Tile:
 
 
 TILES = {
-    "mma_bf16": Tile(128, 128, (2, 4), 32),
-    "mma_f16": Tile(128, 128, (2, 4), 32),
-    "mma_s8": Tile(128, 128, (2, 4), 64),
-    "simd_f32": Tile(64, 64, (2, 2), 32),
-    "fma": Tile(64, 64, (2, 2), 16),
+    ("mma_bf16", False): Tile(128, 128, (2, 2), 32),
+    ("mma_f16", False): Tile(128, 128, (2, 2), 32),
+    ("mma_bf16", True): Tile(128, 128, (2, 4), 32),
+    ("mma_s8", True): Tile(128, 128, (2, 4), 64),
+    ("simd_f32", False): Tile(64, 64, (2, 2), 32),
+    ("simd_f32", True): Tile(64, 64, (2, 2), 32),
+    ("fma", False): Tile(64, 64, (2, 2), 16),
+    ("fma", True): Tile(64, 64, (2, 2), 16),
 }
-"""Unit -> tile for matrices with many rows."""
+"""Unit, and whether the weight has scales, so that a thread has totals beside its sums -> tile for many rows."""
 
 SMALL_TILES = {
-    "mma_bf16": Tile(64, 128, (2, 4), 32),
-    "mma_f16": Tile(64, 128, (2, 4), 32),
-    "mma_s8": Tile(64, 128, (2, 4), 64),
-    "simd_f32": Tile(32, 64, (2, 2), 32),
-    "fma": Tile(32, 64, (1, 4), 16),
+    ("mma_bf16", False): Tile(64, 128, (2, 2), 32),
+    ("mma_f16", False): Tile(64, 128, (2, 2), 32),
+    ("mma_bf16", True): Tile(64, 128, (2, 4), 32),
+    ("mma_s8", True): Tile(64, 128, (2, 4), 64),
+    ("simd_f32", False): Tile(32, 64, (2, 2), 32),
+    ("simd_f32", True): Tile(32, 64, (2, 2), 32),
+    ("fma", False): Tile(32, 64, (1, 4), 16),
+    ("fma", True): Tile(32, 64, (1, 4), 16),
 }
-"""Unit -> tile for the rows of an expert, which are fewer."""
+"""The same for fewer rows, such as those of an expert, or fewer columns."""
+
+NARROW = 1024
+"""Columns that are few."""
 
 
 @dataclass(frozen=True)
@@ -116,10 +125,13 @@ class Multiplier:
     tile: Tile
 
     @classmethod
-    def of(cls, gpu: Gpu, k: int, wdtype: str, *, small: bool = False) -> Multiplier:
-        """For rows of k elements, and a weight of a type; with small tiles for few rows."""
-        name = gpu.unit(wdtype)
-        return cls(gpu, Encoding(k, wdtype, UNITS[name]), (SMALL_TILES if small else TILES)[name])
+    def of(cls, gpu: Gpu, k: int, columns: int, wdtype: str, *, small: bool = False) -> Multiplier:
+        """For rows of k elements, and a weight of so many rows.
+
+        Tiles are small for few rows, or few columns: else there were too few tiles for all of the device.
+        """
+        tile = (SMALL_TILES if small or columns <= NARROW else TILES)[gpu.unit(wdtype), has_scales(wdtype)]
+        return cls(gpu, Encoding.of(gpu, k, wdtype), tile)
 
     @property
     def unit(self) -> Unit:
@@ -269,9 +281,7 @@ class _Block:
     def _scale(self, stage: Expr) -> None:
         places = self.unit.sums(self.t.lane)
         factor_ = factor(self.form.encoding.wdtype, self.unit)
-        columns = [
-            [self._column_scale(stage, n, column, factor_) for _, column in places] for n in range(self.n)
-        ]
+        columns = [[self._column_scale(stage, n, column, factor_) for _, column in places] for n in range(self.n)]
         for m in range(self.m):
             rows = [self.a.scale(stage, self.first_row + m * self.unit.rows + row) for row, _ in places]
             for n in range(self.n):
@@ -343,7 +353,7 @@ class _Staged:
 
     def _copy(self, stage: Expr, row: Expr, four: Expr, held: Buffer, word: Expr) -> None:
         source = self.source.place(T.Cast("int64", held[0]))
-        first, begin = self._turned(row, four), word + four * FOUR
+        first, begin = turned(row, four, self.words), word + four * FOUR
         if self.gpu.asynchronous:
             here, there = self.array[stage, row, first], self.source.buffer[(*source, begin)]
             device("cp_async_16", T.address_of(here), T.address_of(there))
@@ -363,18 +373,12 @@ class _Staged:
                 else:
                     store(self.scale_array, there, stage, share)
 
-    def _turned(self, row: Expr, four: Expr) -> Expr:
-        """The first of four words in a row."""
-        per_bank_row = max(1, BANKS // self.words)
-        places = min(self.words, BANKS) // FOUR
-        return T.bitwise_xor(four, row // per_bank_row % places) * FOUR
-
     def reader(self, stage: Expr, first_row: Expr, first_word: int) -> Callable[[Expr, Expr], Expr]:
         """(row, word) -> a word, counted from first ones on."""
 
         def read(row: Expr, word: Expr) -> Expr:
             row, word = first_row + row, first_word + word
-            return T.bind(self.array[stage, row, self._turned(row, word // FOUR) + word % FOUR])
+            return T.bind(self.array[stage, row, turned(row, word // FOUR, self.words) + word % FOUR])
 
         return read
 
@@ -384,3 +388,10 @@ class _Staged:
             return None
         value = self.scale_array[stage, row]
         return T.bind(value if self.scale_array.dtype == "float32" else T.reinterpret("float32", value))
+
+
+def turned(row: Expr, four: Expr, words: int) -> Expr:
+    """The first of the words in which four words of a row lie, in an array of rows of so many words."""
+    per_bank_row = max(1, BANKS // words)
+    places = min(words, BANKS) // FOUR
+    return T.bitwise_xor(four, row // per_bank_row % places) * FOUR

@@ -39,7 +39,7 @@ def manifest_json() -> dict[str, Any]:
     }
     call = {"kernel": "proj_16", "op": "proj", "layer": 0, "where": "definition:3", "values": ["4.0"]}
     data = {
-        "format": 2,
+        "format": 3,
         "created_by": "a test",
         "model": {"name": "m", "vocab_size": 11, "num_hidden_layers": 1, "eos_token_ids": [1]},
         "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": "0.1"},
@@ -52,6 +52,8 @@ def manifest_json() -> dict[str, Any]:
                 "code": "code/x86-64-v3.so",
                 "runtime": RUNTIME,
                 "calls": {"prefill": [call], "decode": [call], "sample": []},
+                "device": "cpu",
+                "libraries": [],
             }
         ],
         "entry_points": {"prefill": point, "decode": point, "sample": {**point, "states": [], "weights": []}},

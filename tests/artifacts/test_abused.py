@@ -188,8 +188,8 @@ ABUSES = [
     Abuse("nested deep", text(lambda t: "[" * 200_000), "the manifest is not JSON", AT, COMPILE),
     Abuse("a huge number", text(lambda t: '{"format": ' + "9" * 5000 + "}"), "the manifest is not JSON", AT, COMPILE),
     Abuse("a key twice", text(lambda t: t.replace('"rows": 96', '"rows": 96, "rows": 97')), "the manifest names a key twice", AT, COMPILE),
-    Abuse("another format", manifest(lambda m: m.update(format=3)), "the artifact has format 3, this DeepZig reads 2", AT, "compile the model again with this DeepZig"),
-    Abuse("no format", manifest(lambda m: m.pop("format")), "the artifact has format None, this DeepZig reads 2", AT, "compile the model again with this DeepZig"),
+    Abuse("another format", manifest(lambda m: m.update(format=2)), "the artifact has format 2, this DeepZig reads 3", AT, "compile the model again with this DeepZig"),
+    Abuse("no format", manifest(lambda m: m.pop("format")), "the artifact has format None, this DeepZig reads 3", AT, "compile the model again with this DeepZig"),
     Abuse("no builds", manifest(lambda m: m.update(builds=[])), "the manifest's builds are none", AT, COMPILE),
     Abuse("another CPU", manifest(lambda m: m["builds"][0].update(features=["avx512f"])), "this CPU lacks avx512f, which the artifact needs", "{root}", "deepzig-compile m --target llvm:cpu=native -o DIR"),
     Abuse("another platform", manifest(lambda m: m["builds"][0].update(platform="riscv64-linux")), "the artifact is for riscv64-linux, this machine is x86_64-linux", "{root}", "deepzig-compile m --target llvm:cpu=native -o DIR"),
@@ -272,6 +272,11 @@ ABUSES = [
     Abuse("logits of another size", point(lambda p: p["outputs"][0].update(shape=["r", 12])), "the manifest's entry_points.decode.outputs logits are not of the vocabulary's size", AT, COMPILE),
     Abuse("calls of nothing", field("builds.0.calls.train", []), "the manifest's builds[0].calls name train, which is no entry point", AT, COMPILE),
     Abuse("weights for code", field("builds.0.code", WEIGHTS), "the manifest's builds[0].code is a weight file", AT, COMPILE),
+    Abuse("weights for a library", field("builds.0.libraries", [WEIGHTS]), "the manifest's builds[0].libraries is a weight file", AT, COMPILE),
+    Abuse("a library twice", field("builds.0.libraries", [RUNTIME]), f"the manifest's builds[0].libraries name {RUNTIME} twice", AT, COMPILE),
+    Abuse("a library that is not there", field("builds.0.libraries", ["lib/x.so"]), "the manifest does not list lib/x.so", AT, COPY),
+    Abuse("a library in no list", field("builds.0.libraries", "lib/x.so"), "the manifest's builds[0].libraries is not a list", AT, COMPILE),
+    Abuse("a device without a name", field("builds.0.device", ""), "the manifest's builds[0].device is empty", AT, COMPILE),
     Abuse("the dot", listed("."), OUTSIDE, "{root}/manifest.json, file '.'", COPY),
     Abuse("a drive without a slash", listed("C:x"), OUTSIDE, "{root}/manifest.json, file 'C:x'", COPY),
     Abuse("a detour", hashed(CODE, "./" + CODE), NOT_PLAIN, "{root}/manifest.json, file './" + CODE + "'", COPY),
@@ -305,7 +310,7 @@ def twice(root: Path) -> None:
 
 
 def test_there_are_many() -> None:
-    assert len({abuse.name for abuse in ABUSES}) == len(ABUSES) == 112
+    assert len({abuse.name for abuse in ABUSES}) == len(ABUSES) == 117
 
 
 @pytest.mark.parametrize("abuse", ABUSES, ids=[a.name for a in ABUSES])

@@ -119,6 +119,7 @@ def test_help_has_examples_and_every_option() -> None:
         (["--target", "z80"], "no target is called 'z80'", "--target", "choose from llvm, native, amx, "),
         (["--target", "llvm:cpu=i386"], "no target is called 'i386'", "--target", "choose from llvm, native, "),
         (["--target", "x86-64-v3+native+x86-64-v3"], "the target x86-64-v3 is named twice", "--target", "name it once"),
+        (["--target", "cuda:arch=sm_70"], "the target cuda has no arch 'sm_70'", "--target", "choose from sm_80, "),
         (["--dtype", "int3"], "no dtype is called 'int3'", "--dtype", "choose from f32, bf16, f16"),
         (["--stop-after", "fly"], "no pass is called 'fly'", "--stop-after", "choose from eliminate_dead, fuse_router"),
         (["-o", ""], "there is nowhere to write the artifact", "--output", "name a folder with -o DIR"),

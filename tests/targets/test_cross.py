@@ -334,10 +334,10 @@ def test_another_tvm_makes_code_for_this_platform_only(platform: str, monkeypatc
     monkeypatch.setattr(build, "versions", lambda: {"tvm": "0.28.0", "tvm_ffi": "0.1"})
     target = CpuTarget(frozenset(), platform, "some-target")
     if platform == this_machine().platform:
-        assert build.runtime_library(target).is_file()
+        assert all(file.is_file() for file in build.libraries(target).values())
         return
     with pytest.raises(DeepZigError) as caught:
-        build.runtime_library(target)
+        build.libraries(target)
     assert str(caught.value) == (
         "TVM 0.28.0 is installed, and only the libraries of 0.27.0.post1 are known for other platforms\n"
         "  at: target some-target\n"
@@ -365,4 +365,4 @@ def test_pinned_versions_are_those_that_are_installed() -> None:
     """A new TVM needs new hashes."""
     installed = build.versions()
     for platform in PLATFORMS.values():
-        assert platform.runtime.requirement == f"apache-tvm=={installed['tvm']}"
+        assert {file.requirement for file in platform.libraries} == {f"apache-tvm=={installed['tvm']}"}
