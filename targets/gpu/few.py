@@ -77,7 +77,7 @@ def few(product: Product) -> PrimFunc:
                 memory = Memory(lanes, tile, norm=product.norm_eps is not None)
                 first = row_tile * tile
 
-                def write(r: int, output: Expr, *sums: Expr, first: Expr = first) -> None:
+                def write(r: Expr, output: Expr, *sums: Expr, first: Expr = first) -> None:
                     operands.write(first + r, output, *sums)
 
                 multiply(t, lanes, memory, source, clamped(first, rows, tile), weight, block, tile, rows - first, write)
@@ -116,9 +116,10 @@ def heads_product(
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
-        X = view(f.tensor("x", "f32", rows, *x_shape), rows, prod(x_shape))
+        X = f.tensor("x", "f32", rows, *x_shape)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
-        Y = view(f.tensor("y", "f32", rows, *y_shape), rows, prod(y_shape))
+        Y = f.tensor("y", "f32", rows, *y_shape)
+        X, Y = view(X, rows, prod(x_shape)), view(Y, rows, prod(y_shape))
         for tile in TILES:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads) as t:
@@ -126,7 +127,7 @@ def heads_product(
                 first = row_tile * tile
                 source = Source(X, k, x_offset + head * x_stride, aligned(prod(x_shape), x_offset, x_stride))
 
-                def write(r: int, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
+                def write(r: Expr, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
                     store(Y, value, first + r, y_offset + head * y_stride + output)
 
                 weight = Weight(W, lambda output, _, head=head: (head, output))
