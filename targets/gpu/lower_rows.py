@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
-from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
+from deepzig.targets.base import Emitter, Operand, Table, Variant
 from deepzig.targets.plain import RAW
 
 from . import norm, router, sample
