@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -99,4 +100,14 @@ def test_fused_graphs_agree_with_the_interpreter(tmp_path: Path, device: str, va
 def test_forced_routes_and_some_rewrites(tmp_path: Path, device: str) -> None:
     c = config(num_hidden_layers=2)
     for got, want in run(traced(c, "f32", route=True), c, target_of(device), tmp_path, 5, 9, route=True):
+        assert distance(got, want) <= TOLERANCE
+
+
+@pytest.mark.slow
+def test_weights_in_shards_are_as_good_as_whole_ones(tmp_path: Path) -> None:
+    """No buffer of more than 12,000 bytes: 46 rows of the embedding, an expert."""
+    whole = target_of("cuda")
+    target = replace(whole, gpu=replace(whole.gpu, binding_bytes=12_000))
+    c = config(num_hidden_layers=2)
+    for got, want in run(traced(c, "f32"), c, target, tmp_path, 6, None):
         assert distance(got, want) <= TOLERANCE
