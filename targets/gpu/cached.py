@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, either, store, when
 
-from .cache import PER_WORD, half, pair, row_columns, row_words, scale_word, word_type
+from .cache import PER_WORD, half, pair, row_columns, scale_word, word_type
 from .device import Gpu
 from .emit import Threads, barrier, device, registers, shared, variable
 from .units import UNITS, Unit
@@ -72,7 +72,7 @@ class Tile:
         return shared(self.stages * self.positions, self.pitch, dtype=word_type(self.held))
 
     def _share(self, t: Threads, words: int) -> tuple[Expr, list[tuple[Expr, bool]]]:
-        """The row of which a thread brings a part, and its vectors of words: where each begins, and if all rows have it.
+        """The row of which a thread brings a part, and of its vectors where each begins, and if all rows have it.
 
         Neighbours bring neighbouring vectors, and a thread those of one row: that takes one address.
         """

@@ -40,7 +40,8 @@ class Case:
         self.absorbed[..., : s.kv] = rng.normal(size=(n, s.heads, s.kv)) / 3
         self.q = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32)
         self.angles = rng.normal(size=(n, s.rope)).astype(np.float32)
-        turned = rotate(self.q.reshape(n, s.heads, -1)[..., s.nope :].astype(np.float64), self.angles[:, None], interleaved)
+        ends = self.q.reshape(n, s.heads, -1)[..., s.nope :].astype(np.float64)
+        turned = rotate(ends, self.angles[:, None], interleaved)
         queries = np.concatenate([self.absorbed[..., : s.kv], turned], -1)
         self.want = np.empty((n, s.heads, s.kv))
         for i, (q, p) in enumerate(zip(self.batch.seq, self.batch.pos, strict=True)):

@@ -53,7 +53,8 @@ def test_cuda_of_all_types(cdtype: str) -> None:
 
 def check_metal(cdtype: str, heads: int) -> None:
     s = Sizes(heads, 128, 64, 512, 64, cdtype, 0.1, True)
-    made = [mla_attend(s, gpu=METAL), mla_flash(s, gpu=METAL), latent_write(2112, 1536, 512, 64, 64, cdtype, 1e-6, True)]
+    write = latent_write(2112, 1536, 512, 64, 64, cdtype, 1e-6, True)
+    made = [mla_attend(s, gpu=METAL), mla_flash(s, gpu=METAL), write]
     for text in sources(compiled(METAL, made)).values():
         assert errors(text) == []
 
