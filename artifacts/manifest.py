@@ -11,11 +11,9 @@ from deepzig.errors import DeepZigError
 
 from .checks import MEND, Fields, parse
 from .consistency import ITEM_BYTES, check
+from .devices import CPU, KINDS
 
 FORMAT = 3
-
-CPU = "cpu"
-"""The device of a build whose kernels run where its host code does."""
 
 MAX_DIMENSIONS = 16
 LIMITS = {"page_size": 1 << 16, "positions": (1 << 31) - 1}
@@ -248,6 +246,8 @@ class _Reader(Fields):
         }
         features = frozenset(self.texts(data.get("features"), f"{field}.features"))
         device = self.name(data.get("device", CPU), f"{field}.device")
+        if device not in KINDS:
+            raise self.fail(f"{field}.device", f"is {device!r}, which this DeepZig does not know")
         libraries = self.texts(data.get("libraries", []), f"{field}.libraries")
         return Build(name, platform, triple, features, code, runtime, calls, device, libraries)
 

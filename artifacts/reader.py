@@ -8,7 +8,6 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
-from shlex import quote
 from typing import Any
 
 import numpy as np
@@ -17,8 +16,10 @@ import numpy.typing as npt
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import TensorEntry, read_header
 
+from .choice import choose
 from .cpu_features import this_machine
-from .machines import Machine, fitting
+from .devices import Device
+from .machines import Machine
 from .manifest import Build, Manifest
 from .parts import COPY_AGAIN, MANIFEST, Part, Parts, open_parts
 from .writer import ALIGNMENT, STORED
@@ -35,6 +36,7 @@ class Artifact:
         path: the folder or file.
         manifest: its manifest.
         build: its code for this machine.
+        device: what the code's kernels run on.
         folder: where its parts lie, all but weights.
         weight_files: the parts that hold weights.
     """
@@ -42,29 +44,34 @@ class Artifact:
     path: Path
     manifest: Manifest
     build: Build
+    device: Device
     folder: Path
     weight_files: tuple[Part, ...]
 
 
-def open_artifact(path: Path, full: bool = False, machine: Machine | None = None) -> Artifact:
+def open_artifact(
+    path: Path, full: bool = False, machine: Machine | None = None, device: Device | None = None
+) -> Artifact:  # fmt: skip
     """Check the artifact in the folder `path`, and choose its code for this machine.
 
     Args:
         path: the folder.
         full: hash the weights too.
         machine: what to choose for, if not the machine of this process.
+        device: where it shall run; by default where the artifact can, on a GPU before the CPU.
 
     Raises:
-        DeepZigError: no artifact, another format, ABI or CPU, or a part that is missing, changed or outside the folder.
+        DeepZigError: no artifact, another format, ABI, CPU or GPU, or a part that is missing, changed or outside the
+            folder.
     """
     parts = open_parts(path)
     manifest = manifest_of(parts)
     _check_abi(manifest, path)
-    build = choose_build(manifest, machine or this_machine(), path)
+    choice = choose(manifest, machine or this_machine(), path, device)
     check_parts(parts, manifest, full)
     weights = tuple(parts.find(name) for name in sorted(manifest.files) if name.endswith(".safetensors"))
     _check_weights(manifest, weights, path)
-    return Artifact(path, manifest, build, parts.folder(manifest.files), weights)
+    return Artifact(path, manifest, choice.build, choice.device, parts.folder(manifest.files), weights)
 
 
 def check_parts(parts: Parts, manifest: Manifest, full: bool) -> None:
@@ -82,29 +89,6 @@ def check_parts(parts: Parts, manifest: Manifest, full: bool) -> None:
     for name in (part for build in manifest.builds for part in build.parts):
         if name not in manifest.files:
             raise DeepZigError(f"the manifest does not list {name}", f"{parts.path / MANIFEST}", COPY_AGAIN)
-
-
-def choose_build(manifest: Manifest, machine: Machine, path: Path) -> Build:
-    """The code that makes the most of the machine.
-
-    Raises:
-        DeepZigError: there is none for its platform, or it lacks a feature that all need.
-    """
-    kind = fitting(machine) or "native"
-    mend = f"deepzig-compile {quote(str(manifest.model.get('name', 'MODEL')))} --target llvm:cpu={kind} -o DIR"
-    same = [b for b in manifest.builds if b.platform == machine.platform]
-    if not same:
-        have = ", ".join(dict.fromkeys(b.platform for b in manifest.builds))
-        raise DeepZigError(f"the artifact is for {have}, this machine is {machine.platform}", str(path), mend)
-    runnable = [b for b in same if b.features <= machine.features]
-    if not runnable:
-        nearest = min(same, key=lambda b: len(b.features - machine.features))
-        raise DeepZigError(
-            f"this CPU lacks {', '.join(sorted(nearest.features - machine.features))}, which the artifact needs",
-            str(path),
-            mend,
-        )
-    return max(runnable, key=lambda b: len(b.features))
 
 
 def read_manifest(path: Path) -> Manifest:

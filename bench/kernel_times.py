@@ -13,7 +13,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy.typing as npt
 from limits import median_ratio
 from protocol import Case
 
@@ -25,6 +24,7 @@ from deepzig.runtime.bench.trace import Recorder
 from deepzig.runtime.inspect.text import table
 from deepzig.runtime.machine import Stream
 from deepzig.runtime.model import Model
+from deepzig.runtime.tensors import Tensor
 from deepzig.runtime.vm import VirtualMachine
 
 EXPERT_OPS = ("moe", "expert_linear")
@@ -67,12 +67,12 @@ class Reads:
         self._experts = config["n_routed_experts"] + shared
         self._chosen = config["num_experts_per_tok"] + shared
 
-    def __call__(self, kernel: str, tensors: list[npt.NDArray[Any]], before: bool) -> None:
+    def __call__(self, kernel: str, tensors: list[Tensor], before: bool) -> None:
         """Told of a kernel call, see `VirtualMachine.watch`."""
         if before and kernel in self._ops:
             self.bytes[kernel] += sum(self._read(self._ops[kernel], x) for x in tensors)
 
-    def _read(self, op: str, x: npt.NDArray[Any]) -> int:
+    def _read(self, op: str, x: Tensor) -> int:
         if x.ndim > 2 and x.shape[:2] == self._cache:
             return self._depth * x.nbytes // (x.shape[0] * x.shape[1])
         if op in EXPERT_OPS and x.ndim > 2 and x.shape[0] == self._experts:

@@ -32,7 +32,7 @@ def deepzig(threads: int, kind: str) -> Callable[[Case], float]:
     from deepzig.compiler.plan import plan_graph
     from deepzig.compiler.precision import parse_quant
     from deepzig.ir import Builder, ModuleBuilder
-    from deepzig.runtime.vm import aligned
+    from deepzig.runtime.tensors import aligned
     from deepzig.targets.registry import DEFAULT, find_targets
 
     tvm.get_global_func("runtime.config_threadpool")(1, threads)

@@ -9,7 +9,7 @@ from typing import Any
 import tvm
 
 from deepzig.artifacts.cpu_features import this_machine
-from deepzig.artifacts.manifest import CPU
+from deepzig.artifacts.devices import CPU
 from deepzig.errors import DeepZigError
 from deepzig.targets.base import Target
 

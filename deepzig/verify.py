@@ -26,11 +26,13 @@ Examples:
 @click.argument("artifact", type=click.Path(path_type=Path))
 @click.option("--against", type=click.Path(path_type=Path), help="Compute the vectors again from this checkpoint.")
 @click.option("--all-builds", is_flag=True, help="Check all builds that this machine can run, not only the best.")
+@click.option("--device", help="Where it runs: cpu, cuda, cuda:1 or metal; by default where it can.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the kernels; by default all processors.")
 @click.option("--json", "as_json", is_flag=True, help="Print a JSON object for each build, on a line of its own.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def verify(
-    artifact: Path, against: Path | None, all_builds: bool, threads: int | None, as_json: bool, traceback: bool
+    artifact: Path, against: Path | None, all_builds: bool, device: str | None, threads: int | None, as_json: bool,
+    traceback: bool,
 ) -> None:  # fmt: skip
     """Check ARTIFACT on this machine: the hashes of its files, then what its kernels compute.
 
@@ -38,10 +40,11 @@ def verify(
     named, and the exit status is 2.
     """
     from deepzig.artifacts.cpu_features import this_machine
+    from deepzig.artifacts.devices import parse_device
     from deepzig.artifacts.reader import open_artifact
     from deepzig.runtime.verify import check, read_vectors, replay, runnable
 
-    opened = open_artifact(artifact, full=True)
+    opened = open_artifact(artifact, full=True, device=None if device is None else parse_device(device))
     vectors = read_vectors(opened)
     if against is not None:
         vectors = _recompute(opened.manifest, vectors, against)

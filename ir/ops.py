@@ -284,5 +284,8 @@ def combine(y: F32, weights: F32) -> F32:
 @op("logits: f32[r, v], temperature: f32[r], top_k: i32[r], top_p: f32[r], min_p: f32[r], seed: i32[r, two], "
     "position: i32[r] -> i32[r]")  # fmt: skip
 def sample(logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: F32, seed: I32, position: I32) -> I32:
-    """One token a row: greedy at temperature 0, else drawn by Philox keyed with seed and position."""
+    """One token a row: greedy at temperature 0, else drawn by Philox keyed with seed and position.
+
+    It is -1 where the largest logit is not finite.
+    """
     return sample_tokens(logits, temperature, top_k, top_p, min_p, seed, position)

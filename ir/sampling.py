@@ -23,6 +23,8 @@ U64 = npt.NDArray[np.uint64]
 
 EXP2_COEFFICIENTS = (2147483645, 1488521945, 515877823, 119165869, 20572593, 2739202, 234782)
 """2^31 times the absolute Chebyshev coefficients of 2^-g on [0, 1]; signs alternate. Within 2.3e-9 of 2^-g."""
+NO_TOKEN = -1
+"""What is drawn from logits that are no numbers."""
 MIN_TEMPERATURE = 1e-6
 """Temperatures above zero are raised to this, which keeps gap / T finite."""
 
@@ -31,7 +33,7 @@ def sample_tokens(logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: 
     """Draw one token a row.
 
     Args:
-        logits: f32[r, v], finite or -inf, with at least one finite a row.
+        logits: f32[r, v].
         temperature: f32[r]; 0 or less is greedy, where the lowest id wins a tie.
         top_k: i32[r]; the k likeliest are kept, 0 or less keeps all.
         top_p: f32[r]; the fewest likeliest whose weights reach this share of what top_k kept; 1 or more keeps all.
@@ -40,7 +42,7 @@ def sample_tokens(logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: 
         position: i32[r], position of the drawn token in its sequence.
 
     Returns:
-        Token ids, i32[r].
+        Token ids, i32[r]; NO_TOKEN where the largest logit is not finite: one is NaN or infinite, or all are -inf.
     """
     rows = zip(logits, temperature, top_k, top_p, min_p, seed, position, strict=True)
     return np.array([_sample_row(*row) for row in rows], np.int32)
@@ -49,6 +51,8 @@ def sample_tokens(logits: F32, temperature: F32, top_k: I32, top_p: F32, min_p: 
 def _sample_row(
     logits: F32, temperature: np.float32, top_k: int, top_p: np.float32, min_p: np.float32, seed: I32, position: int
 ) -> int:
+    if not np.isfinite(logits.max()):
+        return NO_TOKEN
     if temperature <= 0:
         return int(np.argmax(logits))
     gap = logits.max() - logits

@@ -28,7 +28,11 @@ OPTIONS: tuple[tuple[str, dict[str, Any]], ...] = (
 )
 """Options of sampling, named as in `SamplingOptions`."""
 
+DEVICE: tuple[str, dict[str, Any]] = (
+    "--device", {"help": "Where it runs: cpu, cuda, cuda:1 or metal; by default where it can."}
+)  # fmt: skip
 LOADING: tuple[tuple[str, dict[str, Any]], ...] = (
+    DEVICE,
     ("--threads", {"type": click.IntRange(1), "help": "Threads of the kernels; by default all processors."}),
     ("--cache-tokens", {"type": click.IntRange(1), "help": "Tokens that the cache holds."}),
     ("--traceback", {"is_flag": True, "help": "Show where an error comes from."}),
@@ -72,13 +76,13 @@ While chatting: /reset forgets the conversation, /exit leaves, Ctrl-C stops an a
 @click.option("--stats", is_flag=True, help="Print speeds to the standard error.")
 @_options(LOADING)
 def run(
-    artifact: str, prompt: str, as_json: bool, stats: bool, threads: int | None, cache_tokens: int | None,
-    traceback: bool, **options: Any,
+    artifact: str, prompt: str, as_json: bool, stats: bool, device: str | None, threads: int | None,
+    cache_tokens: int | None, traceback: bool, **options: Any,
 ) -> None:  # fmt: skip
     """Continue PROMPT (`-` reads it from the standard input) with ARTIFACT."""
     text = sys.stdin.read() if prompt == "-" else prompt
     start = time.perf_counter()
-    with load(artifact, threads=threads, cache_tokens=cache_tokens) as model:
+    with load(artifact, threads=threads, cache_tokens=cache_tokens, device=device) as model:
         watch = _Watch(start)
         if as_json:
             result = model.generate(text, **_given(options))
@@ -98,11 +102,12 @@ def run(
 @_options(OPTIONS)
 @_options(LOADING)
 def chat(
-    artifact: str, system: str | None, threads: int | None, cache_tokens: int | None, traceback: bool, **options: Any
-) -> None:
+    artifact: str, system: str | None, device: str | None, threads: int | None, cache_tokens: int | None,
+    traceback: bool, **options: Any,
+) -> None:  # fmt: skip
     """Talk with ARTIFACT."""
     opening = [{"role": "system", "content": system}] if system else []
-    with load(artifact, threads=threads, cache_tokens=cache_tokens) as model:
+    with load(artifact, threads=threads, cache_tokens=cache_tokens, device=device) as model:
         messages = list(opening)
         while True:
             try:

@@ -1,4 +1,4 @@
-"""TVM's runtime library: at most one in a process.
+"""TVM's runtime library and its parts for devices: at most one of each in a process.
 
 A second copy, or `import tvm` beside a bundled one, aborts the process in its static registry. So a library that is
 already there is used if it is the same build, and anything else is refused.
@@ -17,38 +17,39 @@ from pathlib import Path
 from deepzig.artifacts.reader import Artifact
 from deepzig.errors import DeepZigError
 
+from .cudart import NEEDED_BY, load_cudart
 from .machine import cores
 
 log = logging.getLogger(__name__)
-
-NAME = "tvm_runtime"
-"""Without what a platform puts before and after."""
-
 
 _CODE: dict[Path, str] = {}
 """The code that this process has loaded: path -> SHA-256. Systems know libraries by their paths."""
 
 
 def load_runtime(artifact: Artifact, threads: int | None) -> None:
-    """Make the runtime library available to the artifact's code.
+    """Make the runtime library, and its parts for the artifact's device, available to the artifact's code.
 
     Args:
         artifact: a checked artifact.
         threads: the number of threads of kernels; None for DEEPZIG_THREADS, else all processors.
 
     Raises:
-        DeepZigError: the process has another build of the library.
+        DeepZigError: the process has another build of one of them, or one can't be loaded.
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(threads or default_threads()))
-    present = _loaded()
-    runtime = artifact.build.runtime
-    wanted = artifact.manifest.files[runtime].sha256
+    for part in (artifact.build.runtime, *artifact.build.libraries):
+        _load(artifact, part)
+
+
+def _load(artifact: Artifact, part: str) -> None:
+    path = artifact.folder / part
+    present = _loaded(_name(path))
     if present is None:
         import tvm_ffi  # noqa: F401 - brings the library that the runtime is linked with
 
-        ctypes.CDLL(str(artifact.folder / runtime), ctypes.RTLD_GLOBAL)
-        log.info("loaded the runtime library %s", artifact.folder / runtime)
-    elif hashlib.sha256(present.read_bytes()).hexdigest() != wanted:
+        _open(path)
+        log.info("loaded the runtime library %s", path)
+    elif hashlib.sha256(present.read_bytes()).hexdigest() != artifact.manifest.files[part].sha256:
         raise DeepZigError(
             f"another {present.name} is loaded in this process",
             str(present),
@@ -56,6 +57,25 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
         )
     else:
         log.info("the runtime library is that of this process, %s", present)
+
+
+def _open(path: Path) -> None:
+    try:
+        try:
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+        except OSError:
+            if _name(path) != NEEDED_BY:
+                raise
+            load_cudart()
+            ctypes.CDLL(str(path), ctypes.RTLD_GLOBAL)
+    except OSError as error:
+        hint = "update the system and its drivers, or compile the model for another device"
+        raise DeepZigError(f"a library can't be loaded: {error}", str(path), hint) from None
+
+
+def _name(path: Path) -> str:
+    """A library's name without what a platform puts before and after."""
+    return path.name.partition(".")[0].removeprefix("lib")
 
 
 def code_path(artifact: Artifact) -> Path:
@@ -80,10 +100,12 @@ def default_threads() -> int:
     return cores()
 
 
-def _loaded() -> Path | None:
-    """The runtime library that the process has loaded."""
-    images = {"Darwin": _macos_images, "Windows": _windows_images}.get(platform.system(), _linux_images)
-    return next((path for path in map(Path, images()) if path.name.partition(".")[0].removeprefix("lib") == NAME), None)
+def _loaded(name: str) -> Path | None:
+    """The library of that name that the process has loaded."""
+    if platform.system() == "Windows":
+        return _windows_image(name)
+    images = _macos_images() if platform.system() == "Darwin" else _linux_images()
+    return next((path for path in map(Path, images) if _name(path) == name), None)
 
 
 def _linux_images() -> Iterator[str]:
@@ -98,10 +120,12 @@ def _macos_images() -> Iterator[str]:
         yield (process._dyld_get_image_name(i) or b"").decode()
 
 
-def _windows_images() -> Iterator[str]:
+def _windows_image(name: str) -> Path | None:
     kernel = ctypes.windll.kernel32  # type: ignore[attr-defined,unused-ignore]
     kernel.GetModuleHandleW.restype = ctypes.c_void_p
-    if handle := kernel.GetModuleHandleW(f"{NAME}.dll"):
-        path = ctypes.create_unicode_buffer(32768)
-        kernel.GetModuleFileNameW(ctypes.c_void_p(handle), path, len(path))
-        yield path.value
+    handle = kernel.GetModuleHandleW(f"{name}.dll")
+    if not handle:
+        return None
+    path = ctypes.create_unicode_buffer(32768)
+    kernel.GetModuleFileNameW(ctypes.c_void_p(handle), path, len(path))
+    return Path(path.value)

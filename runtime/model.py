@@ -8,23 +8,26 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.artifacts.devices import parse_device
 from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.log import configure
 
+from .draw import NO_TOKEN, Backend, Sampler, edited
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
 from .result import END, Choice, Piece, Result
 from .rows import check_range, checked_rows
-from .sampling import SamplingOptions, TokenLogprob, logprob_of
+from .sampling import SamplingOptions, logprob_of
 from .speculate import Speculator
+from .tensors import Tensor
 from .text import Detokenizer, StopFinder
 from .tokenizer import Tokenizer
 
@@ -43,24 +46,13 @@ class Read:
 
     Attributes:
         begin: position of the first row.
-        logits: of the wanted rows, [r, vocab].
-        hidden: what the output head reads, of all rows, [n, hidden]; none where the artifact has no use for it.
+        logits: of the wanted rows, f32 [r, vocab].
+        hidden: what the output head reads, of all rows, f32 [n, hidden]; none where the artifact has no use for it.
     """
 
     begin: int
-    logits: F32
-    hidden: F32 | None = None
-
-
-class Backend(Protocol):
-    """What runs the entry points; the VM, or a stand-in for tests."""
-
-    def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
-        """Outputs of an entry point for these inputs."""
-        ...
-
-    def close(self) -> None:
-        """Free what it holds."""
+    logits: Tensor
+    hidden: Tensor | None = None
 
 
 @dataclass
@@ -163,7 +155,8 @@ class Model:
             for begin, end in self._cuts(len(tokens)):
                 sequence.reserve(end)
                 forced = None if route is None else np.asarray(route)[begin:end]
-                parts.append(self._read(tokens[begin:end], begin, sequence, range(end - begin), forced).logits)
+                read = self._read(tokens[begin:end], begin, sequence, range(end - begin), forced)
+                parts.append(np.asarray(read.logits))
         return np.concatenate(parts)
 
     def forward(
@@ -188,10 +181,10 @@ class Model:
             DeepZigError: ids, positions or pages out of range, or rows in disorder (kernels do not check them).
         """
         given = {"tokens": tokens, "seq": seq, "pos": pos, "block_table": block_table, "out_rows": out_rows}
-        return self._call(entry, given if route is None else {**given, "route": route})[0]
+        return np.asarray(self.run(entry, given if route is None else {**given, "route": route})[0])
 
-    def _call(self, entry: str | None, given: Mapping[str, Array], hidden: F32 | None = None) -> tuple[Array, ...]:
-        """Outputs of an entry point for rows that are checked first, see `forward`."""
+    def run(self, entry: str | None, given: Mapping[str, Array], hidden: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Outputs of an entry point, where they lie, for rows that are checked first as those of `forward` are."""
         inputs = checked_rows(self.manifest, self.pool.count, given)
         if entry is None:
             longest = np.bincount(inputs["seq"]).max()
@@ -204,7 +197,10 @@ class Model:
             raise DeepZigError(
                 "the expert choice is forced only where the artifact asks for it", "route", "compile with --debug-route"
             )
-        return self.backend.call(entry, inputs if hidden is None else {**inputs, "hidden": hidden})
+        tensors: dict[str, Tensor] = {**inputs}
+        if hidden is not None:
+            tensors["hidden"] = hidden
+        return self.backend.call(entry, tensors)
 
     def _options(self, options: Mapping[str, Any]) -> SamplingOptions:
         parsed = SamplingOptions.parse(options)
@@ -243,18 +239,19 @@ class Model:
     ) -> Read:  # fmt: skip
         """Run consecutive rows of one sequence."""
         given = _rows_of(tokens, begin, sequence, out_rows)
-        return Read(begin, *self._call(None, given if route is None else {**given, "route": route}))
+        return Read(begin, *self.run(None, given if route is None else {**given, "route": route}))
 
     def _speculator(self, options: SamplingOptions, sequence: CacheSequence) -> Speculator | None:
         """What guesses ahead in a sequence, if it shall."""
         if not options.speculate:
             return None
 
-        def draft(tokens: Sequence[int], begin: int, hidden: F32, out_rows: Sequence[int]) -> tuple[F32, F32]:
-            logits, states = self._call(DRAFT, _rows_of(tokens, begin, sequence, out_rows), hidden)
+        def draft(tokens: Sequence[int], begin: int, hidden: Tensor, out_rows: Sequence[int]) -> tuple[Tensor, Tensor]:
+            logits, states = self.run(DRAFT, _rows_of(tokens, begin, sequence, out_rows), hidden)
             return logits, states
 
-        return Speculator(draft)
+        greedy = Sampler(self.backend, SamplingOptions(), np.zeros(2, np.int32))
+        return Speculator(draft, lambda logits: greedy.draw(logits, 0)[0])
 
     def _read_prompt(self, prompt: list[int], sequence: CacheSequence, speculator: Speculator | None) -> Read:
         """Run a prompt through the model; its last chunk, with the logits of the last token only."""
@@ -286,12 +283,21 @@ class Model:
             ends.update(self.manifest.model["eos_token_ids"])
         texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
         guesses: list[int] = []
+        sampler = Sampler(self.backend, options, key)
         while True:
-            for row in range(len(read.logits)):
-                token, logprob = self._draw(read.logits[row : row + 1], options, key, prompt, generated)
+            logits, known = read.logits, len(generated)
+            if options.edits:
+                logits = edited(logits, options, prompt, [*generated, *guesses], known)
+            drawn = sampler.draw(logits, len(prompt) + known)
+            told = np.asarray(read.logits) if options.logprobs else None
+            for row, token in enumerate(drawn):
+                if token == NO_TOKEN:
+                    what = "the model computed logits that are no numbers"
+                    raise DeepZigError(what, str(self.path), "compile with another --dtype")
                 if token in ends:
                     yield Piece(stops.last(texts.flush())[0], END, None, "stop")
                     return
+                logprob = None if told is None else logprob_of(told[row], token, options.top_logprobs)
                 generated.append(token)
                 text, found = stops.push(texts.push(token))
                 if not found and len(generated) == limit:
@@ -309,36 +315,12 @@ class Model:
             count = min(options.speculate, limit - len(generated) - 1, self.manifest.bounds.decode_rows - 1)
             sequence.reserve(position + 1 + count)
             if speculator and read.hidden is not None:
-                known = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
-                guesses = speculator.guess(known, read.begin, read.hidden[: len(known)], count)
+                after = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
+                guesses = speculator.guess(after, read.begin, read.hidden[: len(after)], count)
             read = self._read([generated[-1], *guesses], position, sequence, range(1 + len(guesses)))
 
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""
-
-    def _draw(
-        self, logits: F32, options: SamplingOptions, key: Array, prompt: list[int], generated: list[int]
-    ) -> tuple[int, TokenLogprob | None]:
-        """Draw one token by the artifact's own sampling op."""
-        if not np.isfinite(logits.max()):
-            raise DeepZigError(
-                "the model computed logits that are no numbers", str(self.path), "compile with another --dtype"
-            )
-        plain = logits
-        if options.edits:
-            logits = logits.copy()
-            options.edit(logits[0], prompt, generated)
-        inputs = {
-            "logits": logits,
-            "temperature": np.array([options.temperature], np.float32),
-            "top_k": np.array([options.top_k], np.int32),
-            "top_p": np.array([options.top_p], np.float32),
-            "min_p": np.array([options.min_p], np.float32),
-            "seed": key[None],
-            "position": np.array([len(prompt) + len(generated)], np.int32),
-        }
-        token = int(self.backend.call("sample", inputs)[0][0])
-        return token, logprob_of(plain[0], token, options.top_logprobs) if options.logprobs else None
 
 
 def _rows_of(
@@ -371,8 +353,9 @@ def _choice(pieces: Iterator[Piece], logprobs: bool) -> Choice:
 
 
 def load(
-    path: str | Path, *, threads: int | None = None, cache_tokens: int | None = None, full_check: bool = False
-) -> Model:
+    path: str | Path, *, threads: int | None = None, cache_tokens: int | None = None, full_check: bool = False,
+    device: str | None = None,
+) -> Model:  # fmt: skip
     """Load an artifact.
 
     Args:
@@ -380,16 +363,20 @@ def load(
         threads: threads of the kernels; by default DEEPZIG_THREADS, else all processors.
         cache_tokens: tokens that the cache holds, for all sequences together.
         full_check: hash the weights before use.
+        device: where it runs, such as `cpu`, `cuda`, `cuda:1` or `metal`; by default where the artifact can, on a GPU
+            before the CPU.
 
     Raises:
-        DeepZigError: the artifact is damaged, or does not fit this machine or process.
+        DeepZigError: the artifact is damaged, or does not fit this machine, device or process.
     """
     for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
         if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
             raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
     configure()
-    artifact = open_artifact(Path(path), full=full_check)
-    log.info("checked %s, made by %s; chose build %s", path, artifact.manifest.created_by, artifact.build.name)
+    chosen = None if device is None else parse_device(device)
+    artifact = open_artifact(Path(path), full=full_check, device=chosen)
+    made_by, build = artifact.manifest.created_by, artifact.build.name
+    log.info("checked %s, made by %s; chose build %s for the device %s", path, made_by, build, artifact.device)
     bounds = artifact.manifest.bounds
     tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
     pages = -(-tokens // bounds.page_size)

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import numpy as np
-import numpy.typing as npt
+from .draw import NO_TOKEN
+from .tensors import Tensor
 
-F32 = npt.NDArray[np.float32]
-
-Draft = Callable[[Sequence[int], int, F32, Sequence[int]], tuple[F32, F32]]
+Draft = Callable[[Sequence[int], int, Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 """(token after each row, position of the first row, hidden states [n, hidden], wanted rows) -> logits, hidden."""
+
+Likeliest = Callable[[Tensor], int]
+"""One row of logits -> the likeliest token; NO_TOKEN if they are no numbers."""
 
 
 class Speculator:
@@ -26,22 +27,24 @@ class Speculator:
         right: how many of them the model then drew.
     """
 
-    def __init__(self, draft: Draft) -> None:
-        self._draft = draft
+    def __init__(self, draft: Draft, likeliest: Likeliest) -> None:
+        self._draft, self._likeliest = draft, likeliest
         self.guessed = 0
         self.right = 0
 
-    def read(self, tokens: Sequence[int], begin: int, hidden: F32) -> None:
+    def read(self, tokens: Sequence[int], begin: int, hidden: Tensor) -> None:
         """Take note of rows that need no guess: the token after each, the position of the first, hidden states."""
         self._draft(tokens, begin, hidden, [])
 
-    def guess(self, tokens: Sequence[int], begin: int, hidden: F32, count: int) -> list[int]:
+    def guess(self, tokens: Sequence[int], begin: int, hidden: Tensor, count: int) -> list[int]:
         """The likeliest tokens after the last one, `count` of them; the other arguments are as in `read`."""
         guesses: list[int] = []
         while len(guesses) < count:
             logits, hidden = self._draft(tokens, begin, hidden, [len(tokens) - 1])
             begin += len(tokens)
-            tokens = [int(logits[0].argmax())]
+            tokens = [self._likeliest(logits)]
+            if tokens == [NO_TOKEN]:
+                break
             guesses += tokens
         self.guessed += len(guesses)
         return guesses

@@ -11,6 +11,8 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.artifacts.cache_rows import decode, encode, row_bytes
+from deepzig.artifacts.choice import obstacle
+from deepzig.artifacts.devices import Device
 from deepzig.artifacts.machines import BF16_ROWS, Machine
 from deepzig.artifacts.manifest import Call
 from deepzig.artifacts.reader import Artifact
@@ -18,6 +20,7 @@ from deepzig.artifacts.selfcheck import PART, CheckedCall, SelfCheck
 from deepzig.errors import DeepZigError
 
 from .rows import RANKS, checked_rows
+from .tensors import Tensor
 from .vm import VirtualMachine
 
 Array = npt.NDArray[Any]
@@ -156,10 +159,13 @@ def check(artifact: Artifact, verdict: Verdict) -> None:
 
 
 def runnable(artifact: Artifact, machine: Machine) -> list[Artifact]:
-    """The artifact with each of its builds that a machine can run."""
-    builds = artifact.manifest.builds
-    fitting = (b for b in builds if b.platform == machine.platform and b.features <= machine.features)
-    return [replace(artifact, build=build) for build in fitting]
+    """The artifact with each of its builds that a machine can run, on its device or the first of another kind."""
+    found = []
+    for build in artifact.manifest.builds:
+        device = artifact.device if artifact.device.kind == build.device else Device(build.device)
+        if not obstacle(build, machine, device):
+            found.append(replace(artifact, build=build, device=device))
+    return found
 
 
 def _inputs(artifact: Artifact, checked: CheckedCall, pages: int) -> dict[str, Array]:
@@ -198,7 +204,7 @@ class _Replay:
     kernels: tuple[str, ...] = ()
     compared: set[str] = field(default_factory=set)
 
-    def __call__(self, kernel: str, tensors: list[Array], before: bool) -> None:
+    def __call__(self, kernel: str, tensors: list[Tensor], before: bool) -> None:
         """Told of a kernel call; compares and forces after it."""
         if self.fault:
             return
@@ -214,9 +220,11 @@ class _Replay:
         self.done += 1
         self.kernels = (*self.kernels, kernel)
         for name, tensor in outputs.items():
-            self._compare(call, name, tensor)
-            if name in self.checked.forced:
-                self._force(name, tensor, self.checked.forced[name].make())
+            if name:
+                values = np.asarray(tensor)  # a copy of what lies on a device
+                self._compare(call, name, values)
+                if name in self.checked.forced and self._force(name, values, self.checked.forced[name].make()):
+                    tensor[...] = values
         if any(call.values):
             self.kernels = ()
 
@@ -248,16 +256,17 @@ class _Replay:
             self.compared.add(name)
             self.verdict.findings.append(Finding(self.checked.entry, call, self.kernels, name, distance, allowed))
 
-    def _force(self, name: str, tensor: Array, values: Array) -> None:
-        """Replace a value, padding apart."""
+    def _force(self, name: str, tensor: Array, values: Array) -> bool:
+        """Replace a value, padding apart; whether it could be done."""
         if tensor.dtype == np.int8 and tensor.shape == (*values.shape[:-1], row_bytes(values.shape[-1])):
             tensor[...] = encode(values)
-            return
+            return True
         part = tensor[tuple(map(slice, values.shape))] if tensor.ndim == values.ndim else tensor
         if part.shape != values.shape or (values.dtype == np.int32) != (tensor.dtype == np.int32):
             self.fault = f"the self-check vectors have another shape for the value {name}"
-            return
+            return False
         part[...] = values if tensor.dtype == values.dtype else _halves(values, self.cache)
+        return True
 
 
 def _floats(tensor: Array, cache: str, width: int) -> Array:

@@ -7,44 +7,28 @@ one dispatcher thread, whoever makes them.
 from __future__ import annotations
 
 import logging
-import math
+import threading
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from deepzig.artifacts.manifest import TensorSpec
 from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
 from .library import code_path, default_threads, load_runtime
+from .tensors import Tensor
 
 log = logging.getLogger(__name__)
 
-Array = npt.NDArray[Any]
-
-NUMPY = {"f32": np.float32, "i32": np.int32, "u32": np.uint32, "bf16": np.uint16, "f16": np.uint16, "i8": np.int8}
-"""How tensors travel; half-precision floats as bits."""
-
-Observer = Callable[[str, list[Array], bool], None]
+Observer = Callable[[str, list[Tensor], bool], None]
 """Called with a kernel's symbol, its tensors (inputs, then outputs), and whether it is yet to run."""
 
-CPU, POOLED = 1, 2
-ALIGNMENT = 64
-"""Bytes; kernels crash on less."""
-SMALL = 4096
-"""Bytes of an input up to which it is copied to where the last one of its shape was: that is ready to be passed on."""
+NO_ROOM = "out of memory"
+"""What drivers say."""
 
-
-def aligned(shape: tuple[int, ...], dtype: Any, zero: bool = False) -> Array:
-    """An array whose data starts at a multiple of 64 bytes; zeros cost no memory until they are written."""
-    size = math.prod(shape) * np.dtype(dtype).itemsize
-    raw = (np.zeros if zero else np.empty)(size + ALIGNMENT, np.uint8)
-    start = -raw.ctypes.data % ALIGNMENT
-    return raw[start : start + size].view(dtype).reshape(shape)
+LESS_CACHE = "load the model with fewer cache_tokens"
+LESS_WEIGHTS = "choose a device with more memory, or compile the model with --quant"
 
 
 class VirtualMachine:
@@ -57,7 +41,8 @@ class VirtualMachine:
     def __init__(self, artifact: Artifact, pages: int, threads: int | None = None) -> None:
         self.artifact = artifact
         self._executor = ThreadPoolExecutor(1, "deepzig")
-        self._small: dict[tuple[str, str], tuple[Array, Any]] = {}
+        self._watched = False
+        self._thread: threading.Thread | None = None
         self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
         try:
             self._run(lambda: self._load(pages, threads))
@@ -66,92 +51,79 @@ class VirtualMachine:
             raise
 
     def _load(self, pages: int, threads: int | None) -> None:
+        self._thread = threading.current_thread()
         load_runtime(self.artifact, threads)
         import tvm_ffi
 
-        self._from_dlpack = tvm_ffi.from_dlpack
-        config = tvm_ffi.get_global_func("runtime.config_threadpool")
-        config(1, threads or default_threads())
-        module = tvm_ffi.load_module(str(code_path(self.artifact)))
-        self._vm = module["vm_load_executable"]()
-        self._vm["vm_initialization"](CPU, 0, POOLED)
-        view = tvm_ffi.get_global_func("runtime.TVMTensorCreateView")
-        words = {"F32": "float32", "U32": "uint32", "BF16": "uint16", "F16": "uint16", "I32": "int32"}
-        mapped = map_weights(self.artifact)
-        weights = {
-            name: view(self._from_dlpack(data), tvm_ffi.Shape(entry.shape), tvm_ffi.dtype(words[entry.dtype]), 0)
-            for name, (entry, data) in mapped.items()
-        }
-        caches = {name: self._from_dlpack(cache) for name, cache in self._allocate(pages).items()}
-        self._functions = {
-            name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
-            for name, e in self.artifact.manifest.entry_points.items()
-        }
-        size = sum(data.nbytes for _, data in mapped.values())
-        log.info("mapped %d weights, %.1f MB; the cache holds %d pages", len(mapped), size / 1e6, pages)
-        log.info("%d threads; entry points %s", threads or default_threads(), ", ".join(self._functions))
+        from . import memory
+        from .replay import watchable
 
-    def _allocate(self, pages: int) -> dict[str, Array]:
-        """The caches, zero."""
-        manifest = self.artifact.manifest
-        try:
-            return {
-                spec.name: aligned(
-                    tuple(pages if isinstance(d, str) else d for d in spec.shape), NUMPY[spec.dtype], zero=True
-                )
+        device, manifest = self.artifact.device, self.artifact.manifest
+        cached = [name for name, entry in manifest.entry_points.items() if entry.states]
+        self._memory: memory.Memory = memory.memory_of(device, self._run, cached)
+        tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads or default_threads())
+        module = tvm_ffi.load_module(str(code_path(self.artifact)))
+        with watchable(lambda: self._watched):
+            self._vm = module["vm_load_executable"]()
+            self._vm["vm_initialization"](*self._memory.placement)
+        mapped = map_weights(self.artifact)
+        size = sum(data.nbytes for _, data in mapped.values())
+        with _room("the weights do not fit", f"{size / 1e9:.1f} GB of weights on the device {device}", LESS_WEIGHTS):
+            weights = {name: self._memory.weight(entry, data) for name, (entry, data) in mapped.items()}
+        where = f"cache of {pages * manifest.bounds.page_size} tokens"
+        with _room("the cache does not fit", where, LESS_CACHE):
+            caches = {
+                spec.name: self._memory.zeros(tuple(pages if isinstance(d, str) else d for d in spec.shape), spec.dtype)
                 for spec in manifest.cache
             }
-        except (MemoryError, OverflowError, ValueError):
-            raise DeepZigError(
-                "the cache does not fit in memory",
-                f"cache of {pages * manifest.bounds.page_size} tokens",
-                "load the model with fewer cache_tokens",
-            ) from None
+        self._functions = {
+            name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
+            for name, e in manifest.entry_points.items()
+        }
+        done = "copied" if self._memory.copies else "mapped"
+        log.info("%s %d weights, %.1f MB; the cache holds %d pages", done, len(mapped), size / 1e6, pages)
+        log.info("%d threads; entry points %s", threads or default_threads(), ", ".join(self._functions))
 
     def _run(self, work: Callable[[], Any]) -> Any:
+        if threading.current_thread() is self._thread:  # an observer
+            return work()
         try:
             future = self._executor.submit(work)
         except RuntimeError:
             raise DeepZigError("the model is closed", str(self.artifact.path), "load it again") from None
         try:
             return future.result()
-        except (RuntimeError, ValueError, TypeError, AttributeError, OSError) as error:
+        except (RuntimeError, ValueError, TypeError, AttributeError, OSError, MemoryError) as error:
+            if isinstance(error, MemoryError) or NO_ROOM in str(error):
+                what = f"the memory of the device {self.artifact.device} is full"
+                raise DeepZigError(what, str(self.artifact.path), LESS_CACHE) from error
             lines = str(error).strip().splitlines() or [type(error).__name__]
             where = f"{self.artifact.path}, {self.artifact.build.code}"
             raise DeepZigError(f"the artifact's code failed: {lines[-1]}", where, "compile the model again") from error
 
-    def call(self, entry: str, inputs: Mapping[str, Array]) -> tuple[Array, ...]:
+    def call(self, entry: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Run an entry point.
 
         Args:
             entry: its name in the manifest.
-            inputs: an array for every input; converted, aligned and made contiguous as needed.
+            inputs: an array for every input, converted, aligned, made contiguous and copied to the device as needed; or
+                an output, which may lie there.
 
         Returns:
-            The outputs; they are the caller's own.
+            The outputs, where they lie; they are the caller's own.
 
         Raises:
             DeepZigError: the code refused the arguments.
         """
 
-        def work() -> tuple[Array, ...]:
+        def work() -> tuple[Tensor, ...]:
             function, fixed = self._functions[entry]
-            arguments = [self._tensor(entry, spec, inputs[spec.name]) for spec in self._specs[entry]]
-            return tuple(np.from_dlpack(output) for output in function(*arguments, *fixed))
+            put = self._memory.put
+            arguments = [put(entry, spec, inputs[spec.name]) for spec in self._specs[entry]]
+            return tuple(map(self._memory.take, function(*arguments, *fixed)))
 
-        result: tuple[Array, ...] = self._run(work)
+        result: tuple[Tensor, ...] = self._run(work)
         return result
-
-    def _tensor(self, entry: str, spec: TensorSpec, value: Array) -> Any:
-        if value.nbytes > SMALL:
-            return self._from_dlpack(_prepare(value, spec))
-        key = entry, spec.name
-        if key not in self._small or self._small[key][0].shape != value.shape:
-            array = aligned(value.shape, NUMPY[spec.dtype])
-            self._small[key] = array, self._from_dlpack(array)
-        array, tensor = self._small[key]
-        array[...] = value
-        return tensor
 
     @contextmanager
     def watch(self, observer: Observer, tensors: bool = True) -> Iterator[None]:
@@ -166,28 +138,31 @@ class VirtualMachine:
 
         def instrument(_: Any, name: str, before: Any, result: Any, *args: Any) -> int:
             if name in kernels:
-                shown = [np.from_dlpack(a) for a in args if tensors and isinstance(a, tvm_ffi.Tensor)]
+                self._memory.wait()
+                shown = [self._memory.take(a) for a in args if tensors and isinstance(a, tvm_ffi.Tensor)]
                 observer(name, shown, bool(before))
             return 0  # go on
 
         self._run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))
+        self._watched = True
         try:
             yield
         finally:
+            self._watched = False
             self._run(lambda: self._vm["set_instrument"](None))
 
     def close(self) -> None:
         """Stop the dispatcher thread and free caches and weights; the instance can't be used any more."""
         with suppress(DeepZigError):
             self._run(self._functions.clear)
+            self._run(self._memory.close)
         self._executor.shutdown()
 
 
-def _prepare(array: Array, spec: TensorSpec) -> Array:
-    # there and back: numpy takes any stride of a dimension of size 1 for contiguous, TVM does not
-    array = np.ascontiguousarray(array, NUMPY[spec.dtype]).reshape(-1).reshape(array.shape)
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
-        return array
-    copy = aligned(array.shape, array.dtype)
-    copy[...] = array
-    return copy
+@contextmanager
+def _room(what: str, where: str, hint: str) -> Iterator[None]:
+    """What is allocated within may find no room."""
+    try:
+        yield
+    except MemoryError:
+        raise DeepZigError(f"{what} in memory", where, hint) from None

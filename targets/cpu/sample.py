@@ -14,15 +14,18 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE
+from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE, NO_TOKEN
 from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols, when
 
-from .emit import local, parallel, variable, workspace
+from .emit import each_vector, local, parallel, variable, vector_of, workspace
 from .layout import LANES, padded
 from .product import Elements
-from .vector import at, dtype, splat
+from .vector import at, dtype, splat, tree_max, words
 
 LOG2_E = float(np.float32(math.log2(math.e)))
+NEVER = float("-inf")
+INFINITE = 0x7F800000
+"""The bits of infinity."""
 ALL_KEYS = 2**31 - 1
 LOW_WORD = 2**32 - 1
 DIGITS = ((20, 11), (10, 10), (0, 10))
@@ -51,17 +54,25 @@ def sample(vocab: int) -> PrimFunc:
         POSITION = f.tensor("position", "i32", r)
         TOKENS = f.tensor("tokens", "i32", r)
         with parallel(r) as row:
-            best, token = variable(LOGITS[row, 0]), variable(T.int32(0), "int32")
-            with loop(vocab) as j, when(LOGITS[row, j] > best[0]):
-                store(best, LOGITS[row, j], 0)
-                store(token, T.Cast("int32", j), 0)
-            with when(TEMPERATURE[row] > T.float32(0)):
+            best, finite = largest_of(LOGITS, row, vocab)
+            token = variable(T.int32(NO_TOKEN), "int32")
+            greedy = T.bind(TEMPERATURE[row] <= T.float32(0))
+            with when(tirx.all(finite, greedy)):
+                store(token, T.int32(0), 0)
+                with repeat(LOGITS[row, token[0]] != best):
+                    store(token, token[0] + 1, 0)
+            with when(tirx.all(finite, tirx.Not(greedy))):
                 gaps, weights = workspace(padded(vocab)), workspace(padded(vocab), dtype="uint32")
                 scale = T.bind(T.float32(LOG2_E) / T.max(TEMPERATURE[row], T.float32(MIN_TEMPERATURE)))
                 with loop(padded(vocab), vocab) as j:
                     store(gaps, T.infinity("float32"), j)
-                with loop(vocab) as j:
-                    store(gaps, best[0] - LOGITS[row, j], j)
+
+                def gap(places: Expr, lanes: int) -> None:
+                    # not -0, whose bits are not in order
+                    zero = splat(0.0, lanes)
+                    store(gaps, T.max(splat(best, lanes) - LOGITS[row, places], zero), places)
+
+                each_vector(vocab, gap)
                 with loop(padded(vocab) // LANES) as c:
                     store(weights, weights_of(T.bind(gaps[at(c * LANES)]), scale), at(c * LANES))
 
@@ -87,6 +98,29 @@ def sample(vocab: int) -> PrimFunc:
                 draw(token, weights, vocab, mass[0], philox(POSITION[row], SEED[row, 0], SEED[row, 1]))
             store(TOKENS, token[0], row)
     return f.function
+
+
+def largest_of(logits: Buffer, row: Expr, vocab: int) -> tuple[Expr, Expr]:
+    """Emit the search for a row's largest logit: its value, and whether it is finite and no logit is NaN."""
+    best, bits = vector_of(splat(NEVER)), local(dtype="uint32")
+    store(bits, words(0), at(0))
+    with loop(vocab // LANES) as c:
+        some = T.bind(logits[row, at(c * LANES)])
+        store(best, T.max(best[at(0)], some), at(0))
+        store(bits, T.max(bits[at(0)], magnitude(some)), at(0))
+    top, peak = variable(tree_max(T.bind(best[at(0)]))), variable(tree_max(T.bind(bits[at(0)]), "uint32"), "uint32")
+    with loop(vocab, vocab // LANES * LANES) as j:
+        logit = T.bind(logits[row, j])
+        store(top, T.max(top[0], logit), 0)
+        store(peak, T.max(peak[0], magnitude(logit, 1)), 0)
+    found = T.bind(top[0])
+    finite = magnitude(found, 1) < T.uint32(INFINITE)
+    return found, T.bind(tirx.all(finite, peak[0] <= T.uint32(INFINITE)))
+
+
+def magnitude(x: Expr, lanes: int = LANES) -> Expr:
+    """The bits of a float without its sign: of infinity INFINITE, of NaN more."""
+    return T.bitwise_and(T.reinterpret(dtype("uint32", lanes), x), words(2**31 - 1, lanes))
 
 
 def weights_of(gap: Expr, scale: Expr) -> Expr:

@@ -61,16 +61,16 @@ def tree_sum(x: Expr) -> Expr:
     return _tree(x, lambda a, b: a + b)
 
 
-def tree_max(x: Expr) -> Expr:
-    """The greatest of a vector's lanes, halves first."""
-    return _tree(x, T.max)
+def tree_max(x: Expr, base: str = "float32") -> Expr:
+    """The greatest of a vector's lanes, of any type, halves first."""
+    return _tree(x, T.max, base)
 
 
-def _tree(x: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
+def _tree(x: Expr, combine: Callable[[Expr, Expr], Expr], base: str = "float32") -> Expr:
     lanes = LANES
     while lanes > 2:
         lanes //= 2
-        half = dtype("float32", lanes)
+        half = dtype(base, lanes)
         x = T.bind(combine(T.vectorlow(half, x), T.vectorhigh(half, x)))
     return combine(*(T.Shuffle([x], [lane]) for lane in range(2)))
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
@@ -17,8 +18,11 @@ from deepzig.targets.plain import RAW
 from . import moe
 from .device import GpuTarget
 from .few import few
+from .lower_tiled import many_rows, prepared
 from .plain import PLAIN
 from .product import Product
+from .tiled import tiled
+from .tiled_moe import Experts, tiled_experts
 from .weights import Part, gate_up_layout, parts, rows_layout
 
 
@@ -69,12 +73,23 @@ def _product(
     e: Emitter, gpu: GpuTarget, node: Node, product: Product, layout: Callable[..., Layout], weights: Sequence[Value],
     *extras: Value | None,
 ) -> Operand:  # fmt: skip
+    x, (norm, *others) = _value(node, 0), extras
+    rows, norms, after = e.value(x), _vectors(e, norm), _vectors(e, *others)
+    make: Callable[[Product], Any] = few
+    if many_rows(e, x.shape[0]):
+        make = partial(tiled, gpu.gpu)
+        rows = prepared(
+            e, gpu.gpu, rows, x.shape[0], product.k, product.wdtype, x_shape=(int(x.shape[1]),), begin=product.begin,
+            norm_eps=product.norm_eps, norm=norms,
+        )  # fmt: skip
+    else:
+        after = [*norms, *after]
+
     def kernel(part: Part) -> Any:
         begin, end = part or (0, product.n)
-        return few(replace(product, n=end - begin, y_width=product.n, y_begin=begin))
+        return make(replace(product, n=end - begin, y_width=product.n, y_begin=begin))
 
-    x = e.value(_value(node, 0))
-    return sharded(e, gpu, layout, weights, kernel, [x], _vectors(e, *extras), node.output.type)
+    return sharded(e, gpu, layout, weights, kernel, [rows], after, node.output.type)
 
 
 def _proj(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
@@ -112,16 +127,34 @@ def _moe(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
         moe.moe_sort(experts - shared, top_k, shared), [e.value(ids), e.value(weights)],
         TensorType("i32", (experts + 1,)), *by_slot,
     )  # fmt: skip
-    opened = sharded(
-        e, gpu, gate_up_layout, [gate, up],
-        lambda part: moe.moe_gate_up(hidden, width, experts, slots, gate.type.dtype, part),
-        [e.value(x), offsets, slot_rows, slot_experts], [], TensorType("f32", (rows, slots, width)),
-    )  # fmt: skip
-    products = sharded(
-        e, gpu, rows_layout, [down],
-        lambda part: moe.moe_down(width, hidden, experts, slots, down.type.dtype, part),
-        [opened, offsets, slot_experts], [], TensorType("f32", (rows, slots, hidden)),
-    )  # fmt: skip
+    gate_type, down_type, of_rows = gate.type.dtype, down.type.dtype, e.value(x)
+    opened_type, products_type = (TensorType("f32", (rows, slots, size)) for size in (width, hidden))
+    if many_rows(e, rows):
+        of_rows = prepared(e, gpu.gpu, of_rows, rows, hidden, gate_type, x_shape=(hidden,))
+        first = Experts(hidden, width, gate_type, experts, slots, gathered=True, gated=True)
+        opened = sharded(
+            e, gpu, gate_up_layout, [gate, up], lambda part: tiled_experts(gpu.gpu, replace(first, part=part)),
+            [of_rows, offsets, slot_rows], [], opened_type,
+        )  # fmt: skip
+        of_slots = prepared(
+            e, gpu.gpu, opened, rows, width, down_type, x_shape=(slots, width), parts=slots, stride=width
+        )  # fmt: skip
+        second = Experts(width, hidden, down_type, experts, slots)
+        products = sharded(
+            e, gpu, rows_layout, [down], lambda part: tiled_experts(gpu.gpu, replace(second, part=part)),
+            [of_slots, offsets], [], products_type,
+        )  # fmt: skip
+    else:
+        opened = sharded(
+            e, gpu, gate_up_layout, [gate, up],
+            lambda part: moe.moe_gate_up(hidden, width, experts, slots, gate_type, part),
+            [of_rows, offsets, slot_rows, slot_experts], [], opened_type,
+        )  # fmt: skip
+        products = sharded(
+            e, gpu, rows_layout, [down],
+            lambda part: moe.moe_down(width, hidden, experts, slots, down_type, part),
+            [opened, offsets, slot_experts], [], products_type,
+        )  # fmt: skip
     combine = moe.moe_combine(hidden, slots, residual=residual is not None)
     return e.call(combine, [products, slot_weights, places, *_vectors(e, residual)], node.output.type)
 

@@ -4,4 +4,9 @@ from __future__ import annotations
 
 from deepzig.targets.base import Table
 
-LOWERINGS: Table = {}
+from .lower_attention import ATTENTION
+from .lower_products import PRODUCTS
+from .lower_rows import ROWS
+from .plain import PLAIN
+
+LOWERINGS: Table = {**PLAIN, **ROWS, **PRODUCTS, **ATTENTION}

@@ -13,6 +13,22 @@ from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 from .preludes import device_functions
 
 PIPELINE = "deepzig_gpu"
+RELAX_PIPELINE = "default_build"
+"""TVM's own for all targets: those for GPUs schedule kernels, and ours are written."""
+
+
+def narrow_indices() -> Any:
+    """The pass that gives kernels indices of 32 bits; functions of the host, which compute shapes, keep 64."""
+    narrow = tirx.transform.ForceNarrowIndexToInt32()
+
+    def apply(function: Any, _module: Any, _context: Any) -> Any:
+        if function.attrs["target"].kind.name == "llvm":
+            return function
+        return narrow(tvm.IRModule({"kernel": function}))["kernel"]
+
+    return tirx.transform.prim_func_pass(apply, opt_level=0, name="narrow_indices")
+
+
 PASSES = (
     # blocks: only plain kernels, written as tensor expressions, have any
     s_tir.transform.LowerInitBlock,
@@ -22,7 +38,7 @@ PASSES = (
     s_tir.transform.LowerOpaqueBlock,
     # buffers to pointers; GPUs divide 64-bit indices slowly, and no buffer is so large
     tirx.transform.FlattenBuffer,
-    tirx.transform.ForceNarrowIndexToInt32,
+    narrow_indices,
     tirx.transform.VectorizeLoop,
     tirx.transform.StorageRewrite,
     tirx.transform.UnrollLoop,
@@ -56,4 +72,4 @@ def compile_module(module: Any, target: Any, instruments: Sequence[Any] = ()) ->
     config = {"tirx.disable_assert": True, "relax.backend.use_cuda_graph": target.kind.name == "cuda"}
     settings = tvm.transform.PassContext(config=config, disabled_pass=views, instruments=list(instruments))
     with device_functions(), settings:
-        return tvm.compile(module, target=target, tir_pipeline=PIPELINE)
+        return tvm.compile(module, target=target, relax_pipeline=RELAX_PIPELINE, tir_pipeline=PIPELINE)

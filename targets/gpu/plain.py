@@ -22,7 +22,6 @@ BLOCKS, THREADS = 64, 256
 
 def plain(op: str, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], output: TensorType) -> PrimFunc:
     """Kernel (inputs in their physical types, output), with a launch for each stage."""
-
     function = compute(op, inputs, attrs, output, _widen)
     name = str(function.attrs["global_symbol"])
     schedule = s_tir.Schedule(function)

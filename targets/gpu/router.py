@@ -128,9 +128,7 @@ def first(t: Threads, places: Buffer, size: int) -> Expr:
     return subgroup_first(best[0], where[0])[1]
 
 
-def keep_groups(
-    t: Threads, values: Buffer, choice: Buffer, size: int, groups: int, keep: int, best: int
-) -> None:
+def keep_groups(t: Threads, values: Buffer, choice: Buffer, size: int, groups: int, keep: int, best: int) -> None:
     """Emit what makes the experts of all but the `keep` best groups, of `size` each, ineligible in `choice`.
 
     Args:

@@ -51,7 +51,9 @@ def manifest_json() -> dict[str, Any]:
                 "features": ["avx2", "fma"],
                 "code": "code/x86-64-v3.so",
                 "runtime": RUNTIME,
-                "calls": {"prefill": [call], "decode": [call], "sample": []}, "device": "cpu", "libraries": [],
+                "calls": {"prefill": [call], "decode": [call], "sample": []},
+                "device": "cpu",
+                "libraries": [],
             }
         ],
         "entry_points": {"prefill": point, "decode": point, "sample": {**point, "states": [], "weights": []}},

@@ -18,7 +18,7 @@ from deepzig.compiler.plan import Plan, plan_graph
 from deepzig.compiler.weights import Packed, WeightSource, convert
 from deepzig.ir import Module, interpret
 from deepzig.models import ModelConfig
-from deepzig.runtime.vm import aligned
+from deepzig.runtime.tensors import aligned
 from deepzig.targets.registry import find_targets
 
 from .traced import PAGES, VARIANTS, Array, config, distance, parameters, rows, states, traced

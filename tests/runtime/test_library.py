@@ -113,21 +113,26 @@ def test_what_a_mac_has_loaded(monkeypatch: pytest.MonkeyPatch) -> None:
     process = SimpleNamespace(_dyld_image_count=lambda: len(images), _dyld_get_image_name=Function(images.__getitem__))
     monkeypatch.setattr(library.platform, "system", lambda: "Darwin")
     monkeypatch.setattr(library.ctypes, "CDLL", lambda name: process)
-    assert library._loaded() == Path("/a/libtvm_runtime.dylib")
+    assert library._loaded("tvm_runtime") == Path("/a/libtvm_runtime.dylib")
+    assert library._loaded("tvm_runtime_metal") == Path("/site/tvm/lib/libtvm_runtime_metal.dylib")
     images.pop()
-    assert library._loaded() is None
+    assert library._loaded("tvm_runtime") is None
 
 
 @pytest.mark.parametrize("handle", [0, 1 << 40])
 def test_what_windows_has_loaded(handle: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    def find(name: str) -> int:
+        return handle if name == "tvm_runtime.dll" else 0
+
     def write(module: Any, buffer: Any, size: int) -> None:
         assert module.value == handle and size == len(buffer)
         buffer.value = "/site/tvm_runtime.dll"
 
-    kernel = SimpleNamespace(GetModuleHandleW=Function(lambda name: handle), GetModuleFileNameW=write)
+    kernel = SimpleNamespace(GetModuleHandleW=Function(find), GetModuleFileNameW=write)
     monkeypatch.setattr(library.platform, "system", lambda: "Windows")
     monkeypatch.setattr(library.ctypes, "windll", SimpleNamespace(kernel32=kernel), raising=False)
-    assert library._loaded() == (Path("/site/tvm_runtime.dll") if handle else None)
+    assert library._loaded("tvm_runtime") == (Path("/site/tvm_runtime.dll") if handle else None)
+    assert library._loaded("tvm_runtime_cuda") is None
 
 
 class Function:

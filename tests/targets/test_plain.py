@@ -87,7 +87,12 @@ def values(stored: Array, dtype: str) -> Array:
 
 
 def check(
-    build: Build, name: str, attrs: Mapping[str, Any], types: list[TensorType], arrays: list[Array], plain: Plain = plain
+    build: Build,
+    name: str,
+    attrs: Mapping[str, Any],
+    types: list[TensorType],
+    arrays: list[Array],
+    plain: Plain = plain,
 ) -> None:
     op = OPS[name]
     (output,) = op.infer(types, attrs)

@@ -55,6 +55,30 @@ def test_kernel_draws_what_the_meaning_draws(vocab: int) -> None:
     np.testing.assert_array_equal(run(vocab, *given), sample_tokens(*given))
 
 
+@pytest.mark.parametrize("vocab", [1, 5, 16, 19, 515])
+def test_no_token_is_drawn_from_what_are_no_numbers(vocab: int) -> None:
+    """NaN anywhere, infinity as the largest, or nothing but -inf; the rows between them are drawn as ever."""
+    rng = np.random.default_rng(vocab)
+    given = options(120, vocab, rng)
+    logits = given[0]
+    for row, value in zip(range(0, 120, 2), 20 * [np.nan, -np.float32(np.nan), np.inf], strict=True):
+        logits[row, rng.integers(vocab)] = value
+    logits[::24] = -np.inf
+    got = run(vocab, *given)
+    assert np.all(got[::2] == -1) and np.all(got[1::2] >= 0)
+    np.testing.assert_array_equal(got, sample_tokens(*given))
+
+
+def test_both_zeros_tie() -> None:
+    """-0 is as likely as 0, whichever comes first and whatever the filter."""
+    zeros = np.zeros((400, 6), np.float32)
+    zeros[np.random.default_rng(2).random(zeros.shape) < 0.5] *= -1
+    given = (zeros, *options(400, 6, np.random.default_rng(3))[1:])
+    got = run(6, *given)
+    np.testing.assert_array_equal(got, sample_tokens(*given))
+    assert len(np.unique(got)) == 6
+
+
 def test_rows_do_not_depend_on_their_neighbours_or_threads() -> None:
     """A row alone draws what it draws in company, on one thread and on two."""
     given = options(64, 515, np.random.default_rng(5))

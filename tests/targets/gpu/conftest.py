@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ import numpy.typing as npt
 import pytest
 import tvm
 
+from deepzig.artifacts import choice
+from deepzig.artifacts.devices import Device, Gpu
+from deepzig.errors import DeepZigError
 from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
 from deepzig.targets.gpu.pipeline import PIPELINE
 
+from . import made_artifact
 from .software import load
 
 Array = npt.NDArray[Any]
@@ -47,8 +51,11 @@ class SoftwareGpu:
         compiled = tvm.compile(tvm.IRModule(named), target=target.tvm_target(), tir_pipeline=PIPELINE)
         path = self.folder / f"{len(list(self.folder.iterdir()))}.so"
         compiled.export_library(str(path))
+        tvm.get_global_func("deepzig.shim.checked")(True)
         module = tvm.runtime.load_module(str(path))
-        return [self._runs(module[name]) for name in named]
+        functions = [module[name] for name in named]
+        tvm.get_global_func("deepzig.shim.checked")(False)
+        return [self._runs(function) for function in functions]
 
     def _runs(self, function: Any) -> Run:
         return lambda *values: called(function, self.device, values)
@@ -57,17 +64,27 @@ class SoftwareGpu:
 def called(function: Any, device: str, values: Sequence[Any]) -> None:
     """Call a kernel with numpy arrays and numbers, and write its outputs into the arrays.
 
+    It is called twice, with the threads and blocks in opposite orders.
+
     Raises:
-        AssertionError: it wrote outside of an array.
+        AssertionError: it wrote outside of an array, or its results depend on the order.
     """
-    place = tvm.device(device)
-    tensors = [tvm.runtime.tensor(v, place) if isinstance(v, np.ndarray) else v for v in values]
-    function(*tensors)
-    damage = tvm.get_global_func("deepzig.shim.damage")()
-    assert not damage, damage
-    for value, tensor in zip(values, tensors, strict=True):
-        if isinstance(value, np.ndarray):
-            value[...] = tensor.numpy()
+    results = []
+    for reverse in (False, True):
+        tensors = [tvm.runtime.tensor(v, tvm.device(device)) if isinstance(v, np.ndarray) else v for v in values]
+        tvm.get_global_func("deepzig.shim.reversed")(reverse)
+        try:
+            function(*tensors)
+        finally:
+            tvm.get_global_func("deepzig.shim.reversed")(False)
+        damage = tvm.get_global_func("deepzig.shim.damage")()
+        assert not damage, damage
+        results.append([t.numpy() for v, t in zip(values, tensors, strict=True) if isinstance(v, np.ndarray)])
+    arrays = [v for v in values if isinstance(v, np.ndarray)]
+    for i, (array, one, other) in enumerate(zip(arrays, *results, strict=True)):
+        same = one.tobytes() == other.tobytes()
+        assert same, f"array {i} of the arguments depends on the order in which threads run: a barrier is missing"
+        array[...] = one
 
 
 @pytest.fixture
@@ -75,3 +92,23 @@ def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu]:
     """Kind of device -> what compiles kernels for it."""
     load()
     return lambda device: SoftwareGpu(device, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_gpu() -> Iterator[None]:
+    """A machine with one GPU of CUDA, as far as the reader of artifacts knows."""
+
+    def found(device: Device) -> Gpu:
+        if device.index:
+            raise DeepZigError("there is one GPU", f"device {device}", "choose cuda:0")
+        return Gpu(device, "software", 1 << 34, (8, 6), 2e11)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(choice, "cuda_gpu", found)
+        yield
+
+
+@pytest.fixture(scope="module", params=["cuda", "metal"])
+def gpu_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_gpu: None) -> Path:
+    """A tiny artifact with code for a GPU, on a machine that has it."""
+    return made_artifact.write(tmp_path_factory.mktemp("gpu") / request.param, request.param)

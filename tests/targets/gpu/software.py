@@ -25,6 +25,8 @@ KERNEL_OPTIONS = (
     "-ftrivial-auto-var-init=pattern",  # local variables that were never written show
     "-Werror=frame-larger-than=61440",  # the engine gives each thread a stack of 64 KiB
 )
+CHECKED_OPTIONS = ("-Og", "-fsanitize=alignment,bounds", *("-nodefaultlibs", "-lm", "-lc", "-lgcc"))
+"""For tests of single kernels, which take longer to compile than to run. The shim has the functions that checks call."""
 
 
 @functools.cache
@@ -60,6 +62,7 @@ def _compile(output: Path, folder: Path) -> None:
     options = [
         *(f"-I{package}/include" for package in packages),
         f'-DSHIM_COMPILER="{kernel_command}"',
+        f'-DSHIM_CHECKED="{" ".join(CHECKED_OPTIONS)}"',
         f'-DSHIM_CACHE="{folder}"',
         f"-Wl,-soname,{output.name}",
     ]
@@ -89,7 +92,8 @@ def _key() -> str:
 def _machine() -> Iterator[str]:
     from importlib.metadata import version
 
-    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), COMPILER, *KERNEL_OPTIONS)
+    yield from (platform.machine(), version("apache-tvm"), version("apache-tvm-ffi"), COMPILER)
+    yield from (*KERNEL_OPTIONS, *CHECKED_OPTIONS)
     cpu = Path("/proc/cpuinfo")
     if cpu.exists():
         yield from re.findall(r"^(?:flags|Features)\s*:.*$", cpu.read_text(), re.M)[:1]

@@ -54,9 +54,9 @@ class Eager:
         return packed
 
     def call(self, kernel: Any, args: Sequence[Any], *outputs: TensorType) -> Any:
-        numpy = {"f32": np.float32, "i32": np.int32}
-        shapes = [[self.rows if d == "n" else int(d) for d in t.shape] for t in outputs]
-        results = [np.full(s, -1, numpy[t.dtype]) for s, t in zip(shapes, outputs, strict=True)]
+        numpy = {"f32": np.float32, "i32": np.int32, "u32": np.uint32}
+        shapes = [[self.rows if d in ("n", "r") else int(d) for d in t.shape] for t in outputs]
+        results = [np.full(s, -1).astype(numpy[t.dtype]) for s, t in zip(shapes, outputs, strict=True)]
         self.launches += 1
         self.compiler(kernel)(*args, *results)
         return results[0] if len(results) == 1 else tuple(results)
@@ -94,10 +94,12 @@ class Inputs:
         return self.add(stored, meant, TensorType(dtype, shape), "param")
 
 
-def lowered(gpu: Any, device: str, inputs: Inputs, node: Node, binding_bytes: int | None = None) -> tuple[Any, int]:
+def lowered(
+    gpu: Any, device: str, inputs: Inputs, node: Node, binding_bytes: int | None = None, graph: str = "decode"
+) -> tuple[Any, int]:
     """The result of a node, and how many kernels made it."""
     limits = GPUS[device] if binding_bytes is None else replace(GPUS[device], binding_bytes=binding_bytes)
-    emitter = Eager(gpu(device), inputs.arrays, inputs.rows)
+    emitter = Eager(gpu(device), inputs.arrays, inputs.rows, graph)
     [variant] = PRODUCTS[node.op.name]
     return variant.lower(emitter, node, GpuTarget(limits, frozenset(), "x86_64-linux", device)), emitter.launches
 

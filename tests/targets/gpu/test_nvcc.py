@@ -19,7 +19,9 @@ from deepzig.targets.gpu.preludes import prelude
 from .sass import architectures, cuobjdump, disassembled, matrix_instructions
 
 ARCHS = {"sm_80", "sm_89", "sm_90a", "ptx_80"}
-SOURCE = prelude("cuda") + """
+SOURCE = (
+    prelude("cuda")
+    + """
 extern "C" __global__ void __launch_bounds__(96) product(const unsigned* a, const unsigned* b, float* sums, int* n) {
   float s[4] = {1.f, 2.f, 3.f, 4.f};
   int c[4] = {1, 2, 3, 4};
@@ -47,6 +49,7 @@ extern "C" __global__ void __launch_bounds__(1024) spills(const float* x, float*
   for (int i = 0; i < 90; ++i) y[i * 1024 + threadIdx.x] = v[(i * 11) % 90];
 }
 """
+)
 
 
 @pytest.fixture(scope="module")

@@ -7,6 +7,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepzig.ir import OPS
+from deepzig.targets.gpu.few import few
+from deepzig.targets.gpu.layout import pack_rows
+from deepzig.targets.gpu.product import Product
 from deepzig.targets.gpu.router import route
 
 from ..test_router import CASES, reference, score, weights_of
@@ -46,6 +50,22 @@ def test_route(gpu: Any, device: str, case: Any) -> None:
     forced(logits, *biases, given, ids, weights)
     assert np.array_equal(ids, given)
     np.testing.assert_allclose(weights, weights_of(scores, given, norm, scaling), rtol=2e-6)
+
+
+def test_logits_and_routing_are_what_the_op_means(gpu: Any, device: str) -> None:
+    rng = np.random.default_rng(11)
+    x, gate = rng.standard_normal((5, 75), np.float32), rng.standard_normal((24, 75), np.float32) / np.float32(9)
+    bias = rng.normal(0, 0.15, 24).astype(np.float32)
+    attrs: dict[str, Any] = {
+        "scoring": "sigmoid", "top_k": 4, "groups": 3, "keep": 2, "best": 2, "norm_topk_prob": True, "scaling": 2.5,
+    }  # fmt: skip
+    logits, ids, weights = np.empty((5, 24), np.float32), np.empty((5, 4), np.int32), np.empty((5, 4), np.float32)
+    product, choose = gpu(device).all(few(Product(75, 24, "f32")), route(24, **attrs, bias=True, forced=False))
+    product(x, pack_rows(gate, "f32"), logits)
+    choose(logits, bias, ids, weights)
+    want_ids, want = OPS["router"].meaning(x, gate, bias, None, **attrs)
+    assert np.array_equal(ids, want_ids)
+    np.testing.assert_allclose(weights, want, rtol=3e-6)
 
 
 def test_of_equals_the_lower_index_wins(gpu: Any, device: str) -> None:

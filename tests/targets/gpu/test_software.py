@@ -192,16 +192,109 @@ def test_a_process_with_the_runtime_alone(gpu: Gpu, device_kind: str, tmp_path: 
     assert "software GPU: something wrote past the end of an allocation of 256 bytes, at 24 bytes" in done.stderr
 
 
-@DEVICES
-def test_writes_past_shared_memory(gpu: Gpu, device_kind: str) -> None:
-    def body(t: Any, y: Any) -> None:
-        scratch = shared(32)
-        store(scratch, T.float32(1), t.thread + 1)
-        barrier()
-        store(y, scratch[t.thread], t.thread)
+def past_shared(t: Any, y: Any) -> None:
+    scratch = shared(32)
+    store(scratch, T.float32(1), t.thread + 1)
+    barrier()
+    store(y, scratch[t.thread], t.thread)
 
-    with pytest.raises(RuntimeError, match=r"kernel past_kernel, block \(0, 0, 0\): wrote past the end of its shared"):
-        gpu(device_kind)(simple("past", 32, body))(np.ones(32, np.float32))
+
+def past_shared_by_address(t: Any, y: Any) -> None:
+    scratch = shared(32)
+    with when(t.thread == 3):
+        device("cp_async_16", T.address_of(scratch[32]), T.address_of(y[0]))
+        device("cp_async_commit")
+        device("cp_async_wait", T.int32(0))
+    barrier()
+    store(y, T.float32(1), t.thread)
+
+
+def past_registers(t: Any, y: Any) -> None:
+    held = registers(4)
+    store(held, T.float32(1), t.thread // 5)
+    store(y, held[0], t.thread)
+
+
+def misaligned(t: Any, y: Any) -> None:
+    with when(t.thread == 7):
+        builder.buffer_store(y, T.Broadcast(T.float32(1), 4), [T.ramp(t.thread * 2 + 1, T.int64(1), 4)])
+
+
+FAULTS = {
+    past_shared: r"thread \(31, 0, 0\) uses index 32 of an array 'float \[32\]', line \d+",
+    past_shared_by_address: "wrote past the end of its shared memory",
+    past_registers: r"thread \(20, 0, 0\) uses index 4 of an array 'float \[4\]', line \d+",
+    misaligned: r"thread \(7, 0, 0\) reads or writes a .* that is not aligned to 16 bytes, line \d+",
+}
+
+
+@DEVICES
+@pytest.mark.parametrize("body", FAULTS)
+def test_faults(gpu: Gpu, device_kind: str, body: Callable[[Any, Any], None]) -> None:
+    with pytest.raises(RuntimeError, match=rf"kernel fault_kernel, block \(0, 0, 0\): {FAULTS[body]}"):
+        gpu(device_kind)(simple("fault", 32, body))(np.ones(32, np.float32))
+
+
+def neighbours(t: Any, y: Any) -> None:
+    scratch = shared(64)
+    store(scratch, T.Cast("float32", t.thread), t.thread)
+    store(y, T.if_then_else(t.thread > 0, scratch[t.thread - 1], T.float32(0)), t.thread)
+
+
+def used_again(t: Any, y: Any) -> None:
+    scratch = shared(64)
+    store(scratch, T.Cast("float32", t.thread), t.thread)
+    barrier()
+    store(y, scratch[(t.thread + 1) % 64], t.thread)
+    store(scratch, T.float32(0), t.thread)
+
+
+def another_subgroup(t: Any, y: Any) -> None:
+    with when(t.thread == 63):
+        store(y, T.float32(5), 0)
+    with when(t.thread == 0):
+        store(y, y[0] * T.float32(3), 1)
+
+
+@DEVICES
+@pytest.mark.parametrize("body", [neighbours, used_again, another_subgroup])
+def test_missing_barriers(gpu: Gpu, device_kind: str, body: Callable[[Any, Any], None]) -> None:
+    message = "array 0 of the arguments depends on the order in which threads run: a barrier is missing"
+    with pytest.raises(AssertionError, match=message):
+        gpu(device_kind)(simple("missing", 64, body))(np.ones(64, np.float32))
+
+
+@DEVICES
+def test_blocks_have_no_order(gpu: Gpu, device_kind: str) -> None:
+    with kernel("blocks") as f:
+        y = f.tensor("y", "f32", 9)
+        with launch(32, 8) as t, when(t.thread == 0):
+            store(y, y[t.block[0]] + T.float32(1), t.block[0] + 1)
+    with pytest.raises(AssertionError, match="array 0 of the arguments depends on the order"):
+        gpu(device_kind)(f.function)(np.ones(9, np.float32))
+
+
+@DEVICES
+@pytest.mark.parametrize("pending", [0, 1, 2])
+def test_copies_in_the_background(gpu: Gpu, device_kind: str, pending: int) -> None:
+    """They are made when the thread waits for them, and not before."""
+    with kernel("copies", pending) as f:
+        x, y = f.tensor("x", "f32", 2, 128), f.tensor("y", "f32", 2, 128)
+        with launch(32, 1) as t:
+            stages = shared(2, 128)
+            for stage in range(2):
+                device("cp_async_16", *(T.address_of(b[stage, t.thread * 4]) for b in (stages, x)))
+                device("cp_async_commit")
+            device("cp_async_wait", T.int32(pending))
+            barrier()
+            for stage in range(2):
+                for i in range(4):
+                    store(y, stages[stage, (t.thread * 4 + i + 4) % 128], stage, t.thread * 4 + i)
+    x = np.random.default_rng(8).standard_normal((2, 128), np.float32)
+    y = np.empty_like(x)
+    gpu(device_kind)(f.function)(x, y)
+    made = 2 - pending
+    assert np.array_equal(y[:made], np.roll(x[:made], -4, axis=1)) and np.isnan(y[made:]).all()
 
 
 def some(t: Any, y: Any) -> None:

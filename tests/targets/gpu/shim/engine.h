@@ -18,6 +18,9 @@ struct Launch {
   size_t shared_bytes;  // static and dynamic
 };
 
+// Whether blocks and threads run from the last to the first: what a kernel computes may not depend on it.
+void set_reversed(bool reversed);
+
 // Run all blocks. Returns what went wrong, or nothing.
 std::string run(const Launch& launch);
 

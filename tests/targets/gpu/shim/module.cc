@@ -6,6 +6,7 @@
 #include <tvm/ffi/reflection/registry.h>
 #include <unistd.h>
 
+#include <atomic>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
@@ -21,6 +22,9 @@
 
 #ifndef SHIM_COMPILER
 #error "SHIM_COMPILER is the command that compiles C++ to a shared library, but for the two files"
+#endif
+#ifndef SHIM_CHECKED
+#error "SHIM_CHECKED is what is added to the command to compile kernels that check what they do"
 #endif
 #ifndef SHIM_CACHE
 #error "SHIM_CACHE is the folder where compiled kernels are kept"
@@ -74,17 +78,20 @@ std::string contents(const std::string& path) {
   return text.str();
 }
 
+// Whether kernels are compiled so that they check alignments and the indices of arrays.
+std::atomic<bool> checked{false};
+
 // The compiled form of a C++ source; a source is compiled once, whatever process asks.
 void* compiled(const std::string& source) {
-  const std::string command = SHIM_COMPILER;
+  const std::string command = SHIM_COMPILER, more = checked ? SHIM_CHECKED : "";
   char name[40];
-  snprintf(name, sizeof name, "/%016llx%016llx", (unsigned long long)hash(command + source, 0xcbf29ce484222325),
-           (unsigned long long)hash(source + command, 0x9ae16a3b2f90404f));
+  snprintf(name, sizeof name, "/%016llx%016llx", (unsigned long long)hash(command + more + source, 0xcbf29ce484222325),
+           (unsigned long long)hash(source + command + more, 0x9ae16a3b2f90404f));
   std::string base = SHIM_CACHE + std::string(name), library = base + ".so";
   if (access(library.c_str(), R_OK)) {
     std::string mine = base + "." + std::to_string(getpid());
     std::ofstream(mine + ".cc") << source;
-    std::string all = command + " '" + mine + ".cc' -o '" + mine + ".so' 2> '" + mine + ".log'";
+    std::string all = command + " '" + mine + ".cc' " + more + " -o '" + mine + ".so' 2> '" + mine + ".log'";
     if (system(all.c_str())) {
       TVM_FFI_THROW(RuntimeError) << "the kernels don't compile: " << all << "\n" << contents(mine + ".log");
     }
@@ -234,6 +241,9 @@ ffi::Module load(const ffi::Bytes& bytes) {
 }  // namespace
 
 TVM_FFI_STATIC_INIT_BLOCK() {
+  // How kernels run, and how those are compiled that are loaded after it.
+  ffi::Function::SetGlobal("deepzig.shim.reversed", ffi::Function::FromTyped([](bool on) { set_reversed(on); }), true);
+  ffi::Function::SetGlobal("deepzig.shim.checked", ffi::Function::FromTyped([](bool on) { checked = on; }), true);
   ffi::Function::SetGlobal("ffi.Module.load_from_bytes.cuda", ffi::Function::FromTyped(load<0>), true);
   ffi::Function::SetGlobal("ffi.Module.load_from_bytes.metal", ffi::Function::FromTyped(load<1>), true);
 }

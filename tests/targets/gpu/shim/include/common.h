@@ -2,6 +2,7 @@
 #pragma once
 #include <math.h>
 #include <stdint.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "kernel.h"
@@ -12,6 +13,43 @@ typedef unsigned char uchar;
 
 extern "C" const ShimApi* shim_api;
 const ShimApi* shim_api;
+
+// What code compiled with -fsanitize=alignment,bounds calls where it does what a GPU faults at, or does not notice.
+namespace shim {
+
+struct Type {
+  uint16_t kind, info;
+  char name[1];
+};
+
+struct Mismatch {
+  const char* file;
+  unsigned line, column;
+  const Type* type;
+  unsigned char log_alignment, kind;
+};
+
+struct OutOfBounds {
+  const char* file;
+  unsigned line, column;
+  const Type* array;
+  const Type* index;
+};
+
+}  // namespace shim
+
+extern "C" inline __attribute__((used)) void __ubsan_handle_type_mismatch_v1(shim::Mismatch* data, uintptr_t) {
+  char text[300];
+  snprintf(text, sizeof text, "reads or writes a %s that is not aligned to %d bytes", data->type->name,
+           1 << data->log_alignment);
+  shim_api->fault(text, int(data->line));
+}
+
+extern "C" inline __attribute__((used)) void __ubsan_handle_out_of_bounds(shim::OutOfBounds* data, uintptr_t index) {
+  char text[300];
+  snprintf(text, sizeof text, "uses index %ld of an array %s", long(index), data->array->name);
+  shim_api->fault(text, int(data->line));
+}
 
 namespace shim {
 

@@ -128,11 +128,11 @@ inline void dz_simd_mma_f16(float* sums, const unsigned* a, const unsigned* b, i
       sums, a, b, [](const unsigned* pair, unsigned i) { return shim::HalfPair::get(pair[0], int(i)); }, line);
 }
 
-// Copies that a GPU makes in the background are made at once.
-inline void dz_cp_async_16(void* shared, const void* global) { memcpy(shared, global, 16); }
-inline void dz_cp_async_4(void* shared, const void* global) { memcpy(shared, global, 4); }
-inline void dz_cp_async_commit() {}
-inline void dz_cp_async_wait(int) {}
+// PTX ISA, "cp.async": here as late as it can be, so that a missing wait shows.
+inline void dz_cp_async_16(void* to, const void* from) { shim_api->copy(to, from, 16); }
+inline void dz_cp_async_4(void* to, const void* from) { shim_api->copy(to, from, 4); }
+inline void dz_cp_async_commit() { shim_api->commit(); }
+inline void dz_cp_async_wait(int pending) { shim_api->wait(unsigned(pending)); }
 
 // Codes 2 pair and 2 pair + 1 of four e4m3 codes as a pair of bf16.
 inline unsigned dz_bf16_of_e4m3(unsigned codes, int pair) {

@@ -34,4 +34,12 @@ struct ShimApi {
   void (*barrier)(int line);
   // Returns when every lane of the subgroup has called it from the same line. At most kShimSlotBytes bytes.
   ShimLanes (*publish)(const void* bytes, unsigned count, int line);
+  // A copy that is not made before the thread waits for it (cp.async).
+  void (*copy)(void* to, const void* from, unsigned bytes);
+  // Puts the copies since the last call in a group.
+  void (*commit)();
+  // Makes the copies of all groups but the last `pending`.
+  void (*wait)(unsigned pending);
+  // Ends the launch with an error.
+  void (*fault)(const char* what, int line);
 };

@@ -21,6 +21,7 @@ namespace metal {
 typedef shim::Small<shim::Half> half;
 typedef shim::Small<shim::Brain> bfloat;
 
+#pragma GCC diagnostic ignored "-Wliteral-suffix"  // MSL's own
 inline half operator""h(long double value) { return half(double(value)); }
 
 template <class T, int N>
