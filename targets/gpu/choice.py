@@ -28,6 +28,8 @@ EVEN_TURNS = 3
 """Turns in which the parts are equal distances of gaps; then they are equal numbers of keys."""
 KEY_TURNS = 16
 """Turns that narrow 2^31 keys to one."""
+AHEAD = 4
+"""Logits that a thread reads at once."""
 KEPT = 2048
 """The most keys that a block keeps in shared memory."""
 
@@ -127,8 +129,7 @@ class Choice:
         reach = device("divide", T.float32(HALVINGS), self.scale, returns="float32")
 
         def row(account: Callable[[Expr], None]) -> None:
-            with self.t.each(self.vocab) as j:
-                account(self.key(j))
+            each_read(self.t, self.vocab, self.key, lambda _, key: account(key))
 
         with loop(EVEN_TURNS) as turn:
             least, most = (
@@ -263,12 +264,25 @@ class Choice:
             store(place, place[0] + self._counts[other * SUBGROUP + lane], 0)
         with loop(SUBGROUP) as lane, when(lane < t.lane):
             store(place, place[0] + self._counts[t.subgroup * SUBGROUP + lane], 0)
-        with when(few), t.each(self.vocab) as j:
-            key = self.key(j)
+
+        def keep(_: Expr, key: Expr) -> None:
             with when(search.has(key)):
                 store(self._keys, key, place[0])
                 store(place, place[0] + 1, 0)
+
+        with when(few):
+            each_read(t, self.vocab, self.key, keep)
         barrier()
+
+
+def each_read(t: Threads, size: int, read: Callable[[Expr], Expr], body: Callable[[Expr, Expr], None]) -> None:
+    """Emit body(i, read(i)) for i = thread, thread + count, ... below `size`; a few are read at once, ahead of use."""
+    with loop(-(-size // (t.count * AHEAD))) as turn:
+        places = [T.bind((turn * AHEAD + i) * t.count + t.thread) for i in range(AHEAD)]
+        values = [read(T.min(place, T.int64(size - 1))) for place in places]
+        for place, value in zip(places, values, strict=True):
+            with when(place < size):
+                body(place, value)
 
 
 def halves(low: Expr, high: Expr) -> Wide:

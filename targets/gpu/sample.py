@@ -18,7 +18,7 @@ from tvm.tirx import PrimFunc
 from deepzig.ir.sampling import MIN_TEMPERATURE, NO_TOKEN
 from deepzig.targets.emit import Expr, kernel, loop, store, symbols, when
 
-from .choice import Choice, halves
+from .choice import Choice, each_read, halves
 from .device import SUBGROUP, Gpu
 from .emit import barrier, device, launch, registers, settled, variable
 from .greatest import INFINITE, NEVER, block_first, place
@@ -53,11 +53,13 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
         with launch(threads, r) as t:
             row = t.block[0]
             best, where = variable(T.int32(NEVER), "int32"), variable(T.int32(0), "int32")
-            with t.each(vocab) as j:
-                found = place(LOGITS[row, j])
+
+            def better(j: Expr, found: Expr) -> None:
                 with when(found > best[0]):
                     store(best, found, 0)
                     store(where, T.Cast("int32", j), 0)
+
+            each_read(t, vocab, lambda j: place(LOGITS[row, j]), better)
             greatest, first = block_first(t, best[0], where[0])
             token = variable(first, "int32")
             finite = T.bind(tirx.all(greatest < T.int32(INFINITE), greatest > T.int32(-INFINITE)))
@@ -116,11 +118,13 @@ def draw(chosen: Choice, floor: Expr, word: Expr) -> Expr:
     """
     t, parts, sums = chosen.t, chosen.t.count // SUBGROUP, chosen.sums
 
-    def weight(j: Expr) -> Expr:
-        key = chosen.key(j)
-        held = chosen.weight(key)
-        likely = tirx.all(key <= chosen.limit[0], tirx.any(held >= floor, key == T.int32(0)))
-        return settled(T.Select(likely, held, T.uint32(0)))
+    def weight_at(j: Expr) -> Expr:
+        key, held = chosen.key(j), variable(T.uint32(0), "uint32")
+        with when(key <= chosen.limit[0]):
+            weight = chosen.weight(key)
+            with when(tirx.any(weight >= floor, key == T.int32(0))):
+                store(held, weight, 0)
+        return T.bind(held[0])
 
     begin = variable(T.int32(0), "int32")
     before, target = Wide.of(T.uint32(0)).kept(), Wide.of(T.uint32(0)).kept()
@@ -153,7 +157,7 @@ def draw(chosen: Choice, floor: Expr, word: Expr) -> Expr:
             place = T.bind(turn * SUBGROUP + t.lane)
             token = T.bind(start + place)
             with when(tirx.all(place < part, token < begin[0] + size, token < chosen.vocab)):
-                held = weight(token)
+                held = weight_at(token)
                 store(own, own[0] + T.bitwise_and(held, T.uint32(0xFFFF)), 0)
                 store(own, own[1] + T.shift_right(held, T.uint32(16)), 1)
         low, high = subgroup_total(own[0]), subgroup_total(own[1])
@@ -168,7 +172,7 @@ def draw(chosen: Choice, floor: Expr, word: Expr) -> Expr:
     with when(t.thread < size):
         token = T.bind(T.Cast("int64", begin[0]) + t.thread)
         inside = token < chosen.vocab
-        held = T.bind(T.Select(inside, weight(T.min(token, T.int64(chosen.vocab - 1))), T.uint32(0)))
+        held = T.bind(T.Select(inside, weight_at(T.min(token, T.int64(chosen.vocab - 1))), T.uint32(0)))
         store(sums, T.bitwise_and(held, T.uint32(0xFFFF)), 0, t.thread)
         store(sums, T.shift_right(held, T.uint32(16)), 1, t.thread)
     barrier()
