@@ -125,6 +125,10 @@ class VirtualMachine:
         result: tuple[Tensor, ...] = self._run(work)
         return result
 
+    def wait(self) -> None:
+        """Return when all kernels that were started are done."""
+        self._run(self._memory.wait)
+
     @contextmanager
     def watch(self, observer: Observer, tensors: bool = True) -> Iterator[None]:
         """Tell `observer` of every kernel call within, right before and right after it.
