@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from functools import cache, partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
-from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
+from deepzig.targets.base import Emitter, Operand, Table, Variant
 from deepzig.targets.plain import RAW
 
 from . import norm, router, sample
 from .device import GpuTarget
 from .few import few
-from .layout import pack_rows, packed_type, pitch
+from .lower_tiled import many_rows, prepared
 from .product import Product
-
-
-@cache
-def rows_layout(dtype: str, part: tuple[int, int] | None = None) -> Layout:
-    """Rows of words; `part` are the rows of a shard."""
-    name = f"rows-{dtype}" if part is None else f"rows-{dtype}@{part[0]}:{part[1]}"
-    return Layout(name, packed_type, partial(pack_rows, dtype=dtype), part)
+from .tiled import tiled
+from .weights import parts, rows_layout
 
 
 def _value(node: Node, index: int) -> Value:
@@ -43,15 +37,11 @@ def _embed(e: Emitter, node: Node, target: GpuTarget) -> Operand:
     tokens, table = _value(node, 0), _value(node, 1)
     vocab, hidden = (int(d) for d in table.shape)
     dtype = table.type.dtype
-    most = target.gpu.binding_bytes // (4 * pitch(hidden, dtype))
-    if vocab <= most:
-        kernel = norm.embed(vocab, hidden, dtype)
-        return e.call(kernel, [e.value(tokens), e.weight(rows_layout(dtype), table)], node.output.type)
     y: Operand = None
-    for begin in range(0, vocab, most):
-        end = min(begin + most, vocab)
-        kernel = norm.embed(end - begin, hidden, dtype, begin)
-        args = [e.value(tokens), e.weight(rows_layout(dtype, (begin, end)), table)]
+    for part in parts(rows_layout, target.gpu.binding_bytes, table.type):
+        begin, end = part or (0, vocab)
+        kernel = norm.embed(end - begin, hidden, dtype, begin if part else None)
+        args = [e.value(tokens), e.weight(rows_layout(dtype, part), table)]
         y = e.update(kernel, [*args, y]) if begin else e.call(kernel, args, node.output.type)
     return y
 
@@ -78,18 +68,20 @@ def _router(e: Emitter, node: Node, target: GpuTarget) -> Any:
     bias, forced = _optional(node, 2), _optional(node, 3)
     experts, k = (int(d) for d in gate.shape)
     dtype = gate.type.dtype
-    logits = e.call(
-        few(Product(k, experts, dtype)),
-        [e.value(x), e.weight(rows_layout(dtype), gate)],
-        TensorType("f32", (x.shape[0], experts)),
-    )
+    product, weight, rows = Product(k, experts, dtype), e.weight(rows_layout(dtype), gate), x.shape[0]
+    logits = TensorType("f32", (rows, experts))
+    if many_rows(e, rows) and dtype == "f32":  # which is not rounded: the choice must not depend on that
+        taken = prepared(e, target.gpu, e.value(x), rows, k, dtype, x_shape=(k,))
+        scores = e.call(tiled(target.gpu, product), [taken, weight], logits)
+    else:
+        scores = e.call(few(product), [e.value(x), weight], logits)
     numbers = {name: int(str(node.attrs[name])) for name in ("groups", "keep", "best")}
     kernel = router.route(
         experts, int(str(node.attrs["top_k"])), scoring=str(node.attrs["scoring"]), **numbers,
         norm_topk_prob=bool(node.attrs["norm_topk_prob"]), scaling=float(str(node.attrs["scaling"])),
         bias=bias is not None, forced=forced is not None,
     )  # fmt: skip
-    return e.call(kernel, [logits, *_operands(e, bias, forced)], *(v.type for v in node.outputs))
+    return e.call(kernel, [scores, *_operands(e, bias, forced)], *(v.type for v in node.outputs))
 
 
 def _sample(e: Emitter, node: Node, target: GpuTarget) -> Operand:
