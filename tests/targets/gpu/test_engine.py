@@ -15,7 +15,7 @@ from ..arm import QEMU
 from .software import COMPILER, SHIM
 
 PROGRAM = Path(__file__).with_name("engine.cc")
-OPTIONS = ["-std=c++17", "-O2", "-pthread", str(PROGRAM), str(SHIM / "engine.cc")]
+OPTIONS = ["-std=c++17", "-O2", "-pthread", str(PROGRAM), str(SHIM / "engine.cc"), str(SHIM / "matrix.cc")]
 
 
 @pytest.mark.parametrize("options", [[], ["-DSHIM_UCONTEXT"]], ids=["own", "ucontext"])

@@ -18,6 +18,7 @@
 #include <vector>
 
 #include "context.h"
+#include "matrix.h"
 
 namespace shim {
 namespace {
@@ -346,7 +347,8 @@ constexpr auto kWorthWaking = std::chrono::microseconds(100);
 
 }  // namespace
 
-const ShimApi kApi = {barrier, publish, copy, commit, wait, fault};
+const ShimApi kApi = {barrier,  publish, copy,         commit,       wait, mma_bf16,
+                      mma_f16, mma_s8,  simd_mma_f32, simd_mma_f16, fault};
 
 void set_reversed(bool reversed) { reversed_order = reversed; }
 

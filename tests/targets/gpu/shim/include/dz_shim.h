@@ -29,103 +29,26 @@ inline float dz_sin(float angle) { return sinf(angle); }
 
 inline float dz_cos(float angle) { return cosf(angle); }
 
-namespace shim {
-
-// The registers of a lane that multiplies, as it publishes them.
-template <class Word, int A, int B>
-struct Operands {
-  Word a[A], b[B];
-};
-
-template <class Word, int A, int B>
-inline ShimLanes publish_operands(const Word* a, const Word* b, int line) {
-  Operands<Word, A, B> own;
-  memcpy(own.a, a, sizeof own.a);
-  memcpy(own.b, b, sizeof own.b);
-  return publish(own, line);
-}
-
-// Register `index` of lane `lane`, which a multiplication needs all 32 of.
-template <class Word, int A, int B>
-inline const Operands<Word, A, B>& operands(const ShimLanes& lanes, unsigned lane) {
-  return *reinterpret_cast<const Operands<Word, A, B>*>(lanes.slots + lane * kShimSlotBytes);
-}
-
-struct HalfPair {
-  static constexpr int count = 2;
-  static float get(unsigned word, int i) { return Half::to(uint16_t(word >> 16 * i)); }
-};
-
-struct BrainPair {
-  static constexpr int count = 2;
-  static float get(unsigned word, int i) { return bits<float>(i ? word & 0xffff0000u : word << 16); }
-};
-
-struct Bytes {
-  static constexpr int count = 4;
-  static int get(unsigned word, int i) { return int8_t(word >> 8 * i); }
-};
-
-// mma.sync.aligned.m16n8k(8 words).row.col, PTX ISA, "Matrix Fragments for mma.m16n8k16" and "...m16n8k32": of A, a lane
-// has word lane % 4 and that + 4 of rows lane / 4 and that + 8; of B those words of column lane / 4; of the sums columns
-// lane % 4 * 2 and that + 1 of the two rows.
-template <class Element, class Sum>
-inline void mma(Sum* sums, const unsigned* a, const unsigned* b, int line) {
-  ShimLanes lanes = publish_operands<unsigned, 4, 2>(a, b, line);
-  unsigned row = lanes.lane / 4, column = lanes.lane % 4 * 2;
-  for (int i = 0; i < 4; i++) {
-    Sum sum = sums[i];
-    for (unsigned word = 0; word < 8; word++) {
-      unsigned wa = operands<unsigned, 4, 2>(lanes, row * 4 + word % 4).a[i / 2 + word / 4 * 2];
-      unsigned wb = operands<unsigned, 4, 2>(lanes, (column + i % 2) * 4 + word % 4).b[word / 4];
-      for (int k = 0; k < Element::count; k++) sum += Element::get(wa, k) * Element::get(wb, k);
-    }
-    sums[i] = sum;
-  }
-}
-
-// simdgroup_multiply_accumulate of 8x8 matrices. A lane has two neighbours of a row (MLX, steel/gemm/mma.h).
-inline unsigned simd_lane(unsigned row, unsigned column) {
-  return row / 4 * 16 + column / 4 * 8 + row % 4 * 2 + column % 4 / 2;
-}
-
-template <class Word, int N, class Get>
-inline void simd_mma(float* sums, const Word* a, const Word* b, Get get, int line) {
-  ShimLanes lanes = publish_operands<Word, N, N>(a, b, line);
-  unsigned row = lanes.lane / 16 * 4 + lanes.lane / 2 % 4, column = lanes.lane / 8 % 2 * 4 + lanes.lane % 2 * 2;
-  for (unsigned i = 0; i < 2; i++) {
-    float sum = sums[i];
-    for (unsigned k = 0; k < 8; k++) {
-      sum += get(operands<Word, N, N>(lanes, simd_lane(row, k)).a, k % 2) *
-             get(operands<Word, N, N>(lanes, simd_lane(k, column)).b, i);
-    }
-    sums[i] = sum;
-  }
-}
-
-}  // namespace shim
-
 inline float dz_half(unsigned bits) { return shim::Half::to(uint16_t(bits)); }
 
 inline void dz_mma_bf16(float* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
-  shim::mma<shim::BrainPair>(sums, a, b, line);
+  shim_api->mma_bf16(sums, a, b, line);
 }
 
 inline void dz_mma_f16(float* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
-  shim::mma<shim::HalfPair>(sums, a, b, line);
+  shim_api->mma_f16(sums, a, b, line);
 }
 
 inline void dz_mma_s8(int* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
-  shim::mma<shim::Bytes>(sums, a, b, line);
+  shim_api->mma_s8(sums, a, b, line);
 }
 
 inline void dz_simd_mma_f32(float* sums, const float* a, const float* b, int line = __builtin_LINE()) {
-  shim::simd_mma<float, 2>(sums, a, b, [](const float* pair, unsigned i) { return pair[i]; }, line);
+  shim_api->simd_mma_f32(sums, a, b, line);
 }
 
 inline void dz_simd_mma_f16(float* sums, const unsigned* a, const unsigned* b, int line = __builtin_LINE()) {
-  shim::simd_mma<unsigned, 1>(
-      sums, a, b, [](const unsigned* pair, unsigned i) { return shim::HalfPair::get(pair[0], int(i)); }, line);
+  shim_api->simd_mma_f16(sums, a, b, line);
 }
 
 // PTX ISA, "cp.async": here as late as it can be, so that a missing wait shows.

@@ -40,6 +40,12 @@ struct ShimApi {
   void (*commit)();
   // Makes the copies of all groups but the last `pending`.
   void (*wait)(unsigned pending);
+  // Products of small matrices, which all lanes of a subgroup make together: matrix.h.
+  void (*mma_bf16)(float* sums, const unsigned* a, const unsigned* b, int line);
+  void (*mma_f16)(float* sums, const unsigned* a, const unsigned* b, int line);
+  void (*mma_s8)(int* sums, const unsigned* a, const unsigned* b, int line);
+  void (*simd_mma_f32)(float* sums, const float* a, const float* b, int line);
+  void (*simd_mma_f16)(float* sums, const unsigned* a, const unsigned* b, int line);
   // Ends the launch with an error.
   void (*fault)(const char* what, int line);
 };
