@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from math import prod
 from typing import Any
 
+import numpy as np
 from tvm import tirx
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
@@ -56,16 +58,21 @@ class Threads:
 
 
 @contextmanager
-def launch(threads: int, *grid: int | Expr) -> Iterator[Threads]:
+def launch(threads: int, *grid: int | Expr, resident: int = 0) -> Iterator[Threads]:
     """What is emitted in this context is run by `threads` threads for each point of a grid of 1 to 3 dimensions.
 
     A function may launch several times; launches follow each other. A grid with a dimension of 0 is not launched.
+    `resident` blocks at least are to be on a multiprocessor at once, if it is not 0. CUDA's compiler takes as many
+    registers as leave room for these; if it is not told, it makes room for all the threads that there can be, and has
+    no registers for loads to wait in.
     """
     sizes = [size for size in grid if not isinstance(size, int)]
     frames: list[Any] = [when(tirx.all(*(size > 0 for size in sizes)))] if sizes else []
     frames += [builder.launch_thread(f"blockIdx.{AXES[i]}", extent(size)) for i, size in enumerate(grid)]
     with _entered(frames) as entered, builder.launch_thread("threadIdx.x", T.int64(threads)) as thread:
-        yield Threads(tuple(entered[-len(grid) :]), thread, threads)
+        bounds = builder.attr(T.int32(0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(resident))
+        with bounds if resident else nullcontext():
+            yield Threads(tuple(entered[-len(grid) :]), thread, threads)
 
 
 @contextmanager
@@ -78,8 +85,14 @@ def _entered(frames: list[Any]) -> Iterator[list[Expr]]:
 
 
 def shared(*shape: int, dtype: str = "float32") -> Buffer:
-    """An array that the threads of a block share."""
-    return builder.alloc_buffer(tuple(map(T.int64, shape)), dtype, scope="shared")
+    """An array that the threads of a block share.
+
+    Metal's arrays follow each other: all are multiples of 16 bytes, so that all begin at one, as vectors have to.
+    """
+    first, *rest = shape
+    while first * prod(rest) * np.dtype(dtype).itemsize % 16:
+        first += 1
+    return builder.alloc_buffer(tuple(map(T.int64, (first, *rest))), dtype, scope="shared")
 
 
 def registers(*shape: int, dtype: str = "float32") -> Buffer:

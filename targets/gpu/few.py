@@ -22,6 +22,9 @@ from .source import Source
 TILES = (1, 4, 8)
 """Rows that are multiplied together: the weight is read once for them."""
 
+RESIDENT = {1: 3, 4: 2, 8: 1}
+"""Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way."""
+
 BLOCKS = 256
 """For a GPU to be busy there should be about as many blocks."""
 
@@ -72,7 +75,10 @@ def few(product: Product) -> PrimFunc:
         weight = Weight(operands.w, lambda output, half: (output * halves + half,))
         for tile in TILES:
             lanes = lanes_for(product.k, product.n, product.wdtype, halves=halves, tile=tile)
-            with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks) as t:
+            with (
+                tile_of(rows, tile),
+                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=RESIDENT[tile]) as t,
+            ):
                 row_tile, block = t.block
                 memory = Memory(lanes, tile, norm=product.norm_eps is not None)
                 first = row_tile * tile
@@ -122,7 +128,10 @@ def heads_product(
         X, Y = view(x, rows, prod(x_shape)), view(y, rows, prod(y_shape))
         for tile in TILES:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
-            with tile_of(rows, tile), launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads) as t:
+            with (
+                tile_of(rows, tile),
+                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads, resident=RESIDENT[tile]) as t,
+            ):
                 row_tile, block, head = t.block
                 first = row_tile * tile
                 source = Source(X, k, x_offset + head * x_stride, aligned(prod(x_shape), x_offset, x_stride))

@@ -211,7 +211,8 @@ def _floats(
 
     clean = lanes.k // size
     turns = clean // lanes.lanes  # of all lanes, with vectors that have k's elements only
-    step = max(1, AHEAD // len(leads)) if tile == 1 else 1
+    ahead = AHEAD // 2 if size > 8 and source.norm is not None else AHEAD  # x and the norm's weight take registers, too
+    step = max(1, ahead // len(leads)) if tile == 1 else 1
     _each(lanes.lanes, turns * lanes.lanes, lane, step, lambda numbers, _: add(numbers, True))
     if lanes.vectors > turns * lanes.lanes:
         number = settled(lane + turns * lanes.lanes)
