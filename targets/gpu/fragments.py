@@ -89,5 +89,9 @@ def _from_e4m3(bits: Expr) -> Expr:
     return device("half", sign << T.uint32(8) | rest << T.uint32(7), returns="float32") * T.float32(256)
 
 
-WIDEN = {**{dtype: partial(widened, cdtype=dtype) for dtype in ("bf16", "f16")}, "q8": _from_byte, FP8: _from_e4m3}
+WIDEN: dict[str, Callable[[Expr], Expr]] = {
+    **{dtype: partial(widened, cdtype=dtype) for dtype in ("bf16", "f16")},
+    "q8": _from_byte,
+    FP8: _from_e4m3,
+}
 """Type of a weight -> f32 of the low bits of a word."""
