@@ -13,6 +13,10 @@ KINDS = {CUDA: 2, METAL: 8, CPU: 1}
 """Kind of device -> its number (DLDeviceType of dlpack.h). Where an artifact has code for several, the
 first is taken."""
 
+ROUNDING = frozenset({CUDA})
+"""Kinds of devices whose matrix units take 2-byte floats: rows that meet matrices of these are rounded to them, and to
+bf16 in what goes with products of quantised matrices."""
+
 CAPABILITY = re.compile(r"(?:sm|ptx)_(\d+)(\d)([af]?)")
 """A feature that is code for a compute capability of CUDA: machine code, or PTX for the driver to compile."""
 

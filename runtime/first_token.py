@@ -9,9 +9,9 @@ PROMPT_TOKENS = 16
 CACHE_TOKENS = 256
 
 
-def command(artifact: Path, threads: int) -> list[str]:
-    """What starts such a process."""
-    return [sys.executable, "-m", "deepzig.runtime.first_token", str(artifact.absolute()), str(threads)]
+def command(artifact: Path, threads: int, device: str) -> list[str]:
+    """What starts such a process, for an artifact on a device."""
+    return [sys.executable, "-m", "deepzig.runtime.first_token", str(artifact.absolute()), str(threads), device]
 
 
 def main() -> None:
@@ -20,8 +20,8 @@ def main() -> None:
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
     from .model import load
 
-    path, threads = sys.argv[1:]
-    with load(path, threads=int(threads), cache_tokens=CACHE_TOKENS) as model:
+    path, threads, device = sys.argv[1:]
+    with load(path, threads=int(threads), cache_tokens=CACHE_TOKENS, device=device) as model:
         vocab = int(model.manifest.model["vocab_size"])
         count = min(PROMPT_TOKENS, model.context - 1)
         prompt = [number * 7919 % vocab for number in range(1, count + 1)]  # any tokens, far apart

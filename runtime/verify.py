@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -12,9 +12,9 @@ import numpy.typing as npt
 
 from deepzig.artifacts.cache_rows import decode, encode, row_bytes
 from deepzig.artifacts.choice import obstacle
-from deepzig.artifacts.devices import Device
+from deepzig.artifacts.devices import ROUNDING, Device
 from deepzig.artifacts.machines import BF16_ROWS, Machine
-from deepzig.artifacts.manifest import Call
+from deepzig.artifacts.manifest import Build, Call
 from deepzig.artifacts.reader import Artifact
 from deepzig.artifacts.selfcheck import PART, CheckedCall, SelfCheck
 from deepzig.errors import DeepZigError
@@ -41,6 +41,9 @@ codes may become its neighbour, 1/127 of the largest of 64."""
 HALVED = 2e-2
 """The same where rows are rounded to bf16, by 1/512 at most, and the interpreter's are not. Distances are estimates:
 those of a small model were 6e-3 at most, 2e-3 in the middle."""
+
+ROWS = {"bf16": HALVED, "f16": HALVED / 8}
+"""The same by the type of matrices that rows are rounded to."""
 
 CACHED = (np.dtype(np.uint16), np.dtype(np.int8))
 """Element types that only caches have."""
@@ -122,17 +125,14 @@ def replay(
         DeepZigError: the vectors don't fit the artifact, or its code fails.
     """
     cache = artifact.manifest.cache[0].dtype if artifact.manifest.cache else "f32"
-    model = artifact.manifest.model
-    floats = CODED if model.get("quant") is not None else TOLERANCE[np.dtype(np.float32)]
-    if model.get("dtype") == "bf16" and artifact.build.features & BF16_ROWS:
-        floats = HALVED
     verdict = Verdict(vectors.layers)
     machine = VirtualMachine(artifact, vectors.pages, threads)
     try:
         for number, checked in enumerate(vectors.calls):
             progress(f"verify {checked.entry}", number, len(vectors.calls))
             inputs = _inputs(artifact, checked, vectors.pages)
-            replayer = _Replay(artifact.build.calls.get(checked.entry, ()), checked, verdict, cache, floats)
+            calls = artifact.build.calls.get(checked.entry, ())
+            replayer = _Replay(calls, checked, verdict, cache, floats_allowed(artifact.build, artifact.manifest.model))
             with machine.watch(replayer):
                 machine.call(checked.entry, inputs)
             if fault := replayer.fault or replayer.missing():
@@ -141,6 +141,15 @@ def replay(
     finally:
         machine.close()
     return verdict
+
+
+def floats_allowed(build: Build, model: Mapping[str, Any]) -> float:
+    """The largest distance of a float that a build computes for a model, which the manifest tells of."""
+    quantised, dtype = model.get("quant") is not None, str(model.get("dtype"))
+    allowed = CODED if quantised else TOLERANCE[np.dtype(np.float32)]
+    if build.device in ROUNDING:
+        return max(allowed, HALVED if quantised else ROWS.get(dtype, 0.0))
+    return HALVED if dtype == "bf16" and build.features & BF16_ROWS else allowed
 
 
 def check(artifact: Artifact, verdict: Verdict) -> None:

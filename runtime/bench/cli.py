@@ -7,12 +7,14 @@ import logging
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
 import click
 
+from deepzig.artifacts.choice import find_gpu
+from deepzig.artifacts.devices import HOST, parse_device
 from deepzig.artifacts.reader import Artifact, open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.runtime import first_token, machine
@@ -71,13 +73,14 @@ class Numbers(click.ParamType):  # type: ignore[type-arg,unused-ignore]
 @click.option("--tokens", type=click.IntRange(1), default=32, help="Steps of a decode.")
 @click.option("--rounds", type=click.IntRange(1), default=3, help="How often all is measured, in turns.")
 @click.option("--threads", type=click.IntRange(1), help="Threads of the kernels; by default all processors.")
+@click.option("--device", help="Where it runs: cpu, cuda, cuda:1 or metal; by default where it can.")
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--plot", "picture", type=click.Path(path_type=Path), help="Draw the speeds, a PNG file.")
 @click.option("--profile", type=click.Path(path_type=Path), help="Write a timeline of kernels to this folder.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def bench(
     artifact: Path, batch: tuple[int, ...], depth: tuple[int, ...], prompt: tuple[int, ...], tokens: int, rounds: int,
-    threads: int | None, as_json: bool, picture: Path | None, profile: Path | None, traceback: bool,
+    threads: int | None, device: str | None, as_json: bool, picture: Path | None, profile: Path | None, traceback: bool,
 ) -> None:  # fmt: skip
     """Measure how fast ARTIFACT is on this machine, and what the machine could do.
 
@@ -89,23 +92,28 @@ def bench(
         _folder(picture.absolute().parent, "--plot")
     if profile is not None:
         _folder(profile, "--profile")
-    opened = open_artifact(artifact)
+    opened = open_artifact(artifact, device=None if device is None else parse_device(device))
+    gpu = None if opened.device == HOST else find_gpu(opened.device)
     count = threads or default_threads()
     memory = machine.memory()
-    room = None if memory.available is None else int(memory.available * MEMORY_SHARE)
+    free = memory.available
+    if gpu is not None and gpu.memory is not None:
+        free = max(gpu.memory - opened.manifest.memory.get("weights_bytes", 0), 0)
+    room = None if free is None else int(free * MEMORY_SHARE)
     plan = make_plan(opened.manifest, prompt, batch, depth, tokens, room)
     setting = Setting(
-        str(artifact), opened.build.name, count, tokens, machine.cpu_name(), machine.cores(), memory, plan.skipped
+        str(artifact), opened.build.name, count, tokens, machine.cpu_name(), machine.cores(), memory, plan.skipped, gpu
     )
     samples, parts, complete = Samples(), list[Account](), False
     try:
-        with load(artifact, threads=count, cache_tokens=plan.cache_tokens(opened.manifest.bounds.page_size)) as model:
+        size = plan.cache_tokens(opened.manifest.bounds.page_size)
+        with load(artifact, threads=count, cache_tokens=size, device=str(opened.device)) as model:
             runner = Runner(model, plan)
             stages = rounds * (len(plan.cases) + 2)
             with _bar(runner.fills + stages, hidden=as_json) as step:
                 for _ in runner.fill():
                     step()
-                _measure(artifact, plan, runner, samples, count, rounds, room, step)
+                _measure(opened, plan, runner, samples, setting, rounds, room, step)
             if profile is not None:
                 parts = _profile(opened, model, plan, runner, profile)
         complete = True
@@ -121,31 +129,36 @@ def bench(
 
 
 def _measure(
-    artifact: Path, plan: Plan, runner: Runner, samples: Samples, threads: int, rounds: int, memory: int | None,
+    opened: Artifact, plan: Plan, runner: Runner, samples: Samples, setting: Setting, rounds: int, memory: int | None,
     step: Callable[[], None],
 ) -> None:  # fmt: skip
     """Take the samples, everything in turns; `memory` bytes are available."""
     for case in plan.cases:
         runner.run(case, 1)  # the first of its kind touches new memory
     size = machine.STREAM_BYTES if memory is None else min(machine.STREAM_BYTES, memory // 4)
-    with machine.Stream(threads, size) as stream:
+    threads, gpu, first = setting.threads, setting.gpu, (opened.path, setting.threads, str(opened.device))
+    with machine.Stream(threads, size) if gpu is None else nullcontext() as stream:
         for turn in range(rounds):
             for case in plan.cases:
                 seconds = runner.run(case)
                 samples.seconds.setdefault(case, []).append(seconds)
                 log.debug("round %d, %s: %.3f s", turn + 1, case, seconds)
                 step()
-            samples.bandwidth.append(stream.bandwidth())
+            if stream is not None:
+                samples.bandwidth.append(stream.bandwidth())
+            elif gpu is not None and gpu.bandwidth is not None:
+                samples.bandwidth.append(gpu.bandwidth)
             try:
-                samples.gemm.append(machine.gemm_flops(threads))
+                if gpu is None:
+                    samples.gemm.append(machine.gemm_flops(threads))
                 step()
-                samples.first.append(measure(first_token.command(artifact, threads)))
+                samples.first.append(measure(first_token.command(*first)))
                 step()
             except subprocess.CalledProcessError as error:
                 lines = error.stderr.decode(errors="replace").strip().splitlines()
                 why = lines[-1] if lines else f"exit status {error.returncode}"
                 hint = "run it again with less in memory"
-                raise DeepZigError(f"a process of the benchmark failed: {why}", str(artifact), hint) from error
+                raise DeepZigError(f"a process of the benchmark failed: {why}", str(opened.path), hint) from error
 
 
 def _profile(opened: Artifact, model: Model, plan: Plan, runner: Runner, folder: Path) -> list[Account]:

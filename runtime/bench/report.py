@@ -29,14 +29,16 @@ def report(results: Results) -> str:
     """Everything that `deepzig bench` prints without `--json`."""
     s = results.setting
     rounds = f"{results.rounds} round{'s' if results.rounds != 1 else ''}"
-    title = f"{s.artifact}: build {s.build}, {s.threads} of {s.cores} cores of {s.cpu}; medians of {rounds}"
+    where = f"{s.threads} of {s.cores} cores of {s.cpu}" if s.gpu is None else f"{s.gpu.device}, {s.gpu.name}"
+    title = f"{s.artifact}: build {s.build}, {where}; medians of {rounds}"
     if not results.complete:
         title += "\ninterrupted: not every case has as many rounds"
+    reads = "memory read by this machine" if s.gpu is None else "memory of the GPU gives"
     facts = (
         ("first token from process start", results.first_token, 1.0, "s"),
         ("peak memory of that process", results.peak_bytes, 1e-6, "MB"),
         ("of it private, not mapped files", results.peak_private_bytes, 1e-6, "MB"),
-        ("memory read by this machine", results.bandwidth, 1e-9, "GB/s"),
+        (reads, results.bandwidth, 1e-9, "GB/s"),
         ("f32 product by this machine", results.gemm, 1e-9, "GFLOP/s"),
     )
     known = [(name, digits(value * scale), unit) for name, value, scale, unit in facts if value is not None]

@@ -6,6 +6,7 @@ import statistics
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepzig.artifacts.devices import HOST, Gpu
 from deepzig.artifacts.manifest import Manifest
 from deepzig.runtime.child import Usage
 from deepzig.runtime.machine import Memory
@@ -25,6 +26,7 @@ class Setting:
         cpu: name of the processor.
         cores: CPUs that the process may use.
         memory: of the machine, before anything was loaded.
+        gpu: what the kernels ran on, if it was no CPU.
         skipped: what was not measured, and why.
     """
 
@@ -36,6 +38,7 @@ class Setting:
     cores: int
     memory: Memory
     skipped: tuple[str, ...]
+    gpu: Gpu | None = None
 
 
 @dataclass
@@ -44,7 +47,7 @@ class Samples:
 
     Attributes:
         seconds: case -> how long it took.
-        bandwidth: bytes a second that the machine read.
+        bandwidth: bytes a second that the machine read, or that the memory of its GPU can give.
         gemm: operations a second of an f32 matrix product.
         first: a process from its start to its first token.
     """
@@ -102,6 +105,8 @@ class Results:
             "machine": {
                 "cpu": s.cpu, "cores": s.cores, "ram_bytes": s.memory.total, "available_bytes": s.memory.available,
                 "bandwidth_bytes_per_second": self.bandwidth, "gemm_flops_per_second": self.gemm,
+                "device": str(HOST if s.gpu is None else s.gpu.device), "gpu": None if s.gpu is None else s.gpu.name,
+                "gpu_memory_bytes": None if s.gpu is None else s.gpu.memory,
             },
             "prefill": [x.to_json() for x in self.speeds if isinstance(x.case, Prefill)],
             "decode": [x.to_json() for x in self.speeds if isinstance(x.case, Decode)],

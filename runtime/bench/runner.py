@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from deepzig.runtime.model import Model
 from deepzig.runtime.pages import Sequence
+from deepzig.runtime.tensors import Tensor
 
 from .cases import Case, Plan, Prefill
 
@@ -75,7 +76,10 @@ class Runner:
             entry = "prefill" if end - begin > bounds.decode_rows else "decode"
             last = [end - begin - 1] if end == length else []
             with self.around(entry):
-                self._forward(entry, np.zeros(end - begin, np.int32), np.arange(begin, end), [number], end, last)
+                rows = np.zeros(end - begin, np.int32)
+                logits = self._forward(entry, rows, np.arange(begin, end), [number], end, last)
+                if last:
+                    np.asarray(logits)  # when they can be read, the work is done
             yield
 
     def _step(self, batch: int, position: int) -> None:
@@ -86,18 +90,21 @@ class Runner:
                 "decode", rows, np.full(batch, position), list(range(batch)), position + 1, rows.tolist()
             )
         zeros = np.zeros(batch, np.float32)
-        options = {
+        options: dict[str, Tensor] = {
             "logits": logits, "temperature": zeros, "top_k": zeros, "top_p": np.ones(batch, np.float32), "min_p": zeros,
             "seed": np.zeros((batch, 2), np.int32), "position": np.full(batch, position),
         }  # fmt: skip
         with self.around("sample"):
-            self._model.backend.call("sample", options)
+            np.asarray(self._model.backend.call("sample", options)[0])
 
     def _forward(
         self, entry: str, seq: Array, pos: Array, numbers: list[int], end: int, out_rows: list[int]
-    ) -> Array:  # fmt: skip
+    ) -> Tensor:  # fmt: skip
         """Run random tokens; `numbers` are the sequences, which have `end` tokens after it."""
         tokens = self._random.integers(0, self._model.manifest.model["vocab_size"], len(seq))
         count = -(-end // self._model.manifest.bounds.page_size)
         table = np.array([self._pages[number][:count] for number in numbers])
-        return self._model.forward(tokens, seq, pos, table, np.array(out_rows, np.int32), entry=entry)
+        given = {
+            "tokens": tokens, "seq": seq, "pos": pos, "block_table": table, "out_rows": np.array(out_rows, np.int32)
+        }  # fmt: skip
+        return self._model.run(entry, given)[0]

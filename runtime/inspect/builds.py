@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-from deepzig.artifacts.choice import Choice, choose, obstacle
-from deepzig.artifacts.devices import HOST, Device
+from deepzig.artifacts.choice import Choice, choose, find_gpu, obstacle
+from deepzig.artifacts.devices import HOST, Device, Gpu
 from deepzig.artifacts.machines import Machine
 from deepzig.artifacts.manifest import Build, Manifest
 from deepzig.errors import DeepZigError
@@ -71,6 +71,15 @@ def _facts(build: Build, manifest: Manifest, machine: Machine, chosen: Choice | 
     size = code.size if code else None
     features = tuple(sorted(build.features))
     return BuildFacts(build.name, build.platform, build.triple, build.device, features, size, runs, taken, why)
+
+
+def gpu_of(manifest: Manifest, machine: Machine, path: Path, device: Device | None = None) -> Gpu | None:
+    """The GPU that the artifact would run on, if it would run on one."""
+    try:
+        chosen = choose(manifest, machine, path, device)
+    except DeepZigError:
+        return None
+    return None if chosen.device == HOST else find_gpu(chosen.device)
 
 
 def verdict_of(manifest: Manifest, machine: Machine, path: Path, device: Device | None = None) -> Verdict:

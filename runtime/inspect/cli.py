@@ -9,6 +9,7 @@ from pathlib import Path
 
 import click
 
+from deepzig.artifacts.devices import parse_device
 from deepzig.errors import DeepZigError
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.machine import bandwidth
@@ -31,14 +32,18 @@ Examples:
 @click.argument("artifact", type=click.Path())
 @click.option("--json", "as_json", is_flag=True, help="Print everything as one JSON object.")
 @click.option("--html", type=click.Path(), help="Write a page with drawings instead, to this file.")
-@click.option("--ram", help="Memory to plan for, such as 16GiB; by default this machine's.")
+@click.option("--device", help="Where it shall run: cpu, cuda, cuda:1 or metal; by default where it can.")
+@click.option("--ram", help="Memory to plan for, such as 16GiB; by default this machine's or its GPU's.")
 @click.option("--measure/--no-measure", default=True, help="Measure the memory bandwidth, to predict speeds.")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
-def inspect(artifact: str, as_json: bool, html: str | None, ram: str | None, measure: bool, traceback: bool) -> None:
+def inspect(
+    artifact: str, as_json: bool, html: str | None, device: str | None, ram: str | None, measure: bool, traceback: bool
+) -> None:  # fmt: skip
     """Tell what ARTIFACT is, what memory it takes and how fast it can be; it need not be for this machine."""
     memory = None if ram is None else _ram(ram)
     measured = (lambda: bandwidth(default_threads())) if measure else None
-    facts, drawing = inspect_artifact(Path(artifact), memory, measured)
+    chosen = None if device is None else parse_device(device)
+    facts, drawing = inspect_artifact(Path(artifact), memory, measured, chosen)
     if html is not None:
         write_file(Path(html), page(facts, drawing))
         click.echo(printable(f"wrote {html}"), err=True)

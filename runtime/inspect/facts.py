@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from deepzig.artifacts.cpu_features import this_machine
+from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.graphs import Graphs, read_graphs
 from deepzig.artifacts.machines import fitting
 from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, TensorSpec
@@ -16,18 +17,26 @@ from deepzig.artifacts.reader import read_manifest
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.machine import memory
 
-from .builds import BuildFacts, Verdict, builds_of, verdict_of
+from .builds import BuildFacts, Verdict, builds_of, gpu_of, verdict_of
 from .kernels import Kernel, LayerKind, kernels_of, layer_kinds, node_kernels
 from .memory import Memory, Reading, memory_of, reading_of
 
 
 @dataclass(frozen=True)
 class Here:
-    """This machine: its platform, its instruction sets, and the most demanding kind of machine that it is of."""
+    """This machine.
+
+    Attributes:
+        platform: architecture and system.
+        features: its instruction sets.
+        kind: the most demanding kind of machine that it is of.
+        gpu: the name of the GPU that the artifact would run on; none if it would not.
+    """
 
     platform: str
     features: tuple[str, ...]
     kind: str | None
+    gpu: str | None
 
 
 @dataclass(frozen=True)
@@ -105,14 +114,16 @@ class Facts:
 
 
 def inspect_artifact(
-    path: Path, ram: int | None = None, measure: Callable[[], float] | None = None
-) -> tuple[Facts, Drawing | None]:
+    path: Path, ram: int | None = None, measure: Callable[[], float] | None = None, device: Device | None = None
+) -> tuple[Facts, Drawing | None]:  # fmt: skip
     """What is known of the artifact in the folder `path`, on this machine or any other; no code of it is loaded.
 
     Args:
         path: the folder.
-        ram: bytes of memory to plan for; this machine's if not given.
-        measure: gives the bytes a second that the machine reads; without it no speed is predicted.
+        ram: bytes of memory to plan for; this machine's, or its GPU's, if not given.
+        measure: gives the bytes a second that the machine reads; without it no speed is predicted. What a GPU reads is
+            what its memory can give.
+        device: where the artifact shall run; by default where it can, on a GPU before the CPU.
 
     Returns:
         The facts, and the graphs if the artifact carries them.
@@ -122,7 +133,13 @@ def inspect_artifact(
     """
     manifest, machine = read_manifest(path), this_machine()
     graphs = read_graphs(path, manifest)
-    builds = builds_of(manifest, machine, path)
+    builds = builds_of(manifest, machine, path, device)
+    gpu = gpu_of(manifest, machine, path, device)
+    if gpu is not None:
+        ram = gpu.memory if ram is None else ram
+        bandwidth = gpu.bandwidth
+    else:
+        bandwidth = measure() if measure else None
     shown = next((n for n, build in enumerate(builds) if build.chosen), 0)
     build = manifest.builds[shown]
     kinds = layer_kinds(build)
@@ -133,11 +150,13 @@ def inspect_artifact(
         model=_plain(manifest.model),
         abi=_plain(manifest.abi),
         bounds=vars(manifest.bounds),
-        here=Here(machine.platform, tuple(sorted(machine.features)), fitting(machine)),
-        verdict=verdict_of(manifest, machine, path),
+        here=Here(machine.platform, tuple(sorted(machine.features)), fitting(machine), gpu.name if gpu else None),
+        verdict=verdict_of(manifest, machine, path, device),
         builds=builds,
-        memory=memory_of(manifest, memory().total if ram is None else ram, default_threads()),
-        reading=reading_of(manifest, measure() if measure else None),
+        memory=memory_of(
+            manifest, memory().total if ram is None else ram, default_threads(), HOST if gpu is None else gpu.device
+        ),
+        reading=reading_of(manifest, bandwidth),
         layers=kinds,
         kernels=kernels_of(build, kinds),
         kernels_of=build.name,

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from deepzig.artifacts.consistency import ITEM_BYTES
+from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.manifest import Manifest, TensorSpec
 
 PROCESS_BYTES = 64 << 20
@@ -22,12 +23,13 @@ class Memory:
     """Bytes, unless it says otherwise.
 
     Attributes:
+        device: whose memory it is.
         weights: all weights.
         weights_by_kind: the same by what they are for; empty if the artifact does not tell.
         cache_per_token: of all layers together.
         cache_full_context: for one sequence as long as the model allows.
         workspace: intermediate results of a call at the artifact's bounds, with `threads` threads.
-        process: the Python process itself.
+        process: the Python process itself; 0 in the memory of a GPU.
         threads: threads that the kernels would have here.
         ram: the memory to fit in; none if it is not known.
         full_context: tokens; the longest sequence that the model allows.
@@ -35,6 +37,7 @@ class Memory:
         cache_tokens: tokens of all sequences together that fit in `ram`.
     """
 
+    device: str
     weights: int
     weights_by_kind: Mapping[str, int]
     cache_per_token: int
@@ -48,19 +51,21 @@ class Memory:
     cache_tokens: int | None
 
 
-def memory_of(manifest: Manifest, ram: int | None, threads: int) -> Memory:
-    """The memory plan for a machine with `ram` bytes."""
+def memory_of(manifest: Manifest, ram: int | None, threads: int, device: Device = HOST) -> Memory:
+    """The memory plan for a machine, or a device of it, with `ram` bytes."""
     told, positions = manifest.memory, manifest.bounds.positions
     weights, per_token = told.get("weights_bytes", 0), told.get("cache_bytes_per_token", 0)
     workspace = told.get("workspace_bytes", 0) + threads * told.get("workspace_bytes_per_thread", 0)
+    process = PROCESS_BYTES if device == HOST else 0
     fits = None
     if ram is not None:
         page = manifest.bounds.page_size * per_token
-        left = max(ram - weights - workspace - PROCESS_BYTES, 0)
+        left = max(ram - weights - workspace - process, 0)
         fits = left // page * manifest.bounds.page_size if page else positions
     suffix = "_bytes"
     sums = ("weights_bytes", "workspace_bytes")
     return Memory(
+        device=str(device),
         weights=weights,
         weights_by_kind={
             name.removesuffix(suffix): size
@@ -70,7 +75,7 @@ def memory_of(manifest: Manifest, ram: int | None, threads: int) -> Memory:
         cache_per_token=per_token,
         cache_full_context=per_token * positions,
         workspace=workspace,
-        process=PROCESS_BYTES,
+        process=process,
         threads=threads,
         ram=ram,
         full_context=positions,

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
+from deepzig.artifacts.devices import HOST
+
 from .facts import Facts
 from .kernels import OUTSIDE, ranges
 from .memory import Memory, Reading
@@ -21,7 +23,7 @@ def report(facts: Facts) -> str:
     """The text that `deepzig inspect` prints."""
     parts = [_head(facts), _builds(facts), _memory(facts.memory)]
     if facts.reading is not None:
-        parts.append(_speeds(facts.reading))
+        parts.append(_speeds(facts.reading, facts.here.gpu))
     parts += [_layers(facts), _entry_points(facts), _kernels(facts), _passes(facts), _files(facts)]
     return printable("\n\n".join("\n".join(part) for part in parts))
 
@@ -52,7 +54,8 @@ def _head(facts: Facts) -> Iterator[str]:
 
 def _builds(facts: Facts) -> Iterator[str]:
     kind = f", of the kind {facts.here.kind}" if facts.here.kind else ""
-    yield f"Builds (this machine: {facts.here.platform}{kind})"
+    gpu = f", with {_one_line(facts.here.gpu)}" if facts.here.gpu else ""
+    yield f"Builds (this machine: {facts.here.platform}{kind}{gpu})"
     rows = []
     for b in facts.builds:
         needs = f"needs {', '.join(b.features) or 'nothing special'}"
@@ -69,10 +72,14 @@ def _memory(m: Memory) -> Iterator[str]:
         rows.append(
             (f"  {KIND_WORDS.get(kind, kind)}", size(amount), f"{amount / max(m.weights, 1):6.1%} of the weights")
         )
-    rows.insert(0, ("weights", size(m.weights), "mapped from the artifact, not copied"))
+    on_cpu = m.device == str(HOST)
+    how = "mapped from the artifact, not copied" if on_cpu else f"copied to {m.device}"
+    rows.insert(0, ("weights", size(m.weights), how))
     rows.append(("cache", size(m.cache_per_token), f"a token; {size(m.cache_full_context)} for {m.full_context:,}"))
-    rows.append(("workspace", size(m.workspace), f"a call at its bounds, with {m.threads} threads"))
-    rows.append(("process", size(m.process), "Python and its libraries, about"))
+    threads = f", with {m.threads} threads" if on_cpu else ""
+    rows.append(("workspace", size(m.workspace), f"a call at its bounds{threads}"))
+    if m.process:
+        rows.append(("process", size(m.process), "Python and its libraries, about"))
     yield from table(rows, right={1})
     if m.ram is None:
         yield "  the memory of this machine is not known: give --ram"
@@ -86,7 +93,7 @@ def _memory(m: Memory) -> Iterator[str]:
         yield f"  does not fit in {size(m.ram)}: {size(need)} are needed before the first token"
 
 
-def _speeds(r: Reading) -> Iterator[str]:
+def _speeds(r: Reading, gpu: str | None) -> Iterator[str]:
     yield "Speed, one sequence"
     yield (
         f"  a token reads {size(r.active_bytes)} of weights ({count(r.active_params)} parameters,"
@@ -96,8 +103,11 @@ def _speeds(r: Reading) -> Iterator[str]:
         yield "  not measured"
         return
     assert r.bandwidth is not None
-    caches = "more only where weights stay in the CPU's caches"
-    yield f"  this machine reads {r.bandwidth / 1e9:.1f} GB/s, so at most ({caches}):"
+    if gpu:
+        yield f"  the memory of {_one_line(gpu)} gives {r.bandwidth / 1e9:.1f} GB/s, so at most:"
+    else:
+        caches = "more only where weights stay in the CPU's caches"
+        yield f"  this machine reads {r.bandwidth / 1e9:.1f} GB/s, so at most ({caches}):"
     yield from table(
         [
             ("after tokens", *(f"{speed.depth:,}" for speed in r.speeds)),

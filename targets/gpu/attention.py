@@ -17,6 +17,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import reduce
+from operator import add, or_
 from typing import Any
 
 from tvm.script import tirx as T
@@ -24,7 +25,7 @@ from tvm.script import tirx as T
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .cache import pair
-from .cached import tile_of
+from .cached import Tile, tile_of
 from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, registers, shared, variable
 from .latent import turned
@@ -82,11 +83,18 @@ class Sizes:
 Line = tuple[Expr, Expr, Expr]
 """Row, head, and whether there is one."""
 
+Limits = Callable[[int, int], Expr]
+"""Matrix, line of it -> how many positions it sees, i32."""
+
 
 @dataclass(frozen=True)
 class Queries:
-    """The parameters with the queries: absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)] and angles
-    f32[n, rope].
+    """The parameters with the queries.
+
+    Attributes:
+        absorbed: f32[n, heads, latent_pitch], in latent space.
+        q: f32[n, heads * (nope + rope)].
+        angles: f32[n, rope].
     """
 
     absorbed: Buffer
@@ -94,28 +102,35 @@ class Queries:
     angles: Buffer
 
 
+@dataclass(frozen=True)
 class Block:
-    """What a block of threads does for its lines.
+    """How a block of threads attends.
 
     Attributes:
         s: the sizes.
         tile: of the cache.
-        matrices: of `tile.unit` below each other, which make the lines.
+        matrices: of the tile's unit below each other, which make the lines.
+        shared_bytes: shared memory that there is.
     """
 
-    def __init__(self, gpu: Gpu, s: Sizes, matrices: int) -> None:
-        """Decide; nothing is emitted."""
-        self.s = s
-        self.tile = tile_of(gpu, s.cdtype, s.width)
-        self.matrices = matrices
-        self.shared_bytes = gpu.shared_bytes
-        self.unit: Unit = self.tile.unit
-        self.lines = Lines.of(self.unit)
-        self.steps = -(-(-(-s.width // self.tile.step)) // PARTS)
-        self.last_step = -(-s.width // self.tile.step)
-        self.spans = -(-s.kv_lora // (self.unit.columns * self.tile.span))
-        self.own_spans = -(-self.spans // PARTS)
-        self.sums_size = len(self.unit.sums(T.int64(0)))
+    s: Sizes
+    tile: Tile
+    matrices: int
+    shared_bytes: int
+
+    @classmethod
+    def of(cls, gpu: Gpu, s: Sizes, lines: int | None = None) -> Block:
+        """For at most so many lines; None: as many as a block can have.
+
+        Two matrices halve what is read of shared memory, but only where registers hold their queries.
+        """
+        one, two = (cls(s, tile_of(gpu, s.cdtype, s.width), matrices, gpu.shared_bytes) for matrices in (1, 2))
+        return two if two.holds and (lines is None or lines > one.count) else one
+
+    @property
+    def unit(self) -> Unit:
+        """What multiplies."""
+        return self.tile.unit
 
     @property
     def count(self) -> int:
@@ -128,31 +143,60 @@ class Block:
         return PARTS * SUBGROUP
 
     @property
-    def _pitch(self) -> int:
-        """Scores from line to line: 8 more than a multiple of 16, so that 4 lines of 8 neighbours are in different
-        banks; less where that is too much shared memory.
-        """
-        wide = -(-self.tile.positions // 16) * 16 + (8 if self.tile.positions > 8 else -8)
-        tiles = self.tile.stages * self.tile.positions * self.tile.pitch
-        fits = 4 * (tiles + PARTS * self.count * wide) <= self.shared_bytes
-        return wide if fits else self.tile.positions + 4
+    def steps(self) -> tuple[int, int]:
+        """Steps of the unit along the columns of a row: of all, and of a part."""
+        steps = -(-self.s.width // self.tile.step)
+        return steps, -(-steps // PARTS)
 
-    def begin(self, t: Threads, queries: Queries, line: Callable[[Expr], Line]) -> None:
+    @property
+    def spans(self) -> tuple[int, int]:
+        """Spans of the unit's columns across the latent columns: of all, and of a part."""
+        spans = -(-self.s.kv_lora // (self.unit.columns * self.tile.span))
+        return spans, -(-spans // PARTS)
+
+    @property
+    def holds(self) -> bool:
+        """Whether queries stay in registers."""
+        return self.matrices * self.steps[1] * len(self.unit.a(T.int64(0))) <= HELD
+
+    @property
+    def pitch(self) -> int:
+        """Scores from line to line.
+
+        8 more than a multiple of 16, so that 4 lines of 8 neighbours are in different banks; less where that is too
+        much shared memory.
+        """
+        positions = self.tile.positions
+        wide = positions + 8 if positions % 16 == 0 else positions
+        tiles = self.tile.stages * positions * self.tile.pitch
+        fits = 4 * (tiles + PARTS * self.count * wide) <= self.shared_bytes
+        return wide if fits else positions + 4
+
+
+class Attending:
+    """The code of a block of threads: each method emits some of it."""
+
+    def __init__(self, block: Block, t: Threads, queries: Queries, line: Callable[[Expr], Line]) -> None:
         """Emit the shared memory, the registers, and the loading of the queries.
 
         Args:
+            block: how.
             t: where the code is.
             queries: the parameters.
-            line: the block's line 0 to count - 1.
+            line: of a line of the block, from 0 to count - 1, what it is.
         """
-        s, unit = self.s, self.unit
-        self.t, self.line, self.queries = t, line, queries
+        s, self.block, self.unit, self.tile, self.t = block.s, block, block.unit, block.tile, t
+        self.s, self.line, self.queries, self.matrices = s, line, queries, block.matrices
+        self.lines = Lines.of(self.unit)
         self.rows = self.tile.shared()
-        self.scores = shared(max(PARTS * self.count * self._pitch, self.count * s.rope if self.holds else 0))
-        self.turned = self.scores if self.holds else shared(self.count * s.rope)
+        turned_size = block.count * s.rope
+        self.scores = shared(max(PARTS * block.count * block.pitch, turned_size if block.holds else 0))
+        # queries that are held are read before there are scores
+        self.turned = self.scores if block.holds else shared(turned_size)
         self.softmax = Softmax(self.lines, self.matrices)
-        self.sums = unit.zero(self.own_spans * self.tile.span * self.matrices)
-        with t.each(self.count * s.rope) as i:
+        self.sums_size = len(self.unit.sums(T.int64(0)))
+        self.sums = self.unit.zero(block.spans[1] * self.tile.span * self.matrices)
+        with t.each(turned_size) as i:
             row, head, there = line(i // s.rope)
             first = T.bind(head * (s.nope + s.rope) + s.nope)
             with when(there):
@@ -162,19 +206,13 @@ class Block:
                 )  # fmt: skip
                 store(self.turned, value * T.float32(s.scale), i)
         barrier()
-        self.held = []
-        if self.holds:
-            self.held = [self._query(m, step) for m in range(self.matrices) for step in range(self.steps)]
+        steps = range(block.steps[1]) if block.holds else ()
+        self.held = [[self._query(m, T.int64(step)) for m in range(self.matrices)] for step in steps]
 
-    @property
-    def holds(self) -> bool:
-        """Whether queries stay in registers."""
-        return self.matrices * self.steps * len(self.unit.a(T.int64(0))) <= HELD
-
-    def _query(self, matrix: int, step: Any) -> Buffer:
+    def _query(self, matrix: int, step: Expr) -> Buffer:
         """Emit the loading of A: queries of a matrix, and the columns of a step of the thread's part."""
         s, unit = self.s, self.unit
-        first = (self.t.subgroup * self.steps + step) * self.tile.step
+        first = (self.t.subgroup * self.block.steps[1] + step) * self.tile.step
 
         def element(r: Expr, column: Expr) -> Expr:
             row, head, there = self.line(r)
@@ -193,11 +231,6 @@ class Block:
             return operand(values, unit.element)
 
         return unit.load_a(self.t.lane, read)
-
-    def clear(self) -> None:
-        """Emit the state before the first position."""
-        self.unit.clear(self.sums)
-        self.softmax.clear()
 
     def attend(
         self, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr,
@@ -233,8 +266,7 @@ class Block:
             barrier()
             self._multiply_values(stage * positions, first, limits)
 
-    def _limits(self, sees: Callable[[Expr], Expr] | None, end: Expr) -> Callable[[int, int], Expr]:
-        """Matrix, line of it -> how many positions it sees, i32."""
+    def _limits(self, sees: Callable[[Expr], Expr] | None, end: Expr) -> Limits:
         if sees is None:
             return lambda m, line: T.Cast("int32", end)
         limits = registers(self.matrices * self.softmax.count, dtype="int32")
@@ -245,100 +277,101 @@ class Block:
         return lambda m, line: limits[m * self.softmax.count + line]
 
     def _multiply_keys(self, stage: Expr) -> None:
-        unit, t = self.unit, self.t
-        blocks = self.tile.positions // unit.columns
-        sums = unit.zero(blocks * self.matrices)
-        for step in range(self.steps) if self.holds else [None]:
-            with loop(self.steps) if step is None else nullcontext(T.int64(step or 0)) as s:
-                number = T.bind(t.subgroup * self.steps + s)
-                with _within(number, self.last_step, PARTS * self.steps):
-                    for block in range(blocks):
-                        b = unit.load_b(
-                            t.lane,
-                            lambda i, w, block=block: self.tile.key(
-                                self.rows, stage + block * unit.columns + i, number * unit.words + w
-                            ),
-                        )
-                        for m in range(self.matrices):
-                            a = self.held[m * self.steps + step] if step is not None else self._query(m, s)
-                            unit.multiply(sums, a, b, block * self.matrices + m)
-        places = unit.sums(t.lane)
-        for block in range(blocks):
-            for m in range(self.matrices):
-                first = (block * self.matrices + m) * self.sums_size
-                for i, (row, column) in enumerate(places):
-                    line = t.subgroup * self.count + m * unit.rows + row
-                    store(self.scores, sums[first + i], line * self._pitch + block * unit.columns + column)
+        """Emit a part's scores of the tile whose rows begin at `stage`, into shared memory."""
+        unit, t, (steps, own) = self.unit, self.t, self.block.steps
+        across = self.tile.positions // unit.columns
+        sums = unit.zero(across * self.matrices)
 
-    def _multiply_values(self, stage: Expr, first: Expr, limits: Callable[[int, int], Expr]) -> None:
-        unit, t = self.unit, self.t
+        def multiply(step: Expr, queries: Callable[[int], Buffer]) -> None:
+            number = T.bind(t.subgroup * own + step)
+            with _within(number, steps, own):
+                for i in range(across):
+
+                    def key(column: Expr, word: Expr, i: int = i) -> Expr:
+                        return self.tile.key(self.rows, stage + i * unit.columns + column, number * unit.words + word)
+
+                    b = unit.load_b(t.lane, key)
+                    for m in range(self.matrices):
+                        unit.multiply(sums, queries(m), b, i * self.matrices + m)
+
+        for step, held in enumerate(self.held):
+            multiply(T.int64(step), held.__getitem__)
+        if not self.block.holds:
+            with loop(own) as each:
+                multiply(each, lambda m: self._query(m, each))
+        for i in range(across):
+            for m in range(self.matrices):
+                for register, (row, column) in enumerate(unit.sums(t.lane)):
+                    at = (t.subgroup * self.block.count + m * unit.rows + row) * self.block.pitch
+                    value = sums[(i * self.matrices + m) * self.sums_size + register]
+                    store(self.scores, value, at + i * unit.columns + column)
+
+    def _multiply_values(self, stage: Expr, first: Expr, limits: Limits) -> None:
+        """Emit the weights of the tile at position `first`, and what they add to a part's sums."""
         chunks = self.tile.positions // self.tile.step
         weights = [self._weights(m, first, limits, chunks) for m in range(self.matrices)]
-        for own in range(self.own_spans):
-            number = T.bind(t.subgroup * self.own_spans + own)
-            with _within(number, self.spans, PARTS * self.own_spans):
+        spans, own = self.block.spans
+        for span in range(own):
+            number = T.bind(self.t.subgroup * own + span)
+            with _within(number, spans, own):
                 for chunk in range(chunks):
-                    values = self.tile.values(t.lane, self.rows, number * unit.columns, stage + chunk * self.tile.step)
+                    begin = stage + chunk * self.tile.step
+                    values = self.tile.values(self.t.lane, self.rows, number * self.unit.columns, begin)
                     for m in range(self.matrices):
                         for s, b in enumerate(values):
-                            unit.multiply(self.sums, weights[m][chunk], b, self._matrix(own, s, m))
+                            self.unit.multiply(self.sums, weights[m][chunk], b, self._matrix(span, s, m))
 
     def _matrix(self, own: int, s: int, m: int) -> int:
-        """Which matrix of the sums: own span of columns, matrix s of it, matrix of lines."""
+        """Which matrix of the sums: the part's span of columns, matrix s of it, matrix of lines."""
         return (own * self.tile.span + s) * self.matrices + m
 
-    def _weights(self, m: int, begin: Expr, limits: Callable[[int, int], Expr], chunks: int) -> list[Buffer]:
+    def _weights(self, m: int, begin: Expr, limits: Limits, chunks: int) -> list[Buffer]:
         """Emit the softmax of a matrix of lines, and the fading of its sums: A for each chunk of positions."""
-        unit, t, per_word = self.unit, self.t, self.unit.per_word
-        places = unit.a(t.lane)
+        unit, per_word, block = self.unit, self.unit.per_word, self.block
+        places = unit.a(self.t.lane)
         scores = registers(chunks * len(places) * per_word)
-        line_of = []
+        line_of: list[int] = []
         for chunk in range(chunks):
-            for i, (row, word) in enumerate(places):
+            for (row, word), line in zip(places, self.lines.of_a, strict=True):
                 for e in range(per_word):
                     position = T.bind(chunk * self.tile.step + word * per_word + e)
-                    total: Any = None
-                    for part in range(PARTS):
-                        line = part * self.count + m * unit.rows + row
-                        score = self.scores[line * self._pitch + position]
-                        total = score if total is None else total + score
-                    line_i = self.lines.of_a[i]
-                    seen = T.Cast("int32", begin + position) < limits(m, line_i)
-                    value = T.Select(seen, T.bind(total), T.float32(MASKED))
-                    store(scores, value, len(line_of))
-                    line_of.append(line_i)
+                    at = [((part * block.count + m * unit.rows) + row) * block.pitch for part in range(PARTS)]
+                    score = T.bind(reduce(add, (self.scores[i + position] for i in at)))
+                    seen = T.Cast("int32", begin + position) < limits(m, line)
+                    store(scores, T.Select(seen, score, T.float32(MASKED)), len(line_of))
+                    line_of.append(line)
         decays = self.softmax.weigh(m, scores, line_of)
-        with when(reduce(lambda a, b: a | b, (decay != T.float32(1) for decay in decays))):
-            for own in range(self.own_spans):
+        with when(reduce(or_, (decay != T.float32(1) for decay in decays))):
+            for span in range(block.spans[1]):
                 for s in range(self.tile.span):
                     for i, line in enumerate(self.lines.of_sums):
-                        at = self._matrix(own, s, m) * self.sums_size + i
-                        store(self.sums, self.sums[at] * decays[line], at)
+                        register = self._matrix(span, s, m) * self.sums_size + i
+                        store(self.sums, self.sums[register] * decays[line], register)
         held = []
         for chunk in range(chunks):
             a = registers(len(places), dtype=unit.word)
             for i in range(len(places)):
-                at = (chunk * len(places) + i) * per_word
-                store(a, operand([scores[at + e] for e in range(per_word)], unit.element), i)
+                first = (chunk * len(places) + i) * per_word
+                store(a, operand([scores[first + e] for e in range(per_word)], unit.element), i)
             held.append(a)
         return held
 
     def write(self, write: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
-        """Emit write(line, column, sum, mass) for all latent columns of all lines of the block."""
-        t = self.t
-        for own in range(self.own_spans):
-            number = T.bind(t.subgroup * self.own_spans + own)
+        """Emit `write` of line, column, sum and mass, for all latent columns of all lines of the block."""
+        own = self.block.spans[1]
+        for span in range(own):
+            number = T.bind(self.t.subgroup * own + span)
             for s in range(self.tile.span):
                 for m in range(self.matrices):
-                    for i, (row, column) in enumerate(self.unit.sums(t.lane)):
+                    for i, (row, column) in enumerate(self.unit.sums(self.t.lane)):
                         c = T.bind(self.tile.column(number * self.unit.columns, column, s))
                         mass = self.softmax.mass[m * self.softmax.count + self.lines.of_sums[i]]
                         with when(c < self.s.kv_lora):
-                            value = self.sums[self._matrix(own, s, m) * self.sums_size + i]
+                            value = self.sums[self._matrix(span, s, m) * self.sums_size + i]
                             write(T.bind(m * self.unit.rows + row), c, value, mass)
 
     def each_line(self, write: Callable[[Expr, Expr, Expr], None]) -> None:
-        """Emit write(line, peak, mass), by one part of the block."""
+        """Emit `write` of line, peak and mass, by one part of the block."""
         with when(self.t.subgroup == 0):
             for m in range(self.matrices):
                 for i in range(self.softmax.count):
@@ -353,8 +386,10 @@ def operand(values: list[Expr], element: str) -> Expr:
         return values[0]
     if element == "f16":
         values = [T.min(T.max(value, T.float32(-F16_MAX)), T.float32(F16_MAX)) for value in values]
-    return pair(*values, element)
+    low, high = values
+    return pair(low, high, element)
 
 
-def _within(number: Expr, size: int, reached: int) -> Any:
-    return when(number < size) if size < reached else nullcontext()
+def _within(number: Expr, size: int, own: int) -> Any:
+    """For what a part has no more of where the parts are not alike."""
+    return when(number < size) if size < PARTS * own else nullcontext()

@@ -72,7 +72,7 @@ class Tile:
         return shared(self.stages * self.positions, self.pitch, dtype=word_type(self.held))
 
     def _share(self, t: Threads, words: int) -> tuple[Expr, list[tuple[Expr, bool]]]:
-        """The row of which a thread brings a part, and its vectors of words: where each begins, and if all rows have it.
+        """The row of which a thread brings a part, and of its vectors where each begins, and if all rows have it.
 
         Neighbours bring neighbouring vectors, and a thread those of one row: that takes one address.
         """

@@ -97,6 +97,12 @@ def device_codes(library: bytes) -> list[DeviceCode]:
     return [_device_code(kind, data) for kind, data in modules if kind in READERS]
 
 
+def sources(code: DeviceCode) -> dict[str, str]:
+    """The source text of each function, of code for Metal."""
+    reader = _Reader(code.code)
+    return dict(reader.items(lambda: (reader.text().decode(), reader.text().decode())))
+
+
 def replace_text(library: bytes, kind: str, compile_text: Callable[[str], bytes]) -> bytes:
     """What is embedded, with source texts of a kind compiled.
 

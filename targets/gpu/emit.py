@@ -101,7 +101,9 @@ def view(buffer: Buffer, *shape: int | Expr) -> Buffer:
 
 def settled(value: Expr) -> Expr:
     """The value, computed here and once: TVM writes a bound expression out again wherever it is used."""
-    return T.bind(variable(value, str(value.ty))[0])
+    if str(value.ty) != "int64":
+        return T.bind(variable(value, str(value.ty))[0])
+    return T.Cast("int64", variable(T.Cast("int32", value), "int32")[0])  # arrays of indices cannot be narrowed
 
 
 def barrier() -> None:
@@ -132,10 +134,10 @@ def subgroup_max(value: Expr, lanes: int = SUBGROUP) -> Expr:
 
 def _fold(value: Expr, lanes: int, combine: Any) -> Expr:
     # a + b and b + a have the same bits: each pair of threads agrees
-    value = T.bind(value)
+    value = settled(value)
     while lanes > 1:
         lanes //= 2
-        value = T.bind(combine(value, shuffle_xor(value, lanes)))
+        value = settled(combine(value, shuffle_xor(value, lanes)))
     return value
 
 

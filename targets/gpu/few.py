@@ -77,7 +77,7 @@ def few(product: Product) -> PrimFunc:
                 memory = Memory(lanes, tile, norm=product.norm_eps is not None)
                 first = row_tile * tile
 
-                def write(r: int, output: Expr, *sums: Expr, first: Expr = first) -> None:
+                def write(r: Expr, output: Expr, *sums: Expr, first: Expr = first) -> None:
                     operands.write(first + r, output, *sums)
 
                 multiply(t, lanes, memory, source, clamped(first, rows, tile), weight, block, tile, rows - first, write)
@@ -127,7 +127,7 @@ def heads_product(
                 first = row_tile * tile
                 source = Source(X, k, x_offset + head * x_stride, aligned(prod(x_shape), x_offset, x_stride))
 
-                def write(r: int, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
+                def write(r: Expr, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
                     store(Y, value, first + r, y_offset + head * y_stride + output)
 
                 weight = Weight(W, lambda output, _, head=head: (head, output))

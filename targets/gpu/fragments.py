@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from tvm.script import tirx as T
 
@@ -10,6 +11,7 @@ from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Expr
 
+from .cache import widened
 from .emit import device
 from .layout import BITS
 from .units import Unit
@@ -75,14 +77,6 @@ def _bits(count: Expr) -> Expr:
     return T.Cast("uint32", count)
 
 
-def _from_bf16(bits: Expr) -> Expr:
-    return T.reinterpret("float32", bits << T.uint32(16))
-
-
-def _from_f16(bits: Expr) -> Expr:
-    return device("half", bits, returns="float32")
-
-
 def _from_byte(bits: Expr) -> Expr:
     return T.Cast(
         "float32", T.Cast("int32", T.bitwise_xor(T.bitwise_and(bits, T.uint32(0xFF)), T.uint32(0x80))) - T.int32(128)
@@ -95,5 +89,5 @@ def _from_e4m3(bits: Expr) -> Expr:
     return device("half", sign << T.uint32(8) | rest << T.uint32(7), returns="float32") * T.float32(256)
 
 
-WIDEN = {"bf16": _from_bf16, "f16": _from_f16, "q8": _from_byte, FP8: _from_e4m3}
+WIDEN = {**{dtype: partial(widened, cdtype=dtype) for dtype in ("bf16", "f16")}, "q8": _from_byte, FP8: _from_e4m3}
 """Type of a weight -> f32 of the low bits of a word."""

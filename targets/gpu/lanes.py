@@ -11,15 +11,16 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from tvm import tirx
 from tvm.script import tirx as T
 
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .emit import SUBGROUP, Threads, barrier, device, registers, subgroup_sum
+from .emit import SUBGROUP, Threads, barrier, device, registers, settled, shuffle_xor, subgroup_sum
 from .layout import group, has_scales, row_words
 from .source import Codes, Norms, Source
-from .vector import SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen
+from .vector import PARTS, SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen
 
 THREADS = 256
 """Of a block."""
@@ -110,43 +111,69 @@ def multiply(
         count: how many of them are wanted.
         write: what to do with the sums.
     """
-    first = T.bind((block * (THREADS // lanes.lanes) + t.thread // lanes.lanes) * lanes.columns)
-    outputs = [T.bind(T.min(first + c, lanes.n - 1)) for c in range(lanes.columns)]
+    first = settled((block * (THREADS // lanes.lanes) + t.thread // lanes.lanes) * lanes.columns)
+    outputs = [settled(T.min(first + c, lanes.n - 1)) for c in range(lanes.columns)]
     leads = [weight.row(output, half) for output in outputs for half in range(lanes.halves)]
-    rows = [T.bind(row_of(T.int64(r))) for r in range(tile)]
+    rows = [settled(row_of(T.int64(r))) for r in range(tile)]
     if memory.norms is not None:
         memory.norms.measure(t, source, rows)
     sums = registers(len(leads) * tile)
     for i in range(len(leads) * tile):
         store(sums, T.float32(0), i)
-    lane = T.bind(t.thread % lanes.lanes)
+    lane = settled(t.thread % lanes.lanes)
     if memory.codes is None:
         _floats(lanes, lane, source, rows, weight.buffer, leads, sums)
     else:
         _integers(t, lanes, lane, memory, source, row_of, weight.buffer, leads, sums, tile)
-    totals = [subgroup_sum(sums[i], lanes.lanes) for i in range(len(leads) * tile)]
-    scaled = memory.codes is None and memory.norms is not None
-    factor = SHRUNK.get(lanes.wdtype, 1.0)
-    with when(lane == 0):
-        for r in range(tile):
-            with when(r < count):
-                for c in range(lanes.columns):
-                    parts = [totals[(c * lanes.halves + half) * tile + r] for half in range(lanes.halves)]
-                    parts = [part * T.float32(1 / factor) if factor != 1 else part for part in parts]
-                    parts = [T.bind(part * memory.norms.scales[r]) if scaled else part for part in parts]
-                    with when(first + c < lanes.n):
-                        write(r, outputs[c], *parts)
+    _finish(lanes, lane, sums, tile, count, first, write, memory)
+
+
+def _finish(
+    lanes: Lanes, lane: Expr, sums: Buffer, tile: int, count: Expr, first: Expr, write: Write, memory: Memory
+) -> None:  # fmt: skip
+    """Emit the adding up of all lanes' sums, and the writing of the results, which the lanes share."""
+    each, halves = lanes.columns * tile, lanes.halves
+    parts = [
+        _added([sums[(c * halves + half) * tile + r] for c in range(lanes.columns) for r in range(tile)], lane, lanes)
+        for half in range(halves)
+    ]
+    factor = T.float32(1 / SHRUNK.get(lanes.wdtype, 1.0))
+    for i, values in enumerate(map(list, zip(*parts, strict=True))):
+        number = settled(lane * each // lanes.lanes + i)
+        c, r = number // tile, number % tile
+        conditions = [r < count, first + c < lanes.n]
+        if each < lanes.lanes:
+            conditions.append(lane % (lanes.lanes // each) == 0)
+        with when(tirx.all(*conditions)):
+            if memory.codes is None and memory.norms is not None:
+                values = [value * memory.norms.scales[r] for value in values]
+            write(r, first + c, *(settled(value * factor) for value in values))
+
+
+def _added(values: list[Expr], lane: Expr, lanes: Lanes) -> list[Expr]:
+    """The sums over all lanes, each in the lanes that are to write it: in order, as many in each lane.
+
+    Lanes that have half of the values left to add up exchange the other half for it. A sum has the same order, and
+    bits, as if it were added up alone.
+    """
+    mask = lanes.lanes // 2
+    while mask and len(values) > 1:
+        upper, half = T.bitwise_and(lane, T.int64(mask)) != 0, len(values) // 2
+        pairs = list(zip(values[:half], values[half:], strict=True))
+        values = [settled(T.Select(upper, b, a) + shuffle_xor(T.Select(upper, a, b), mask)) for a, b in pairs]
+        mask //= 2
+    return [subgroup_sum(value, 2 * mask) if mask else value for value in values]
 
 
 def _each(lanes: int, vectors: int, lane: Expr, step: int, body: Callable[[Sequence[Expr], bool], None]) -> None:
     """Emit body(numbers of vectors, whether these are the last) for all vectors of a lane, `step` at once."""
     turns = vectors // lanes
     with loop(turns // step) as turn:
-        body([T.bind((turn * step + i) * lanes + lane) for i in range(step)], False)
+        body([settled((turn * step + i) * lanes + lane) for i in range(step)], False)
     for i in range(turns // step * step, turns):
-        body([T.bind(lane + i * lanes)], False)
+        body([settled(lane + i * lanes)], False)
     if vectors % lanes:
-        number = T.bind(lane + turns * lanes)
+        number = settled(lane + turns * lanes)
         with when(number < vectors):
             body([number], True)
 
@@ -161,17 +188,20 @@ def _floats(
     def add(numbers: Sequence[Expr], whole: bool) -> None:
         vectors = [[load(weight, *lead, number * WORDS) for lead in leads] for number in numbers]
         for number, held in zip(numbers, vectors, strict=True):
-            elements = [widen(vector, lanes.wdtype) for vector in held]
-            first = number * size
-            factors: list[Expr] = []
-            if source.norm is not None:
-                factors = [x for i in range(0, size, WORDS) for x in source.factors(first + i, whole=whole)]
-            for r, row in enumerate(rows):
-                x = [e for i in range(0, size, WORDS) for e in source.four(row, first + i, whole=whole)]
-                if factors:
-                    x = [T.bind(a * b) for a, b in zip(x, factors, strict=True)]
-                for i, values in enumerate(elements):
-                    _accumulate(sums, i * tile + r, x, values, scale_of(leads[i], number))
+            chains = [T.float32(0) if has_scales(lanes.wdtype) else sums[i] for i in range(len(leads) * tile)]
+            for four in range(size // WORDS):
+                first = number * size + four * WORDS
+                values = [[T.bind(v) for v in widen(vector, lanes.wdtype, four)] for vector in held]
+                factors = source.factors(first, whole=whole) if source.norm is not None else []
+                for r, row in enumerate(rows):
+                    x = source.four(row, first, whole=whole)
+                    x = [T.bind(a * b) for a, b in zip(x, factors, strict=True)] if factors else x
+                    for i, column in enumerate(values):
+                        for a, b in zip(x, column, strict=True):
+                            chains[i * tile + r] = T.bind(fma(a, b, chains[i * tile + r]))
+            for i, chain in enumerate(chains):
+                scale = scale_of(leads[i // tile], number)
+                store(sums, chain if scale is None else fma(chain, scale, sums[i]), i)
 
     def scale_of(lead: tuple[Expr, ...], number: Expr) -> Any:
         if not has_scales(lanes.wdtype):
@@ -184,16 +214,9 @@ def _floats(
     step = max(1, AHEAD // len(leads)) if tile == 1 else 1
     _each(lanes.lanes, turns * lanes.lanes, lane, step, lambda numbers, _: add(numbers, True))
     if lanes.vectors > turns * lanes.lanes:
-        number = T.bind(lane + turns * lanes.lanes)
+        number = settled(lane + turns * lanes.lanes)
         with when(number < lanes.vectors):
             add([number], lanes.k % size == 0 and clean == lanes.vectors)
-
-
-def _accumulate(sums: Buffer, index: int, x: Sequence[Expr], values: Sequence[Expr], scale: Any) -> None:
-    total = sums[index] if scale is None else T.float32(0)
-    for a, b in zip(x, values, strict=True):
-        total = T.bind(fma(a, b, total))
-    store(sums, total if scale is None else fma(total, scale, sums[index]), index)
 
 
 def _integers(
@@ -204,7 +227,7 @@ def _integers(
     assert memory.codes is not None
     held, size = memory.codes, per_vector(lanes.wdtype)
     padded, unit = lanes.vectors * size, lanes.lanes * size
-    part = padded if tile * padded <= held.capacity else held.capacity // tile // unit * unit
+    most = padded if tile * padded <= held.capacity else held.capacity // tile // unit * unit
     scales = row_words(lanes.k, lanes.wdtype)
 
     def section(begin: Expr, length: int, whole: bool) -> None:
@@ -221,25 +244,29 @@ def _integers(
             ]
             for i, number in enumerate(numbers):
                 g = T.bind(number * size // GROUP)
-                unpacked = [[T.bind(word) for word in codes(vector, lanes.wdtype)] for vector in vectors[i]]
                 scale = [T.bind(factor) for factor in factors[i]]
+                dots = [held.offset(r, length, number) for _ in leads for r in range(tile)]
+                for half in range(PARTS[lanes.wdtype]):
+                    unpacked = [[T.bind(word) for word in codes(v, lanes.wdtype, half)] for v in vectors[i]]
+                    for r in range(tile):
+                        words = held.words(r, length, number, half)
+                        for j, column in enumerate(unpacked):
+                            for a, b in zip(column, words, strict=True):
+                                dots[j * tile + r] = device("dot4", a, b, dots[j * tile + r], returns="int32")
                 for r in range(tile):
-                    words = held.words(r, length, number)
                     x_scale = T.bind(held.scale(r, length, g))
-                    for j, column in enumerate(unpacked):
-                        dot = held.offset(r, length, number)
-                        for a, b in zip(column, words, strict=True):
-                            dot = device("dot4", a, b, dot, returns="int32")
+                    for j in range(len(leads)):
                         index = j * tile + r
-                        store(sums, fma(T.Cast("float32", dot), T.bind(scale[j] * x_scale), sums[index]), index)
+                        scaled = T.bind(scale[j] * x_scale)
+                        store(sums, fma(T.Cast("float32", dots[index]), scaled, sums[index]), index)
 
         _each(lanes.lanes, length // size, lane, max(1, AHEAD // len(leads)) if tile == 1 else 1, add)
 
-    whole = padded // part if lanes.k % part == 0 else lanes.k // part
+    whole = padded // most if lanes.k % most == 0 else lanes.k // most
     if whole > 1:
         with loop(whole) as i:
-            section(T.bind(i * part), part, True)
+            section(T.bind(i * most), most, True)
     elif whole:
-        section(T.int64(0), part, True)
-    if padded > whole * part:
-        section(T.int64(whole * part), padded - whole * part, False)
+        section(T.int64(0), most, True)
+    if padded > whole * most:
+        section(T.int64(whole * most), padded - whole * most, False)

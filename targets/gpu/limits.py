@@ -99,7 +99,8 @@ def _kernel(function: Any) -> Kernel:
         if isinstance(node, tirx.DeclBuffer):
             sizes[str(getattr(node.data, "name", ""))] = _bytes(node.buffer)
         elif isinstance(node, tirx.AllocBuffer):
-            shared.extend([_bytes(node.buffer)] if node.buffer.scope() == "shared" else [])
+            buffer: Any = node.buffer
+            shared.extend([_bytes(buffer)] if buffer.scope() == "shared" else [])
         elif node.attr_key == "thread_extent":
             extents[str(node.node.thread_tag)] = _product([node.value])
 

@@ -1,9 +1,9 @@
 """How latent attention becomes launches on a GPU.
 
-    latent_write    a launch
-    mla_decode      queries move into latent space, attend in sections, and come back: a product of few rows in each
-                    head, attention with the joining of sections, a product
-    mla_prefill     the same with products and attention of many rows
+latent_write    a launch
+mla_decode      queries move into latent space, attend in sections, and come back: a product of few rows in each
+head, attention with the joining of sections, a product
+mla_prefill     the same with products and attention of many rows
 """
 
 from __future__ import annotations
@@ -92,9 +92,8 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
         attended = e.call(mla_flash(s, gpu=gpu.gpu), args, latents)
     else:
         kept = scratch(gpu.gpu, s)
-        *_, attended = e.call(
-            mla_attend(s, gpu=gpu.gpu), args, *(TensorType("f32", shape) for shape in (kept, kept[:2], kept[:2])), latents
-        )  # fmt: skip
+        sections = [TensorType("f32", shape) for shape in (kept, kept[:2], kept[:2])]
+        *_, attended = e.call(mla_attend(s, gpu=gpu.gpu), args, *sections, latents)
     up = rows_layout(w_uv.type.dtype)
     return _heads(e, gpu, attended, w_uv, up, latent, v, places(in_latents, in_outputs), node.output.type)
 

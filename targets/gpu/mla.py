@@ -14,7 +14,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.targets.emit import Buffer, Expr, Kernel, kernel, loop, store, symbols, when
 
-from .attention import Block, Queries, Sizes
+from .attention import Attending, Block, Queries, Sizes
 from .cache import as_words, pages
 from .device import Gpu
 from .emit import barrier, launch, shared, variable
@@ -80,17 +80,12 @@ class _Operands:
             f.tensor("angles", "f32", n, s.rope),
         )
         cached = pages(f, number, s.page, s.cdtype, s.width)
-        seq, pos, table = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n), f.tensor("table", "i32", b, p)
-        return cls(queries, cached, seq, pos, table), p * s.page
+        seq, pos = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        return cls(queries, cached, seq, pos, f.tensor("table", "i32", b, p)), p * s.page
 
     def count(self, row: Expr) -> Expr:
         """Positions that a row sees."""
         return T.Cast("int64", self.pos[row]) + 1
-
-
-def matrices(gpu: Gpu, s: Sizes, lines: int) -> int:
-    """How many matrices of the unit, up to two, a block has for so many lines; one where it can't hold their queries."""
-    return min(2, -(-lines // Block(gpu, s, 1).unit.rows)) if Block(gpu, s, 2).holds else 1
 
 
 @cache
@@ -128,18 +123,17 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                 begin = T.bind(t.block[2] * size)
                 with when(begin < count):
                     head = t.block[1] * block.count
-                    block.begin(t, given.queries, lambda r: (row, head + r, head + r < s.heads))
-                    block.clear()
+                    work = Attending(block, t, given.queries, lambda r: (row, head + r, head + r < s.heads))
                     end = T.bind(T.min(begin + size, count))
-                    block.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
+                    work.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
                     place = T.bind(t.block[0] * bound + t.block[2])
-                    block.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
+                    work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
                         store(PEAKS, peak, place, head + r)
                         store(MASSES, mass, place, head + r)
 
-                    block.each_line(keep)
+                    work.each_line(keep)
             with launch(JOINERS, rows, s.heads) as t:
                 row, head = T.bind(first + t.block[0]), t.block[1]
                 count = T.bind(given.count(row))
@@ -163,7 +157,7 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
 
 
 def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
-    block = Block(gpu, s, matrices(gpu, s, s.heads))
+    block = Block.of(gpu, s, s.heads)
     groups = -(-s.heads // block.count)
     return block, Sections.of(groups, groups * block.count * s.latent_pitch)
 
@@ -185,7 +179,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
         (absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)], angles f32[n, rope],
         cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p], latent f32[n, heads, latent_pitch]).
     """
-    block = Block(gpu, s, matrices(gpu, s, 1 << 30))
+    block = Block.of(gpu, s)
     with kernel("mla_flash", gpu.kind, *s.names) as f:
         (n,) = symbols("n")
         given, _ = _Operands.of(f, s, n)
@@ -198,8 +192,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                 place = first + r
                 return T.truncdiv(place, T.int64(s.heads)), T.truncmod(place, T.int64(s.heads)), place < n * s.heads
 
-            block.begin(t, given.queries, line)
-            block.clear()
+            work = Attending(block, t, given.queries, line)
             low = T.bind(line(T.int64(0))[0])
             high = T.bind(T.min(n - 1, line(T.int64(block.count - 1))[0]))
             with loop(high - low + 1) as i:
@@ -215,12 +208,12 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                             store(seen, given.pos[own] + 1, 0)
                         return seen[0]
 
-                    block.attend(cached, given.table, seq, T.int64(0), T.bind(given.count(row)), sees)
+                    work.attend(cached, given.table, seq, T.int64(0), T.bind(given.count(row)), sees)
 
             def write(r: Expr, c: Expr, value: Expr, mass: Expr) -> None:
                 row, head, there = line(r)
                 with when(there):
                     store(Y, value / mass, row, head, c)
 
-            block.write(write)
+            work.write(write)
     return f.function

@@ -16,11 +16,15 @@ from tvm.tirx import PrimFunc
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
 from .emit import barrier, launch, shared, variable, view
-from .few import TILES, aligned, lanes_for, tile_of
+from .few import aligned, lanes_for, tile_of
 from .lanes import THREADS, Memory, Weight, multiply
 from .layout import pitch, stored
 from .product import gated
 from .source import Source
+
+TILES = (1, 4)
+"""Rows of an expert that are multiplied together. Most experts have one row of a decode step: sums of more rows would
+leave registers to fewer blocks."""
 
 IDS_AT_ONCE = 1024
 """Ids in shared memory while slots are sorted."""
@@ -185,9 +189,8 @@ def _by_expert(
     There is a block for each part of the outputs and each expert or, where these are fewer, each slot: that of the
     first slot of an expert has the expert's slots.
     """
-    one = TILES[:1]
     for alone in (True, False):
-        tiles = one if alone else TILES
+        tiles = TILES[:1] if alone else TILES
         lanes = lanes_for(source.k, n, wdtype, halves=halves, batch=slots, tile=tiles[-1])
         several = T.min(rows * slots, T.int64(experts))
         with when(rows == 1 if alone else rows > 1), launch(THREADS, lanes.blocks, slots if alone else several) as t:
@@ -222,7 +225,7 @@ def _by_expert(
                         def taken(r: Expr, tile: int = tile, first: Expr = first, count: Expr = count) -> Expr:
                             return row_of(first + (r if tile == 1 else T.min(r, count - 1)))
 
-                        def put(r: int, output: Expr, *sums: Expr, first: Expr = first) -> None:
+                        def put(r: Expr, output: Expr, *sums: Expr, first: Expr = first) -> None:
                             write(first + r, output, *sums)
 
                         multiply(t, lanes, memory, source, taken, matrix, block, tile, count, put)

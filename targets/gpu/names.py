@@ -72,7 +72,8 @@ def gpu_target(spec: str, here: str) -> GpuTarget:
     """
     name, _, rest = spec.partition(":")
     kind = GPUS[name]
-    options = dict(option.partition("=")[::2] for option in rest.split(",") if option)
+    given = [option.partition("=") for option in rest.split(",") if option]
+    options = {option: value for option, _, value in given}
     allowed = {"arch": kind.archs, "host": kind.hosts}
     for option, value in options.items():
         if not allowed.get(option):

@@ -116,6 +116,9 @@ def _refused(nvcc: Path, told: str, archs: Sequence[str]) -> DeepZigError:
     reasons = [line for line in told.splitlines() if "error" in line or "fatal" in line] or ["no message"]
     if "host compiler" in reasons[-1]:
         error = DeepZigError("nvcc needs a C++ compiler", str(nvcc), "install g++, or name one with NVCC_CCBIN")
+    elif "Unknown option" in reasons[-1]:
+        hint = f"set CUDA_HOME to a toolkit of version 13, or take this one off the path and {EXTRA}"
+        error = DeepZigError("nvcc is too old", str(nvcc), hint)
     elif "Unsupported gpu architecture" in reasons[-1]:
         error = DeepZigError(f"nvcc does not know one of {', '.join(archs)}", str(nvcc), f"{EXTRA}, or leave it out")
     else:

@@ -19,6 +19,7 @@ from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
+from .cache import pair
 from .device import Gpu
 from .emit import block_sum, device, launch, registers, subgroup_max, variable, view
 from .layout import group, groups
@@ -186,9 +187,9 @@ def _write(encoding: Encoding, x: list[Expr], q: Expr, write: Callable[[Expr, Ex
             for i, value in enumerate(x):
                 write(q * QUAD + i, value)
             return
-        for pair in range(2):
-            word = q // 4 * 8 + q % 4 + 4 * pair if encoding.crossed else q * 2 + pair
-            write(word, pair_of(x[2 * pair], x[2 * pair + 1], element))
+        for i in range(2):
+            word = q // 4 * 8 + q % 4 + 4 * i if encoding.crossed else q * 2 + i
+            write(word, _rounded(x[2 * i], x[2 * i + 1], element))
 
 
 def _coded(x: list[Expr]) -> tuple[list[Expr], Expr]:
@@ -200,15 +201,8 @@ def _coded(x: list[Expr]) -> tuple[list[Expr], Expr]:
     return codes, T.bind(largest / T.float32(127))
 
 
-def pair_of(low: Expr, high: Expr, element: str) -> Expr:
-    """A word of two f32 numbers rounded to `bf16` or `f16`, to nearest even; beyond f16's range its largest number."""
-    return _half(low, element) | _half(high, element) << T.uint32(16)
-
-
-def _half(value: Expr, element: str) -> Expr:
+def _rounded(low: Expr, high: Expr, element: str) -> Expr:
+    """A word of two numbers; beyond f16's range its largest."""
     if element == "f16":
-        within = T.max(T.min(value, T.float32(HALF_MAX)), T.float32(-HALF_MAX))
-        return T.Cast("uint32", T.reinterpret("uint16", T.Cast("float16", within)))
-    bits = T.bind(T.reinterpret("uint32", value))
-    odd = T.bitwise_and(bits >> T.uint32(16), T.uint32(1))
-    return (bits + odd + T.uint32(0x7FFF)) >> T.uint32(16)
+        low, high = (T.max(T.min(value, T.float32(HALF_MAX)), T.float32(-HALF_MAX)) for value in (low, high))
+    return pair(low, high, element)

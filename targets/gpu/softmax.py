@@ -7,8 +7,9 @@ first score the peak is `LOWEST`, a number, so that a row may see nothing of a t
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import add
 
 from tvm.script import tirx as T
 
@@ -72,9 +73,8 @@ class Lines:
         """The row of a line."""
         return self.unit.a(lane)[self.rows[line]][0]
 
-    def fold(self, value: Expr, combine: object) -> Expr:
+    def fold(self, value: Expr, combine: Callable[[Expr, Expr], Expr]) -> Expr:
         """Combine a value of each thread over all that hold a row: the same bits in all of them."""
-        assert callable(combine)
         value = T.bind(value)
         for mask in self.masks:
             value = T.bind(combine(value, shuffle_xor(value, mask)))
@@ -91,14 +91,11 @@ class Softmax:
     """
 
     def __init__(self, lines: Lines, matrices: int) -> None:
-        """Emit registers, to be cleared."""
+        """Emit registers with the state before the first score."""
         self.lines = lines
         self.count = len(lines.rows)
         self.peak = registers(matrices * self.count)
         self.mass = registers(matrices * self.count)
-
-    def clear(self) -> None:
-        """Emit the state before the first score."""
         for i in range(int(self.peak.shape[0])):
             store(self.peak, T.float32(LOWEST), i)
             store(self.mass, T.float32(0), i)
@@ -128,6 +125,6 @@ class Softmax:
             for i in mine:
                 store(scores, T.exp(scores[i] - top), i)
                 total = total + scores[i]
-            total = self.lines.fold(total, lambda a, b: a + b)
+            total = self.lines.fold(total, add)
             store(self.mass, self.mass[at] * decays[line] + total, at)
         return decays

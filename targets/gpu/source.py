@@ -11,7 +11,7 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .emit import SUBGROUP, Threads, barrier, device, registers, shared, subgroup_max, subgroup_sum, variable
+from .emit import SUBGROUP, Threads, barrier, device, registers, settled, shared, subgroup_max, subgroup_sum, variable
 from .layout import groups
 from .vector import WORDS, bytes_of, fma, load, split
 
@@ -96,9 +96,9 @@ class Norms:
 
         step = t.count * WORDS
         with loop(source.k // step) as turn:
-            add(T.bind(turn * step + t.thread * WORDS), True)
+            add(settled(turn * step + t.thread * WORDS), True)
         if source.k % step:
-            first = T.bind(source.k // step * step + t.thread * WORDS)
+            first = settled(source.k // step * step + t.thread * WORDS)
             with when(first < source.k):
                 add(first, source.k % WORDS == 0)
         parts = t.count // SUBGROUP
@@ -134,19 +134,17 @@ class Codes:
         self._scales = shared(self.capacity // GROUP)
         self._offsets = shared(self.capacity // GROUP * 2, dtype="int32") if self._nibbles else None
 
-    def words(self, r: int, size: int, vector: Expr) -> list[Expr]:
-        """The words of row r's codes that the words of a vector of the weight are multiplied by.
+    def words(self, r: int, size: int, vector: Expr, part: int) -> list[Expr]:
+        """The words of row r's codes that a part of a vector of the weight is multiplied by; see `vector.codes`.
 
         Args:
             r: number of the row.
             size: elements of a row that are here.
             vector: number of the vector of the weight, counted from the first element that is here.
+            part: which part.
         """
-        if not self._nibbles:
-            return bytes_of(split(load(self._words, r * (size // WORDS) + vector * WORDS)))
-        half = size // WORDS // 2
-        halves = [load(self._words, i * half + vector * WORDS) for i in (2 * r, 2 * r + 1)]
-        return bytes_of([word for vector in halves for word in split(vector)])
+        parts = 2 if self._nibbles else 1
+        return bytes_of(split(load(self._words, (r * parts + part) * (size // WORDS // parts) + vector * WORDS)))
 
     def scale(self, r: int, size: int, g: Expr) -> Expr:
         """The scale of a group."""
@@ -174,15 +172,15 @@ class Codes:
         """
         count, groups_at_once = size // GROUP, t.count // ENCODERS
         total = tile * count
-        place = T.bind(t.thread % ENCODERS)
+        place = settled(t.thread % ENCODERS)
         with loop(-(-total // groups_at_once)) as turn:
-            item = T.bind(turn * groups_at_once + t.thread // ENCODERS)
+            item = settled(turn * groups_at_once + t.thread // ENCODERS)
             valid = item < total
             # threads without a group repeat the last one: all come to the exchanges
-            clamped = T.bind(T.min(item, total - 1)) if total % groups_at_once else item
-            r, g = T.bind(clamped // count), T.bind(clamped % count)
-            row = T.bind(row_of(r)) if tile > 1 else row_of(T.int64(0))
-            first = T.bind(begin + g * GROUP + place * EACH)
+            clamped = settled(T.min(item, total - 1)) if total % groups_at_once else item
+            r, g = settled(clamped // count), settled(clamped % count)
+            row = settled(row_of(r)) if tile > 1 else row_of(T.int64(0))
+            first = settled(begin + g * GROUP + place * EACH)
             values = [x for i in range(0, EACH, WORDS) for x in source.four(row, first + i, whole=whole)]
             if source.norm is not None:
                 factors = [x for i in range(0, EACH, WORDS) for x in source.factors(first + i, whole=whole)]
@@ -220,9 +218,9 @@ class Codes:
         total = integers[0]
         for x in integers[1:]:
             total = total + x
-        total = T.bind(total)
+        total = settled(total)
         for mask in (1, 4):
-            total = T.bind(total + device("shuffle_xor", total, T.int32(mask), returns="int32"))
+            total = settled(total + device("shuffle_xor", total, T.int32(mask), returns="int32"))
         return total * -8
 
 

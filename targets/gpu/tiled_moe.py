@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 from tvm import tirx
 from tvm.script import tirx as T
@@ -69,7 +70,7 @@ def tiled_experts(gpu: Gpu, product: Experts) -> PrimFunc:
         (rows,) = symbols("rows")
         X = f.tensor("prepared", encoding.dtype, rows, 1 if product.gathered else slots, encoding.pitch)
         OFFSETS = f.tensor("offsets", "i32", product.experts + 1)
-        ROWS = f.tensor("slot_rows", "i32", rows, slots) if product.gathered else None
+        ROWS: Any = f.tensor("slot_rows", "i32", rows, slots) if product.gathered else None
         W = f.tensor("w", stored(product.wdtype), end - begin, columns, pitch(product.k, product.wdtype))
         Y = f.tensor("y", "f32", rows, slots, product.n)
         tiles = rows * slots // tile.rows + (end - begin)

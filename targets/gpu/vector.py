@@ -41,9 +41,10 @@ def fma(a: Expr, b: Expr, c: Expr) -> Expr:
     return T.call_extern("float32", "dz_fma", a, b, c)
 
 
-def widen(vector: Expr, dtype: str) -> list[Expr]:
-    """The elements of a vector of a weight of floats as f32, times SHRUNK."""
-    return [element for word in split(vector) for element in WIDEN[dtype](word)]
+def widen(vector: Expr, dtype: str, number: int) -> list[Expr]:
+    """The `number`-th four elements of a vector of a weight of floats as f32, times SHRUNK."""
+    words = WORDS * WORDS // per_vector(dtype)
+    return [element for word in split(vector)[number * words :][:words] for element in WIDEN[dtype](word)]
 
 
 def _bf16(word: Expr) -> list[Expr]:
@@ -79,16 +80,19 @@ def float_of(word: Expr) -> Expr:
     return T.reinterpret("float32", word)
 
 
-def codes(vector: Expr, dtype: str) -> list[Expr]:
-    """The words of four signed bytes in a vector of a weight of integers.
+PARTS = {"q8": 1, "q4": 2}
+"""Element type of a weight of integers -> vectors of bytes in one of its vectors."""
 
-    Of q4 first those of the low halves of its bytes, then those of the high halves, all with 8 added.
+
+def codes(vector: Expr, dtype: str, part: int) -> list[Expr]:
+    """The words of four signed bytes in a part of a vector of a weight of integers.
+
+    Of q4 the low halves of its bytes are a part, then the high halves, all with 8 added.
     """
     words = split(vector)
     if dtype == "q4":
-        low = T.uint32(0x0F0F0F0F)
-        moved = [T.shift_right(word, T.uint32(4)) for word in words]
-        words = [T.bitwise_and(word, low) for word in (*words, *moved)]
+        moved = [T.shift_right(word, T.uint32(4)) for word in words] if part else words
+        words = [T.bitwise_and(word, T.uint32(0x0F0F0F0F)) for word in moved]
     return bytes_of(words)
 
 

@@ -277,6 +277,7 @@ ABUSES = [
     Abuse("a library that is not there", field("builds.0.libraries", ["lib/x.so"]), "the manifest does not list lib/x.so", AT, COPY),
     Abuse("a library in no list", field("builds.0.libraries", "lib/x.so"), "the manifest's builds[0].libraries is not a list", AT, COMPILE),
     Abuse("a device without a name", field("builds.0.device", ""), "the manifest's builds[0].device is empty", AT, COMPILE),
+    Abuse("a device of tomorrow", field("builds.0.device", "tpu"), "the manifest's builds[0].device is 'tpu', which this DeepZig does not know", AT, COMPILE),
     Abuse("the dot", listed("."), OUTSIDE, "{root}/manifest.json, file '.'", COPY),
     Abuse("a drive without a slash", listed("C:x"), OUTSIDE, "{root}/manifest.json, file 'C:x'", COPY),
     Abuse("a detour", hashed(CODE, "./" + CODE), NOT_PLAIN, "{root}/manifest.json, file './" + CODE + "'", COPY),

@@ -11,8 +11,9 @@ import numpy as np
 import pytest
 
 from deepzig.errors import DeepZigError
+from deepzig.runtime.draw import NO_TOKEN, Sampler, edited
 from deepzig.runtime.model import Model
-from deepzig.runtime.sampling import logprob_of
+from deepzig.runtime.sampling import SamplingOptions, logprob_of
 
 from . import fake
 
@@ -273,6 +274,28 @@ def test_logits_that_are_no_numbers() -> None:
         "the model computed logits that are no numbers\n  at: fake\n  fix: compile with another --dtype"
     )
     assert model.pool.free == model.pool.count
+
+
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_logits_that_are_no_numbers_are_told_by_the_op(value: float) -> None:
+    """Edited or not; and not those of rows behind a wrong guess, which nobody reads."""
+    logits = np.random.default_rng(4).standard_normal((3, VOCAB)).astype(np.float32)
+    logits[1, 7] = value
+    model = fake.model(None, fake.babble(VOCAB))
+    for options in (SamplingOptions(), SamplingOptions(presence_penalty=1, logit_bias={7: -100})):
+        given = edited(logits, options, [5], [3, 4, 9], 1) if options.edits else logits
+        drawn = Sampler(model.backend, options, options.key(1, 0)).draw(given, 4)
+        assert [token == NO_TOKEN for token in drawn] == [False, True, False]
+
+
+def test_rows_are_edited_as_if_the_guesses_were_right() -> None:
+    options = SamplingOptions(frequency_penalty=0.5, repetition_penalty=1.5)
+    logits = np.random.default_rng(4).standard_normal((3, VOCAB)).astype(np.float32)
+    got = edited(logits, options, [5, 6], [3, 9, 9, 11], 2)
+    for row, answer in enumerate(([3, 9], [3, 9, 9], [3, 9, 9, 11])):
+        want = logits[row].copy()
+        options.edit(want, [5, 6], answer)
+        assert np.array_equal(got[row], want)
 
 
 def test_a_stream_that_is_left_early_gives_its_pages_back() -> None:

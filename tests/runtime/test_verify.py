@@ -16,13 +16,14 @@ import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.machines import MACHINES
+from deepzig.artifacts.manifest import Build
 from deepzig.artifacts.reader import open_artifact
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.ir import Node
 from deepzig.models import random_checkpoint
 from deepzig.runtime import verify
-from deepzig.runtime.verify import HALVED, check, read_vectors, replay
+from deepzig.runtime.verify import HALVED, check, floats_allowed, read_vectors, replay
 from deepzig.targets.base import Variant
 from deepzig.targets.cpu import amx, lowering, methods
 from deepzig.targets.cpu.cache import widened
@@ -179,6 +180,22 @@ def test_rows_that_are_rounded_to_bf16(checkpoint: Path, tmp_path: Path, monkeyp
     assert min(f.distance for f in wrong) > 1e-4 and max(f.distance for f in wrong) < HALVED / 2
     monkeypatch.setattr(verify, "BF16_ROWS", here)
     assert replay(artifact, read_vectors(artifact)).wrong == []
+
+
+@pytest.mark.parametrize(
+    ("device", "features", "dtype", "quant", "allowed"),
+    [
+        ("cpu", "", "bf16", None, 4e-5), ("cpu", "amx-bf16", "bf16", None, 2e-2),
+        ("cpu", "amx-bf16", "f16", None, 4e-5), ("cpu", "", "bf16", "q8", 1e-2),
+        ("metal", "", "bf16", None, 4e-5), ("metal", "", "f16", "q4", 1e-2),
+        ("cuda", "sm_80", "f32", None, 4e-5), ("cuda", "sm_80", "bf16", None, 2e-2), ("cuda", "", "f16", None, 2.5e-3),
+        ("cuda", "", "f16", "fp8", 2e-2),
+    ],
+)  # fmt: skip
+def test_what_is_allowed(device: str, features: str, dtype: str, quant: str | None, allowed: float) -> None:
+    """It hangs on what rows are rounded to, by this machine's instructions or by a device's."""
+    build = Build("x", "", "", frozenset(features.split()), "", "", {}, device)
+    assert floats_allowed(build, {"dtype": dtype, "quant": quant}) == pytest.approx(allowed, rel=1e-12)
 
 
 def copied(artifact: Path, to: Path, part: str, change: Callable[[bytearray], None]) -> Path:

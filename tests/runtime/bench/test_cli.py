@@ -174,7 +174,7 @@ def test_no_artifact(cli: Any, tmp_path: Path) -> None:
 
 def test_the_first_token_is_told_from_anywhere(artifact: Path, tmp_path: Path) -> None:
     """A relative path, and from a folder whose files have names of modules."""
-    command = first_token.command(Path(os.path.relpath(artifact)), 2)
+    command = first_token.command(Path(os.path.relpath(artifact)), 2, "cpu")
     (tmp_path / "deepzig").mkdir()
     done = subprocess.run(command, capture_output=True, text=True, cwd=os.sep)
     assert (done.returncode, done.stdout) == (0, "."), done.stderr

@@ -89,7 +89,8 @@ def test_json() -> None:
     told = json.loads(json.dumps(found().to_json()))
     assert told["machine"] == {
         "cpu": "A CPU", "cores": 5, "ram_bytes": 64 << 30, "available_bytes": 32 << 30,
-        "bandwidth_bytes_per_second": 3e5, "gemm_flops_per_second": 3e5,
+        "bandwidth_bytes_per_second": 3e5, "gemm_flops_per_second": 3e5, "device": "cpu", "gpu": None,
+        "gpu_memory_bytes": None,
     }  # fmt: skip
     assert told["prefill"] == [
         {"prompt": 6, "tokens_per_second": 12, "share_of_gemm": found().speeds[0].share, "seconds": [0.5, 0.25, 2.0]}

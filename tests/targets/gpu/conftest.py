@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,13 @@ import numpy.typing as npt
 import pytest
 import tvm
 
+from deepzig.artifacts import choice
+from deepzig.artifacts.devices import Device, Gpu
+from deepzig.errors import DeepZigError
 from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
 from deepzig.targets.gpu.pipeline import PIPELINE
 
+from . import made_artifact
 from .software import load
 
 Array = npt.NDArray[Any]
@@ -88,3 +92,23 @@ def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu]:
     """Kind of device -> what compiles kernels for it."""
     load()
     return lambda device: SoftwareGpu(device, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def one_gpu() -> Iterator[None]:
+    """A machine with one GPU of CUDA, as far as the reader of artifacts knows."""
+
+    def found(device: Device) -> Gpu:
+        if device.index:
+            raise DeepZigError("there is one GPU", f"device {device}", "choose cuda:0")
+        return Gpu(device, "software", 1 << 34, (8, 6), 2e11)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(choice, "cuda_gpu", found)
+        yield
+
+
+@pytest.fixture(scope="module", params=["cuda", "metal"])
+def gpu_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, one_gpu: None) -> Path:
+    """A tiny artifact with code for a GPU, on a machine that has it."""
+    return made_artifact.write(tmp_path_factory.mktemp("gpu") / request.param, request.param)

@@ -31,8 +31,7 @@ FLAGS = (
 def sources(executable: Any) -> dict[str, str]:
     """Kernel -> its source, of what TVM compiled for Metal."""
     (code,) = embed.device_codes(embed.library_bytes(executable))
-    reader = embed._Reader(code.code)
-    return dict(reader.items(lambda: (reader.text().decode(), reader.text().decode())))
+    return embed.sources(code)
 
 
 def errors(source: str) -> list[str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from deepzig.targets.gpu.attention import Sizes as Attention
-from deepzig.targets.gpu.mla import mla_attend, mla_flash, scratch
+from deepzig.targets.gpu.mla import Sections, mla_attend, mla_flash, scratch
 
 from ..latents import RAGGED, SCALE, Array, Batch, Sizes, error, latents_of, rotate, rounded, softmax_rows
 from .conftest import GPUS, SoftwareGpu
@@ -40,9 +40,8 @@ class Case:
         self.absorbed[..., : s.kv] = rng.normal(size=(n, s.heads, s.kv)) / 3
         self.q = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32)
         self.angles = rng.normal(size=(n, s.rope)).astype(np.float32)
-        turned = rotate(
-            self.q.reshape(n, s.heads, -1)[..., s.nope :].astype(np.float64), self.angles[:, None], interleaved
-        )
+        ends = self.q.reshape(n, s.heads, -1)[..., s.nope :].astype(np.float64)
+        turned = rotate(ends, self.angles[:, None], interleaved)
         queries = np.concatenate([self.absorbed[..., : s.kv], turned], -1)
         self.want = np.empty((n, s.heads, s.kv))
         for i, (q, p) in enumerate(zip(self.batch.seq, self.batch.pos, strict=True)):
@@ -61,17 +60,48 @@ def scratches(device: str, case: Case) -> list[Array]:
     return [np.full(part, np.nan, np.float32) for part in (shape, shape[:2], shape[:2])]
 
 
-@pytest.mark.parametrize("device", GPUS)
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
-def test_attention(gpu: Gpus, device: str, dtype: str) -> None:
-    cases = [Case(s, dtype, i % 2 == 0) for i, s in enumerate(SIZES)]
+def check(gpu: Gpus, device: str, cases: list[Case]) -> None:
+    """Both kernels against the meaning, with all rows, with none, and with one alone, bit by bit."""
     kernels = [kernel(case.of, gpu=GPUS[device]) for case in cases for kernel in (mla_attend, mla_flash)]
     runs = iter(gpu(device).all(*kernels))
     for case in cases:
         for few in (True, False):
             kernel, kept = next(runs), scratches(device, case) if few else []
             got = case.run(kernel, kept)
-            assert error(got, case.want) < TOLERANCE[device, dtype]
+            assert error(got, case.want) < TOLERANCE[device, case.of.cdtype]
             assert case.run(kernel, kept, slice(0)).size == 0
             for i in (0, 3, len(got) - 1):
                 assert np.array_equal(case.run(kernel, kept, slice(i, i + 1))[0], got[i])
+
+
+@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
+def test_odd_sizes(gpu: Gpus, device: str, dtype: str) -> None:
+    check(gpu, device, [Case(SIZES[1], dtype, False)])
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_pages_of_whole_tiles_and_more_heads_than_lines(gpu: Gpus, device: str) -> None:
+    check(gpu, device, [Case(SIZES[0], "bf16", True), Case(SIZES[2], "bf16", True)])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
+def test_v2_lite(gpu: Gpus, device: str, dtype: str) -> None:
+    check(gpu, device, [Case(Sizes(16, 128, 64, 512, 128, 64), dtype, True, [(0, 2), (126, 130), (30, 33)])])
+
+
+@pytest.mark.parametrize("device", GPUS)
+def test_sections_grow_and_rows_take_turns(gpu: Gpus, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With three sections of a row of 16 positions, or of 32 or 48 in longer ones, and memory for five."""
+    monkeypatch.setattr(Sections, "of", lambda *_: Sections(16, 3, 5))
+    mla_attend.cache_clear()
+    case = Case(Sizes(3, 4, 2, 17, 8, 32), "bf16", True, [(47, 49), (95, 97), (0, 1), (130, 131), (15, 17)])
+    kernel, kept = gpu(device)(mla_attend(case.of, gpu=GPUS[device])), scratches(device, case)
+    mla_attend.cache_clear()
+    assert len(kept[0]) == 5
+    got = case.run(kernel, kept)
+    assert error(got, case.want) < TOLERANCE[device, "bf16"]
+    for i in range(len(got)):
+        assert np.array_equal(case.run(kernel, kept, slice(i, i + 1))[0], got[i])

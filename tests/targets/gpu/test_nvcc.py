@@ -134,6 +134,18 @@ def test_an_architecture_that_nvcc_does_not_know(code: Fatbin) -> None:
     )
 
 
+def test_an_old_nvcc(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As that of CUDA 11, which does not know one of our options."""
+    old = tmp_path / "nvcc"
+    old.write_text("#!/bin/sh\necho \"nvcc fatal   : Unknown option '--compress-mode=size'\" >&2\nexit 1\n")
+    old.chmod(0o755)
+    monkeypatch.setattr(nvcc, "find_tool", lambda name: old)
+    assert refusal("", {"sm_80"}) == (
+        f"nvcc is too old\n  at: {old}\n  fix: set CUDA_HOME to a toolkit of version 13, or take this one off the path "
+        "and pip install 'deepzig[compile-cuda]'"
+    )
+
+
 def test_no_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nvcc, "find_tool", lambda name: None)
     assert refusal("", {"sm_80"}) == (

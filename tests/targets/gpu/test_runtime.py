@@ -14,8 +14,7 @@ import numpy as np
 import pytest
 import tvm_ffi
 
-from deepzig.artifacts import choice
-from deepzig.artifacts.devices import Device, Gpu
+from deepzig.artifacts.devices import Device
 from deepzig.errors import DeepZigError
 from deepzig.runtime import Model, load, memory
 from deepzig.runtime.tensors import DeviceTensor
@@ -23,25 +22,6 @@ from deepzig.runtime.vm import VirtualMachine
 
 from . import made_artifact
 from .made_artifact import HIDDEN, VOCAB, logits, state
-
-
-@pytest.fixture(autouse=True, scope="module")
-def driver() -> Iterator[None]:
-    """A machine with one GPU of CUDA."""
-
-    def gpu(device: Device) -> Gpu:
-        if device.index:
-            raise DeepZigError("there is one GPU", f"device {device}", "choose cuda:0")
-        return Gpu(device, "software", 1 << 34, (8, 6))
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(choice, "cuda_gpu", gpu)
-        yield
-
-
-@pytest.fixture(scope="module", params=["cuda", "metal"])
-def gpu_folder(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return made_artifact.write(tmp_path_factory.mktemp("gpu") / request.param, request.param)
 
 
 @pytest.fixture(scope="module")
@@ -243,8 +223,8 @@ def test_the_device_is_named(gpu_folder: Path, on_gpu: Model, caplog: pytest.Log
         load(gpu_folder, device=f"{kind}:1")
 
 
-def test_recorded_launches(gpu_folder: Path) -> None:
-    """They are replayed, but for an observer; other users of TVM find its function as it was."""
+def test_recorded_launches(gpu_folder: Path, on_gpu: Model) -> None:
+    """They are replayed, but for an observer; others find the function that does it as it was (`on_gpu` loaded it)."""
     name = "vm.builtin.cuda_graph.run_or_capture"
     original, replays = tvm_ffi.get_global_func(name), list[int]()
 

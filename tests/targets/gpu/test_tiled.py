@@ -18,7 +18,9 @@ from deepzig.targets.gpu.tiled import tiled, tiled_heads
 from ..latents import to_bits, to_f32
 from .weights import DTYPES, Array, Weight, error, normal
 
-GPUS = {"cuda": CUDA, "metal": METAL}
+PLAIN = Gpu(kind="cuda", max_threads=256, shared_bytes=16 << 10)
+"""A device with no matrix units, as little shared memory as WebGPU promises, and no copies in the background."""
+GPUS = {"cuda": CUDA, "metal": METAL, "plain": PLAIN}
 TOLERANCE = 3e-6
 """f32 sums of exact products; norm-relative."""
 
@@ -55,7 +57,9 @@ def every(*fast: tuple[str, str]) -> Any:
     return pytest.mark.parametrize(("device", "wdtype"), marked)
 
 
-@every(("cuda", "f32"), ("cuda", "f16"), ("cuda", "q8"), ("cuda", FP8), ("metal", "bf16"), ("metal", "q4"))
+@every(
+    ("cuda", "f32"), ("cuda", "f16"), ("cuda", "q8"), ("cuda", FP8), ("metal", "bf16"), ("metal", "q4"), ("plain", "q4")
+)
 def test_product(gpu: Any, device: str, wdtype: str) -> None:
     check_product(gpu, device, wdtype, (197, 83, 3, 2))
 
@@ -68,6 +72,8 @@ SIZES = [
     ("cuda", "q8", (70, 1050, 0, 0)),
     ("cuda", FP8, (129, 1050, 0, 0)),
     ("metal", "f32", (70, 1050, 0, 0)),
+    ("plain", "f16", (70, 1050, 0, 0)),
+    ("plain", "f32", (37, 9, 0, 0)),
 ]
 
 
@@ -82,7 +88,7 @@ def check_product(gpu: Any, device: str, wdtype: str, sizes: tuple[int, int, int
     rng = np.random.default_rng(k)
     width = begin + k + extra
     product = Product(k, n, wdtype, x_width=width, begin=begin, bias=True, residual=True)
-    run = Tiled(gpu(device), GPUS[device], product)
+    run = Tiled(gpu(GPUS[device].kind), GPUS[device], product)
     w = Weight.of(normal(rng, n, k) / np.float32(np.sqrt(k)), wdtype)
     rows = 141
     x, bias, residual = normal(rng, rows, width), normal(rng, n), normal(rng, rows, n)
@@ -99,7 +105,7 @@ def test_norm_and_gate(gpu: Any, device: str, wdtype: str) -> None:
     """What a norm's last bits decide may be rounded either way."""
     rng = np.random.default_rng(5)
     k, n, eps, rows = 133, 35, 1e-3, 19
-    run = Tiled(gpu(device), GPUS[device], Product(k, n, wdtype, norm_eps=eps, gated=True))
+    run = Tiled(gpu(GPUS[device].kind), GPUS[device], Product(k, n, wdtype, norm_eps=eps, gated=True))
     gate, up = (Weight.of(normal(rng, n, k) / np.float32(np.sqrt(k)), wdtype) for _ in range(2))
     x, norm = normal(rng, rows, k), normal(rng, k)
     packed = np.stack([gate.packed, up.packed], 1).reshape(2 * n, -1)
@@ -114,7 +120,7 @@ def test_heads(gpu: Any, device: str, wdtype: str) -> None:
     rng = np.random.default_rng(7)
     heads, k, n, rows, x_stride, y_stride = 3, 20, 41, 70, 29, 48
     encoding = Encoding.of(GPUS[device], k, wdtype)
-    first, second = gpu(device).all(
+    first, second = gpu(GPUS[device].kind).all(
         prepare(encoding, x_shape=(heads * x_stride + 2,), begin=2, parts=heads, stride=x_stride),
         tiled_heads(GPUS[device], heads, k, n, wdtype, y_shape=(heads, y_stride), y_offset=1, y_stride=y_stride),
     )
@@ -140,5 +146,5 @@ def test_every_code_of_8_bit_floats_is_widened_exactly(gpu: Any) -> None:
     stored["scale"] = 0.5
     x = np.eye(SIDE, dtype=np.float32)[[0, 1, 2, 3, 4, 13, 15, 127]] * 3
     for device, of in GPUS.items():
-        y = Tiled(gpu(device), of, Product(k, n, FP8))(x, pack_rows(stored, FP8), None)
+        y = Tiled(gpu(GPUS[device].kind), of, Product(k, n, FP8))(x, pack_rows(stored, FP8), None)
         assert np.array_equal(y, x @ values_fp8(stored, k).T) and (np.abs(y).max(-1) > 0).all()

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 
 from deepzig.ir import OPS
+from deepzig.ir.fp8 import FP8
 from deepzig.targets.gpu.operands import Encoding, prepare
 from deepzig.targets.gpu.tiled_moe import Experts, tiled_experts
 
@@ -71,11 +72,11 @@ class Layer:
         return results[0], results[1]
 
 
-@every(("cuda", "bf16"), ("cuda", "q4"), ("metal", "q8"))
+@every(("cuda", "bf16"), ("cuda", "q4"), ("metal", "q8"), ("plain", FP8))
 def test_experts(gpu: Any, device: str, wdtype: str) -> None:
     """One expert has many rows, others few or none; and the same bits for a row alone and among others."""
     rng, rows = np.random.default_rng(9), 83
-    layer = Layer(gpu(device), device, wdtype, [(0, 33), (33, EXPERTS)])
+    layer = Layer(gpu(GPUS[device].kind), device, wdtype, [(0, 33), (33, EXPERTS)])
     ids = np.stack([rng.permutation(EXPERTS - 2)[:SLOTS] for _ in range(rows)]).astype(np.int32)
     ids[:75, 1] = EXPERTS - 1  # more rows than a tile has
     x = normal(rng, rows, HIDDEN)
