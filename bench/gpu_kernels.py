@@ -1,4 +1,4 @@
-"""The kernels of an artifact on a GPU: each launched by itself with the arguments that it has in use, many times over."""
+"""The kernels of an artifact on a GPU: each launched by itself, many times over, with the arguments it has in use."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a GPU can do at most: bytes a second of a copy, and operations a second of its matrix units, by kernels of ours."""
+"""What a GPU can do at most: bytes a second of a copy, operations a second of its matrix units; by kernels of ours."""
 
 from __future__ import annotations
 

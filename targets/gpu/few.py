@@ -139,7 +139,10 @@ def heads_product(
                 def write(r: Expr, output: Expr, value: Expr, first: Expr = first, head: Expr = head) -> None:
                     store(Y, value, first + r, y_offset + head * y_stride + output)
 
-                weight = Weight(W, lambda output, _, head=head: (head, output))
+                def place(output: Expr, _: Expr, head: Expr = head) -> tuple[Expr, ...]:
+                    return head, output
+
+                weight = Weight(W, place)
                 row_of = clamped(first, rows, tile)
                 multiply(
                     t, lanes, Memory(lanes, tile, norm=False), source, row_of, weight, block, tile, rows - first, write

@@ -17,7 +17,8 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .emit import SUBGROUP, Threads, barrier, device, registers, settled, shuffle_xor, subgroup_sum
+from .device import SUBGROUP
+from .emit import Threads, barrier, device, registers, settled, shuffle_xor, subgroup_sum
 from .layout import group, has_scales, row_words
 from .source import Codes, Norms, Source
 from .vector import PARTS, SHRUNK, WORDS, codes, float_of, fma, load, per_vector, widen

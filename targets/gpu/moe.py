@@ -215,7 +215,11 @@ def _by_expert(
                 with when(T.Or(expert[0] < part[0], expert[0] >= part[1])):
                     store(end, begin[0], 0)
             e = T.bind(T.Cast("int64", expert[0]) - part[0])
-            matrix = Weight(weight, lambda output, half, e=e: (e, output * halves + half))
+
+            def place(output: Expr, half: Expr, e: Expr = e) -> tuple[Expr, ...]:
+                return e, output * halves + half
+
+            matrix = Weight(weight, place)
             size = tiles[-1]
             with loop((T.Cast("int64", end[0]) - T.Cast("int64", begin[0]) + size - 1) // size) as turn:
                 first = T.bind(T.Cast("int64", begin[0]) + turn * size)

@@ -11,7 +11,8 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .emit import SUBGROUP, Threads, barrier, device, registers, settled, shared, subgroup_max, subgroup_sum, variable
+from .device import SUBGROUP
+from .emit import Threads, barrier, device, registers, settled, shared, subgroup_max, subgroup_sum, variable
 from .layout import groups
 from .vector import WORDS, bytes_of, fma, load, split
 
