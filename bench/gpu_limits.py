@@ -78,7 +78,7 @@ class Limits:
     """The limits of a device, each measured when it is asked for; the fastest of so many turns."""
 
     def __init__(self, target: GpuTarget, index: int = 0, rounds: int = 5) -> None:
-        self._place = tvm.device(target.device, index)
+        self._place: Any = tvm.device(target.device, index)
         names = sorted({*target.gpu.units.values(), "fma"})
         self._module = compiled([copy_kernel(), *map(unit_kernel, names)], target)
         self._rounds = rounds

@@ -221,7 +221,7 @@ def dimension(dim: int | str, sizes: Sizes) -> int:
 
 def _allocations(statement: Any, in_thread: bool) -> Iterator[tuple[Any, bool]]:
     """Every buffer that a statement allocates on the heap or stack, and whether each thread has one of its own."""
-    allocated = [statement.buffer] if isinstance(statement, tirx.AllocBuffer) else []
+    allocated: list[Any] = [statement.buffer] if isinstance(statement, tirx.AllocBuffer) else []
     for buffer in (*allocated, *getattr(statement, "alloc_buffers", ())):
         if buffer.scope() == "global":  # other scopes are memory of a GPU's blocks
             yield buffer, in_thread

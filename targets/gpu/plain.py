@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from tvm import s_tir, tirx
 from tvm.script import tirx as T
@@ -24,7 +25,7 @@ def plain(op: str, inputs: Sequence[TensorType], attrs: Mapping[str, Attr], outp
     """Kernel (inputs in their physical types, output), with a launch for each stage."""
     function = compute(op, inputs, attrs, output, _widen)
     name = str(function.attrs["global_symbol"])
-    schedule = s_tir.Schedule(function)
+    schedule: Any = s_tir.Schedule(function)
     for block in schedule.get_child_blocks(schedule.get_sblock("root")):
         loops = list(zip(schedule.get_loops(block), schedule.get(block).iter_vars, strict=True))
         elements = [loop for loop, var in loops if var.iter_type == tirx.IterVar.DataPar]

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from tvm import tirx
 from tvm.script import tirx as T
 
 from deepzig.ir.fp8 import FP8
@@ -33,7 +32,7 @@ def load(buffer: Buffer, *index: Expr) -> Expr:
 
 def split(vector: Expr) -> list[Expr]:
     """The elements of a vector."""
-    return [tirx.Shuffle([vector], [i]) for i in range(WORDS)]
+    return [T.Shuffle([vector], [i]) for i in range(WORDS)]
 
 
 def fma(a: Expr, b: Expr, c: Expr) -> Expr:

@@ -105,7 +105,7 @@ def test_refusals(builds: list[Build], device: Device | None, what: str, where: 
         (build("wide", features="sm_80 avx512f"), None, "this CPU lacks avx512f"),
         (build("arm", platform="aarch64-linux"), None, "this machine is x86_64-linux"),
     ],
-    ids=str,
+    ids=lambda value: value.name if isinstance(value, Build) else str(value),
 )
 def test_obstacles(one: Build, device: Device | None, why: str) -> None:
     assert obstacle(one, LINUX, device, gpu) == why
