@@ -17,9 +17,11 @@ from .conftest import GPUS, SoftwareGpu
 Gpus = Callable[[str], SoftwareGpu]
 SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(3, 20, 6, 40, 24, 5), Sizes(19, 5, 2, 72, 8, 64)]
 TOLERANCE = {
-    ("cuda", "f32"): 1e-6, ("cuda", "bf16"): 4e-3, ("cuda", "f16"): 6e-4, ("cuda", "q8"): 4e-3,
+    ("cuda", "f32"): 1e-6, ("cuda", "bf16"): 4e-3, ("cuda", "f16"): 6e-4, ("cuda", "q8"): 6e-3,
     ("metal", "f32"): 1e-6, ("metal", "bf16"): 1e-6, ("metal", "f16"): 1e-6, ("metal", "q8"): 1e-6,
 }  # fmt: skip
+"""What rounding the operands of tensor cores costs: queries and weights, of q8 the cached values as well; the error of
+scores, which these sizes make large, counts most. All else is f32."""
 
 
 def attention(s: Sizes, dtype: str, interleaved: bool) -> Attention:
