@@ -10,9 +10,6 @@ from typing import Any
 import pytest
 import tvm
 
-from deepzig.artifacts import choice
-from deepzig.artifacts.devices import Device
-from deepzig.artifacts.devices import Gpu as Found
 from deepzig.compiler import build, driver
 from deepzig.compiler.options import Options
 from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
@@ -46,8 +43,3 @@ def compile_for(device: str, checkpoint: Path, out: Path, **options: Any) -> Pat
         patched.setattr(build, "libraries", libraries)
         driver.compile_model(checkpoint, out, Options(self_check=options.pop("self_check", "none"), **options))
     return out
-
-
-def with_gpu(patched: pytest.MonkeyPatch) -> None:
-    """Let this machine have one GPU."""
-    patched.setattr(choice, "cuda_gpu", lambda device: Found(Device("cuda", 0), "software", 1 << 34, (8, 6)))

@@ -1,4 +1,7 @@
-"""Fixtures that compile kernels for a GPU and call them, on software, on numpy arrays."""
+"""Fixtures that compile kernels for a GPU and call them on numpy arrays.
+
+The GPU is software; where there is one of CUDA, with its driver, tests of CUDA run on that: `pytest -m cuda`.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +23,7 @@ from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
 from deepzig.targets.gpu.pipeline import PIPELINE
 
 from . import made_artifact
-from .software import load
+from .software import cuda_features, load
 
 Array = npt.NDArray[Any]
 Run = Callable[..., None]
@@ -61,6 +64,44 @@ class SoftwareGpu:
         return lambda *values: called(function, self.device, values)
 
 
+@dataclass(frozen=True)
+class CudaGpu:
+    """Compiles kernels for the GPU of this machine, by NVIDIA's compiler.
+
+    Attributes:
+        features: what there is to be code for.
+        folder: where to put libraries.
+    """
+
+    features: frozenset[str]
+    folder: Path
+
+    def __call__(self, kernel: Any) -> Run:
+        """As of `SoftwareGpu`."""
+        [function] = self.all(kernel)
+        return function
+
+    def all(self, *kernels: Any) -> list[Run]:
+        """As of `SoftwareGpu`."""
+        named = {str(kernel.attrs["global_symbol"]): kernel for kernel in kernels}
+        target = GpuTarget(CUDA, self.features, f"{platform.machine()}-linux", "cuda")
+        path = self.folder / f"{len(list(self.folder.iterdir()))}.so"
+        target.compile(tvm.IRModule(named)).export_library(str(path))
+        module = tvm.runtime.load_module(str(path))
+        return [self._runs(module[name]) for name in named]
+
+    @staticmethod
+    def _runs(function: Any) -> Run:
+        def run(*values: Any) -> None:
+            tensors = [tvm.runtime.tensor(v, tvm.cuda()) if isinstance(v, np.ndarray) else v for v in values]
+            function(*tensors)
+            for value, tensor in zip(values, tensors, strict=True):
+                if isinstance(value, np.ndarray):
+                    value[...] = tensor.numpy()
+
+        return run
+
+
 def called(function: Any, device: str, values: Sequence[Any]) -> None:
     """Call a kernel with numpy arrays and numbers, and write its outputs into the arrays.
 
@@ -88,10 +129,24 @@ def called(function: Any, device: str, values: Sequence[Any]) -> None:
 
 
 @pytest.fixture
-def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu]:
+def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu]:
     """Kind of device -> what compiles kernels for it."""
-    load()
-    return lambda device: SoftwareGpu(device, tmp_path)
+
+    def make(device: str) -> SoftwareGpu | CudaGpu:
+        features = cuda_features()
+        if device == "cuda" and features:
+            return CudaGpu(features, tmp_path)
+        load()
+        return SoftwareGpu(device, tmp_path)
+
+    return make
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests of the device "cuda" have its mark."""
+    for item in items:
+        if "cuda" in getattr(getattr(item, "callspec", None), "params", {}).values():
+            item.add_marker(pytest.mark.cuda)
 
 
 @pytest.fixture(scope="module")

@@ -14,7 +14,12 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
+from deepzig.artifacts.cuda_driver import cuda_gpu
+from deepzig.artifacts.devices import Device
 from deepzig.cache import cache_folder
+from deepzig.errors import DeepZigError
 
 SHIM = Path(__file__).with_name("shim")
 COMPILER = os.environ.get("CXX", "c++")
@@ -52,8 +57,23 @@ def library() -> Path:
 
 
 def load() -> None:
-    """Make the software GPUs known to this process, which has TVM's runtime library."""
+    """Make the software GPUs known to this process, which has TVM's runtime library.
+
+    Skips the test where a real GPU has taken their place in TVM: it can't have both.
+    """
+    if cuda_features():
+        pytest.skip("there is a GPU of CUDA")
     ctypes.CDLL(str(library()))
+
+
+@functools.cache
+def cuda_features() -> frozenset[str]:
+    """What code for the GPU of this machine has; nothing where there is none of CUDA, or no driver for it."""
+    try:
+        gpu = cuda_gpu(Device("cuda"))
+    except DeepZigError:
+        return frozenset()
+    return frozenset({gpu.architecture})
 
 
 def _compile(output: Path, folder: Path) -> None:

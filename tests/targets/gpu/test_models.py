@@ -25,14 +25,15 @@ from deepzig.targets.gpu.lowering import LOWERINGS
 from ...compiler.test_lowering import TOLERANCE, Stored
 from ...compiler.traced import PAGES, VARIANTS, Array, config, distance, parameters, rows, states, traced
 from .conftest import GPUS
-from .software import load
+from .software import cuda_features, load
 
 ROUNDED = 2e-2
 """Where rows are rounded to the two bytes of the weights, as matrix units need them."""
 
 
 def target_of(device: str) -> GpuTarget:
-    return GpuTarget(GPUS[device], frozenset(), f"{platform.machine()}-linux", device)
+    features = cuda_features() if device == "cuda" else frozenset()
+    return GpuTarget(GPUS[device], features, f"{platform.machine()}-linux", device)
 
 
 def run(
@@ -46,7 +47,8 @@ def run(
     planned: GpuTarget | None = None,
 ) -> Iterator[tuple[Array, Array]]:
     """Logits of the lowered and of the interpreted graphs; what is `planned` for another target runs on this one."""
-    load()
+    if not target.features:
+        load()
     rng = np.random.default_rng(seed)
     values, caches, inputs = parameters(module, rng), states(module, rng), rows(c, rng, route)
     fused = run_pipeline(module, limit=limit)
