@@ -44,7 +44,7 @@ WANTED = [
         name="turn_kernel",
         block=THREADS,
         grid={"x": 5, "y": ROWS, "z": None},
-        shared=4 * (WIDTH + 7),
+        shared=4 * (-(-WIDTH // 4) * 4 + 8),  # arrays are whole vectors
         buffers=(4 * ROWS * WIDTH, None, None),
         scalars=1,
     ),
@@ -64,7 +64,7 @@ def test_what_kernels_ask_for(gpu: Gpu) -> None:
 LESS: list[tuple[dict[str, Any], str]] = [
     ({"max_threads": 95}, "turn_kernel needs 96 threads in a block, the device has 95"),
     ({"max_threads": 191}, "turn_kernel_1 needs 192 threads in a block, the device has 191"),
-    ({"shared_bytes": 1359}, "turn_kernel needs 1360 bytes of shared memory, the device has 1359"),
+    ({"shared_bytes": 1375}, "turn_kernel needs 1376 bytes of shared memory, the device has 1375"),
     ({"bindings": 3}, "turn_kernel needs 4 bindings, the device has 3"),
     ({"binding_bytes": 54611}, "turn_kernel needs 54612 bytes in a buffer, the device has 54611"),
     ({"grid": (5, 40, 1)}, "turn_kernel needs 41 blocks along y, the device has 40"),
@@ -84,7 +84,7 @@ def test_a_device_with_less(less: dict[str, Any], what: str) -> None:
 
 
 def test_a_device_with_just_enough() -> None:
-    enough = {"max_threads": 192, "shared_bytes": 1360, "bindings": 4, "binding_bytes": 54612, "grid": (5, 41, 1)}
+    enough = {"max_threads": 192, "shared_bytes": 1376, "bindings": 4, "binding_bytes": 54612, "grid": (5, 41, 1)}
     gpu = replace(CUDA, **enough)
     for asked in WANTED:
         limits.check(asked, gpu)

@@ -135,10 +135,9 @@ void device_api(ffi::PackedArgs, ffi::Any* result) {
 }  // namespace
 
 TVM_FFI_STATIC_INIT_BLOCK() {
-  ffi::Function::SetGlobal("device_api.cuda", ffi::Function::FromPacked(device_api<0>), true);
-  ffi::Function::SetGlobal("device_api.metal", ffi::Function::FromPacked(device_api<1>), true);
-  ffi::Function::SetGlobal("deepzig.shim.damage", ffi::Function::FromTyped([] { return ffi::String(memory().check()); }),
-                           true);
+  provide("device_api.cuda", ffi::Function::FromPacked(device_api<0>));
+  provide("device_api.metal", ffi::Function::FromPacked(device_api<1>));
+  provide("deepzig.shim.damage", ffi::Function::FromTyped([] { return ffi::String(memory().check()); }));
 }
 
 }  // namespace shim

@@ -1,8 +1,16 @@
 // What the software devices can do.
 #pragma once
+#include <tvm/ffi/function.h>
+
 #include <cstddef>
+#include <string>
 
 namespace shim {
+
+// Register a function, unless another copy of this library has: devices and functions have to be of one copy.
+inline void provide(const std::string& name, tvm::ffi::Function function) {
+  if (!tvm::ffi::Function::GetGlobal(name)) tvm::ffi::Function::SetGlobal(name, function, true);
+}
 
 struct Limits {
   const char* kind;

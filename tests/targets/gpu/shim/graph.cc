@@ -85,8 +85,8 @@ void get_cached_alloc(ffi::PackedArgs args, ffi::Any* result) {
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   const std::string prefix = "vm.builtin.cuda_graph.";
-  ffi::Function::SetGlobal(prefix + "run_or_capture", ffi::Function::FromPacked(run_or_capture), true);
-  ffi::Function::SetGlobal(prefix + "get_cached_alloc", ffi::Function::FromPacked(get_cached_alloc), true);
+  provide(prefix + "run_or_capture", ffi::Function::FromPacked(run_or_capture));
+  provide(prefix + "get_cached_alloc", ffi::Function::FromPacked(get_cached_alloc));
 }
 
 }  // namespace shim

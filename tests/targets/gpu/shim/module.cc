@@ -242,10 +242,10 @@ ffi::Module load(const ffi::Bytes& bytes) {
 
 TVM_FFI_STATIC_INIT_BLOCK() {
   // How kernels run, and how those are compiled that are loaded after it.
-  ffi::Function::SetGlobal("deepzig.shim.reversed", ffi::Function::FromTyped([](bool on) { set_reversed(on); }), true);
-  ffi::Function::SetGlobal("deepzig.shim.checked", ffi::Function::FromTyped([](bool on) { checked = on; }), true);
-  ffi::Function::SetGlobal("ffi.Module.load_from_bytes.cuda", ffi::Function::FromTyped(load<0>), true);
-  ffi::Function::SetGlobal("ffi.Module.load_from_bytes.metal", ffi::Function::FromTyped(load<1>), true);
+  provide("deepzig.shim.reversed", ffi::Function::FromTyped([](bool on) { set_reversed(on); }));
+  provide("deepzig.shim.checked", ffi::Function::FromTyped([](bool on) { checked = on; }));
+  provide("ffi.Module.load_from_bytes.cuda", ffi::Function::FromTyped(load<0>));
+  provide("ffi.Module.load_from_bytes.metal", ffi::Function::FromTyped(load<1>));
 }
 
 }  // namespace shim
