@@ -22,8 +22,11 @@ from .source import Source
 TILES = (1, 4, 8)
 """Rows that are multiplied together: the weight is read once for them."""
 
-RESIDENT = {1: 3, 4: 2, 8: 1}
-"""Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way."""
+RESIDENT = {1: 2, 4: 2, 8: 1}
+"""Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way.
+
+For weights of f32, of which four times as many words are, it is one: nvcc spilled registers for more.
+"""
 
 BLOCKS = 256
 """For a GPU to be busy there should be about as many blocks."""
@@ -75,9 +78,10 @@ def few(product: Product) -> PrimFunc:
         weight = Weight(operands.w, lambda output, half: (output * halves + half,))
         for tile in TILES:
             lanes = lanes_for(product.k, product.n, product.wdtype, halves=halves, tile=tile)
+            resident = 1 if product.wdtype == "f32" else RESIDENT[tile]
             with (
                 tile_of(rows, tile),
-                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=RESIDENT[tile]) as t,
+                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=resident) as t,
             ):
                 row_tile, block = t.block
                 memory = Memory(lanes, tile, norm=product.norm_eps is not None)
