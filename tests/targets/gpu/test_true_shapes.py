@@ -23,8 +23,9 @@ from deepzig.targets.registry import find_targets
 
 from .sass import disassembled, matrix_instructions
 
-MATRICES = re.compile(r"(tiled|mla_attend|mla_flash)_")
-"""Kernels that multiply matrices; the last launch of `mla_attend` joins sections."""
+MATRICES = re.compile(r"(tiled|mla_attend|mla_flash)_(?!.*_f32_kernel)")
+"""Kernels that multiply matrices, but those of f32: the router's, whose choice no rounding may change. The last launch of
+`mla_attend` joins sections."""
 
 
 def code_of(preset: Mapping[str, Any], quant: str | None, patched: pytest.MonkeyPatch) -> nvcc.Fatbin:
