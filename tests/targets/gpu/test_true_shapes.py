@@ -24,7 +24,7 @@ from deepzig.targets.registry import find_targets
 from .sass import disassembled, matrix_instructions
 
 MATRICES = re.compile(r"(tiled|mla_attend|mla_flash)_(?!.*_f32_kernel)")
-"""Kernels that multiply matrices, but those of f32: the router's, whose choice no rounding may change. The last launch of
+"""Kernels that multiply matrices, but those of f32, the router's: no rounding may change its choice. The last launch of
 `mla_attend` joins sections."""
 
 
