@@ -23,10 +23,7 @@ TILES = (1, 4, 8)
 """Rows that are multiplied together: the weight is read once for them."""
 
 RESIDENT = {1: 2, 4: 2, 8: 1}
-"""Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way.
-
-For weights of f32, of which four times as many words are, it is one: nvcc spilled registers for more.
-"""
+"""Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way."""
 
 BLOCKS = 256
 """For a GPU to be busy there should be about as many blocks."""
@@ -59,6 +56,15 @@ def tile_of(count: Expr, tile: int, tiles: tuple[int, ...] = TILES) -> Iterator[
         yield
 
 
+def resident(wdtype: str, tile: int) -> int:
+    """Blocks that a multiprocessor has registers for.
+
+    One, where nvcc spilled registers for more: f32 has four times as many words, and several rows of fp8 have chains of
+    a vector's products beside their sums, since these have scales.
+    """
+    return 1 if wdtype == "f32" or (wdtype == "fp8" and tile > 1) else RESIDENT[tile]
+
+
 def aligned(*sizes: int) -> bool:
     """Whether places of f32 that are so many elements from each other are multiples of 16 bytes."""
     return all(size % 4 == 0 for size in sizes)
@@ -78,10 +84,10 @@ def few(product: Product) -> PrimFunc:
         weight = Weight(operands.w, lambda output, half: (output * halves + half,))
         for tile in TILES:
             lanes = lanes_for(product.k, product.n, product.wdtype, halves=halves, tile=tile)
-            resident = 1 if product.wdtype == "f32" else RESIDENT[tile]
+            blocks = resident(product.wdtype, tile)
             with (
                 tile_of(rows, tile),
-                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=resident) as t,
+                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=blocks) as t,
             ):
                 row_tile, block = t.block
                 memory = Memory(lanes, tile, norm=product.norm_eps is not None)
@@ -134,7 +140,7 @@ def heads_product(
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with (
                 tile_of(rows, tile),
-                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads, resident=RESIDENT[tile]) as t,
+                launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads, resident=resident(wdtype, tile)) as t,
             ):
                 row_tile, block, head = t.block
                 first = row_tile * tile

@@ -16,7 +16,7 @@ from tvm.tirx import PrimFunc
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
 from .emit import barrier, launch, shared, variable, view
-from .few import RESIDENT, aligned, lanes_for, tile_of
+from .few import aligned, lanes_for, resident, tile_of
 from .lanes import THREADS, Memory, Weight, multiply
 from .layout import pitch, stored
 from .product import gated
@@ -193,8 +193,8 @@ def _by_expert(
         tiles = TILES[:1] if alone else TILES
         lanes = lanes_for(source.k, n, wdtype, halves=halves, batch=slots, tile=tiles[-1])
         several = T.min(rows * slots, T.int64(experts))
-        grid, resident = (lanes.blocks, slots if alone else several), RESIDENT[tiles[-1]]
-        with when(rows == 1 if alone else rows > 1), launch(THREADS, *grid, resident=resident) as t:
+        grid, blocks = (lanes.blocks, slots if alone else several), resident(wdtype, tiles[-1])
+        with when(rows == 1 if alone else rows > 1), launch(THREADS, *grid, resident=blocks) as t:
             block, which = t.block
             memory = Memory(lanes, tiles[-1], norm=False)
             begin, end, expert = (variable(T.int32(0), "int32") for _ in range(3))

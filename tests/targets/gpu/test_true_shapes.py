@@ -43,7 +43,9 @@ def code_of(preset: Mapping[str, Any], quant: str | None, patched: pytest.Monkey
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("preset", "quant"), [(V2_LITE, None), (V3, "q4")], ids=["V2-Lite bf16", "V3 q4"])
+@pytest.mark.parametrize(
+    ("preset", "quant"), [(V2_LITE, None), (V3, "q4"), (V3, "fp8")], ids=["V2-Lite bf16", "V3 q4", "V3 fp8"]
+)
 def test_nothing_spills_and_tensor_cores_multiply(
     preset: Mapping[str, Any], quant: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
