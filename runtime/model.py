@@ -18,8 +18,9 @@ from deepzig.artifacts.manifest import Manifest
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.log import configure
+from deepzig.sampling import NO_TOKEN
 
-from .draw import NO_TOKEN, Backend, Sampler, edited
+from .draw import Backend, Sampler, edited
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids

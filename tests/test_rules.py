@@ -19,11 +19,13 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.log", "deepzig.tensorfile"}
+FRONT = {
+    "deepzig", "deepzig.cache", "deepzig.errors", "deepzig.log", "deepzig.sampling", "deepzig.tensorfile",
+}  # fmt: skip
 """The front door's modules that every room may use."""
 
 MAY_IMPORT = {
-    "deepzig": {"click"},
+    "deepzig": {"click", "numpy"},
     "ir": {"numpy"},
     "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
     "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm", "tvm_ffi"},
