@@ -14,7 +14,7 @@ from typing import Protocol
 from deepzig.cache import cache_folder
 from deepzig.errors import DeepZigError
 
-from .manifest import FileEntry
+from .checks import FileEntry
 from .package import read_package
 
 MANIFEST = "manifest.json"

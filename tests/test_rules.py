@@ -31,8 +31,8 @@ MAY_IMPORT = {
     "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm", "tvm_ffi"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
-    "artifacts": {"numpy"},
-    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "tokenizers", "tvm_ffi"},
+    "artifacts": {"numpy", "onnx"},
+    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "onnxruntime", "tokenizers", "tvm_ffi"},
 }
 """Room -> what it may import beside itself, the front door and the standard library."""
 
