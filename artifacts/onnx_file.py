@@ -28,8 +28,8 @@ IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "l
 PAST, PRESENT = "past_key_values.{}.latent", "present.{}.latent"
 """Names of the cache of a layer, before and after a call."""
 
-ELEMENTS = {1: "f32", 7: "i64", 10: "f16", 16: "bf16"}
-"""ONNX's numbers of element types (onnx.proto, TensorProto.DataType) -> ours."""
+ELEMENTS = {1: "f32", 10: "f16"}
+"""Element types of a cache: ONNX's numbers (onnx.proto, TensorProto.DataType) -> ours."""
 
 EXPORT = "make one with deepzig-compile --onnx"
 EXPORT_AGAIN = "export the model again"
@@ -116,6 +116,12 @@ def _read(path: Path) -> Any:
         raise DeepZigError(f"the file can't be read: {error.strerror}", str(path), "check its permissions") from None
     except Exception:  # protobuf's own
         raise DeepZigError("the file is no ONNX model, or is cut off", str(path), EXPORT_AGAIN) from None
+
+
+def file_entry(path: Path) -> FileEntry:
+    """Size and hash of a file."""
+    part = Part(path, 0, path.stat().st_size, str(path))
+    return FileEntry(part.size, part.sha256())
 
 
 def _check(path: Path, entry: FileEntry, full: bool) -> None:

@@ -20,7 +20,7 @@ from deepzig.errors import DeepZigError
 from deepzig.sampling import sample_tokens
 
 from .model import Model, cache_pages
-from .onnx_session import DTYPES, OnnxSession
+from .onnx_session import OnnxSession
 from .pages import PagePool
 from .tensors import Tensor
 from .tokenizer import Tokenizer
@@ -31,6 +31,9 @@ ROWS: dict[str, tuple[int | str, ...]] = {
     "tokens": ("n",), "seq": ("n",), "pos": ("n",), "block_table": ("b", "p"), "out_rows": ("r",)
 }  # fmt: skip
 """Inputs of an entry point, and their shapes."""
+
+DTYPES = {"f32": np.float32, "f16": np.float16}
+"""Element types of caches in numpy."""
 
 CHUNK, BATCH, PAGE_SIZE = 256, 64, 64
 """Where prompts are cut, the most sequences of a call, and tokens of a page. They are an artifact's defaults: the graph

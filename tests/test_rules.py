@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
     "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm", "tvm_ffi"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
-    | {"click", "numpy", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
+    | {"click", "numpy", "onnx", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
     "artifacts": {"numpy", "onnx"},
     "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "onnxruntime", "tokenizers", "tvm_ffi"},
 }

@@ -1,0 +1,81 @@
+"""The module walk: one ONNX graph for prompts and single tokens alike."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from onnx import GraphProto, TensorProto, helper
+
+from deepzig.compiler.passes.attention import fuse_mla
+from deepzig.compiler.passes.moe import fuse_experts
+from deepzig.compiler.passes.weights import hoist_weights
+from deepzig.ir import Graph, Module, Value, eliminate_dead, verify
+
+from .context import BATCH, INPUT_IDS, MASK, PAST, POSITIONS, SEQUENCE, TOTAL, Context
+from .emitter import typed
+from .lower import lower
+
+PASSES = (eliminate_dead, fuse_experts, fuse_mla)
+"""What is fused for ONNX: attention, to be absorbed, and experts, to be sparse. All else stays as it is defined."""
+
+LOGITS = "logits"
+
+
+def exported(module: Module) -> Module:
+    """The module with one graph, which is exported: `decode`, whose attention is absorbed.
+
+    Args:
+        module: the traced module, before any pass.
+    """
+    decode = module.graph("decode")
+    caches = len(module.states_of(decode))
+    graph = replace(decode, outputs=(decode.outputs[0], *decode.outputs[-caches:]))  # without hidden states
+    for run in PASSES:
+        graph = run(graph)
+    module = hoist_weights(replace(module, graphs=(graph,)))
+    verify(module)
+    return module
+
+
+def onnx_graph(module: Module, name: str) -> tuple[GraphProto, Sequence[Value]]:
+    """The graph of a module that `exported` returned.
+
+    Args:
+        module: the module.
+        name: the graph's name.
+
+    Returns:
+        The graph without its weights, and the parameters that it reads.
+
+    Raises:
+        DeepZigError: an op has no form in ONNX.
+    """
+    (graph,) = module.graphs
+    states = module.states_of(graph)
+    c = Context(states)
+    for input_ in graph.inputs:
+        if input_.name in ROWS:
+            c.names[input_] = c.emit.op("Reshape", ROWS[input_.name], c.emit.ints(-1), out=input_.name)
+    for node in graph.nodes:
+        lower(c, node)
+    _name_logits(c, graph)
+    inputs = [typed(INPUT_IDS, TensorProto.INT64, [BATCH, SEQUENCE])]
+    inputs += [typed(MASK, TensorProto.INT64, [BATCH, TOTAL]), typed(POSITIONS, TensorProto.INT64, [BATCH, SEQUENCE])]
+    outputs = [typed(LOGITS, TensorProto.FLOAT, [BATCH, SEQUENCE, int(graph.outputs[0].shape[1])])]
+    for state in states:
+        past, present, element = c.cache(state)
+        width = int(state.shape[-1])
+        inputs.append(typed(past, element, [BATCH, PAST, width]))
+        outputs.append(typed(present, element, [BATCH, TOTAL, width]))
+    made = helper.make_graph(c.emit.nodes, name, inputs, outputs, list(c.emit.constants.values()))
+    return made, list(c.weights.values())
+
+
+ROWS = {"tokens": INPUT_IDS, "pos": POSITIONS}
+"""Input of the IR, of flat rows -> input of the model; what the others say is in `attention_mask`."""
+
+
+def _name_logits(c: Context, graph: Graph) -> None:
+    logits = graph.outputs[0]
+    c.emit.op("Reshape", c.use(logits), c.shape(BATCH, SEQUENCE, int(logits.shape[1])), out=LOGITS)
