@@ -116,7 +116,7 @@ def onnx_model(shape: Shape, form: Format, domain: str, work: Path, say: Say) ->
     if not _newer(path, source / "config.json", *_sources()):
         say(f"exporting {path}")
         path.parent.mkdir(parents=True, exist_ok=True)
-        options = [*form.options, "--self-check", "none", "--force"]
+        options = [*form.options, "--onnx-domain", domain, "--self-check", "none", "--force"]
         subprocess.run([COMPILER, source, *options, "--onnx", path], check=True)
     return path
 

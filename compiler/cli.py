@@ -50,6 +50,12 @@ INTERRUPTED = "interrupted; nothing was written"
     "--onnx", type=click.Path(path_type=Path), help="Write an ONNX model to this file instead, its weights beside it."
 )
 @click.option(
+    "--onnx-domain",
+    default="standard",
+    type=click.Choice(("standard", "microsoft")),
+    help="Ops that multiply by quantised matrices: standard ones, or onnxruntime's, which are faster in experts.",
+)
+@click.option(
     "--target",
     default=DEFAULT,
     help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact. Or a GPU: "
@@ -78,9 +84,9 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, onnx: Path | None, target: str, dtype: str | None, quant: str | None,
-    cache: str | None, chunk: int, self_check: str, force: bool, dump_ir: Path | None, stop_after: str | None,
-    fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
+    model: Path, output: Path | None, onnx: Path | None, onnx_domain: str, target: str, dtype: str | None,
+    quant: str | None, cache: str | None, chunk: int, self_check: str, force: bool, dump_ir: Path | None,
+    stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact, or export it to ONNX.
 
@@ -105,7 +111,7 @@ def command(
             raise DeepZigError("an artifact and an ONNX model are made one by one", "--onnx", "leave out -o or --onnx")
         with _bars(quiet=as_json) as progress:
             if onnx is not None:
-                report = _onnx_exporter()(model, onnx, options, progress)
+                report = _onnx_exporter()(model, onnx, options, onnx_domain, progress)
             elif output is not None:
                 report = compile_model(model, output, options, progress)
             else:

@@ -308,11 +308,11 @@ def _parameter(node: Node, value: Value, source: WeightSource, params: dict[Valu
     if value not in params:
         large = len(value.shape) == 2 and int(value.shape[0]) > BLOCK_ROWS
         lazy = large or (len(value.shape) == 3 and node.op.name in EXPERTS)
-        params[value] = LazyStack(source, value, _operand) if lazy else _operand(source.whole(value), value.type)
+        params[value] = LazyStack(source, value, operand) if lazy else operand(source.whole(value), value.type)
     return params[value]
 
 
-def _operand(stored: Array, type_: TensorType) -> Any:
+def operand(stored: Array, type_: TensorType) -> Any:
     """A parameter of this type, or a piece of one, as ops take it."""
     if type_.dtype == FP8:
         return values_fp8(stored, int(type_.shape[-1]))

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from operator import methodcaller
 
 from onnx import TensorProto
 
 from deepzig.ir import Value
 
 from .emitter import ELEMENTS, Emitter
+from .external import ExternalTensor
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
 """Symbolic dimensions; the last is the sum of the two before it."""
@@ -22,13 +24,15 @@ class Context:
     Attributes:
         emit: where nodes go.
         names: the ONNX name of each IR value that is known.
-        weights: parameters that are stored, by name, in order of first use.
+        tensors: weights in the order in which they are written.
+        domain: `` for standard ops alone, or that of onnxruntime's.
     """
 
-    def __init__(self, states: tuple[Value, ...]) -> None:
+    def __init__(self, states: tuple[Value, ...], domain: str) -> None:
         self.emit = Emitter()
         self.names: dict[Value, str] = {}
-        self.weights: dict[str, Value] = {}
+        self.tensors: dict[str, ExternalTensor] = {}
+        self.domain = domain
         self._layers = {state: number for number, state in enumerate(states)}
         self._once: dict[object, str] = {}
 
@@ -38,15 +42,21 @@ class Context:
             return ""
         if value.kind != "param":
             return self.names[value]
-        name = self.store(value)
+        name = self.stored(value)
         if value.type.dtype == "f32":
             return name
         return self.once(("f32", value), lambda: self.widened(name, f"{name}/f32"))
 
-    def store(self, weight: Value) -> str:
-        """The name of a parameter as it is stored, which it will be."""
-        self.weights.setdefault(weight.name, weight)
-        return weight.name
+    def stored(self, weight: Value) -> str:
+        """The name of a parameter of floats as it is stored, which it will be."""
+        shape = tuple(map(int, weight.shape))
+        pieces = methodcaller("pieces", weight)
+        return self.store(ExternalTensor(weight.name, ELEMENTS[weight.type.dtype], shape, pieces))
+
+    def store(self, tensor: ExternalTensor) -> str:
+        """The name of a tensor, which will be written unless there is one of that name."""
+        self.tensors.setdefault(tensor.name, tensor)
+        return tensor.name
 
     def widened(self, name: str, out: str | None = None) -> str:
         """A float tensor as f32."""

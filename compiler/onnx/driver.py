@@ -21,13 +21,16 @@ CACHES: Mapping[str, str] = {"f32": "f32", "f16": "f16", "bf16": "f32"}
 """`--dtype` -> how the cache is handed over: onnxruntime's Python knows no arrays of bf16."""
 
 
-def compile_onnx(model: Path, out: Path, options: Options, progress: Progress = lambda *_: None) -> Report:
+def compile_onnx(
+    model: Path, out: Path, options: Options, domain: str = "standard", progress: Progress = lambda *_: None
+) -> Report:
     """Export the model at `model` to the file `out`.
 
     Args:
         model: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
         out: the model's file; appears when all is written, or not at all.
         options: what to make.
+        domain: one of `export.DOMAINS`.
         progress: told of every stage.
 
     Raises:
@@ -39,12 +42,10 @@ def compile_onnx(model: Path, out: Path, options: Options, progress: Progress = 
     cache = options.cache or CACHES.get(options.dtype)
     if cache not in (None, *CACHES.values()):
         raise DeepZigError(f"an ONNX model can't have a cache of {cache}", "--cache", "choose from f32, f16")
-    if options.quant is not None:
-        what = "ONNX models with quantised matrices are not supported"
-        raise DeepZigError(what, "--quant", "leave out --quant, or compile an artifact with -o DIR")
     source, module = read_model(model, replace(options, cache=cache))
     checked = options.self_check != "none"
     size = export_onnx(
-        module, out, source, quant=options.quant, vectors=checked, force=options.force, progress=progress
-    )
+        module, out, source, domain=domain, quant=options.quant, vectors=checked, force=options.force,
+        progress=progress,
+    )  # fmt: skip
     return Report(out, time.perf_counter() - start, 0, size)

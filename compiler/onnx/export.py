@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from functools import partial
 from pathlib import Path
 
 import onnx
@@ -17,22 +16,25 @@ from deepzig.artifacts.writer import disk_errors
 from deepzig.compiler.stages import Progress
 from deepzig.compiler.weights import WeightSource
 from deepzig.errors import DeepZigError
-from deepzig.ir import Module, Value
+from deepzig.ir import Module
 from deepzig.models.source import Source
 
-from .emitter import ELEMENTS, OPSET
-from .external import ExternalTensor, external_tensors, write_external
+from .emitter import MICROSOFT, OPSET
+from .external import external_tensors, write_external
 from .metadata import metadata, side_files
 from .model import exported, onnx_graph
 from .vectors import record, safetensors
+
+DOMAINS = {"standard": "", "microsoft": MICROSOFT}
+"""What `--onnx-domain` calls them -> domains whose ops multiply by quantised matrices."""
 
 DATA, VECTORS = ".data", ".vectors"
 """What the files beside the model are called: as the model, and this behind it."""
 
 
 def export_onnx(
-    module: Module, path: Path, source: Source, *, quant: str | None = None, vectors: bool = True,
-    force: bool = False, progress: Progress = lambda *_: None,
+    module: Module, path: Path, source: Source, *, domain: str = "standard", quant: str | None = None,
+    vectors: bool = True, force: bool = False, progress: Progress = lambda *_: None,
 ) -> int:  # fmt: skip
     """Write a model as ONNX.
 
@@ -43,6 +45,7 @@ def export_onnx(
         module: the traced module, before any pass; its element types say how weights are stored.
         path: the model's file.
         source: weights, config and tokenizer of the model.
+        domain: one of DOMAINS.
         quant: the text of `--quant` that the module was traced with.
         vectors: write self-check vectors, `model.onnx.vectors`, for `deepzig verify`.
         force: replace files that are there.
@@ -55,14 +58,14 @@ def export_onnx(
         DeepZigError: a file is in the way or can't be written, a weight is damaged, or an op has no form in ONNX.
     """
     module = exported(module)
-    graph, params = onnx_graph(module, source.name)
+    graph, tensors = onnx_graph(module, source.name, DOMAINS[domain])
     weights = WeightSource(module, source.checkpoint)
     data = path.name + DATA
-    tensors = [_tensor(weights, value) for value in params]
     graph.initializer.extend(external_tensors(tensors, data))
-    model = helper.make_model(
-        graph, opset_imports=[helper.make_opsetid("", OPSET)], producer_name="deepzig", producer_version=__version__
-    )
+    opsets = [helper.make_opsetid("", OPSET)]
+    if any(node.domain == MICROSOFT for node in graph.node):
+        opsets.append(helper.make_opsetid(MICROSOFT, 1))
+    model = helper.make_model(graph, opset_imports=opsets, producer_name="deepzig", producer_version=__version__)
     total, done = sum(t.size for t in tensors), 0
 
     def written(size: int) -> None:
@@ -76,18 +79,15 @@ def export_onnx(
             (folder / name).write_bytes(content if isinstance(content, bytes) else content.read_bytes())
         if vectors:
             progress("check", 0, 1)
-            (folder / (path.name + VECTORS)).write_bytes(safetensors(record(module, weights)))
+            (folder / (path.name + VECTORS)).write_bytes(
+                safetensors(record(module, weights, rounded=DOMAINS[domain] == MICROSOFT))
+            )
             progress("check", 1, 1)
-        write_external(folder / data, tensors, written)
+        write_external(folder / data, tensors, weights, written)
         beside = [folder / (path.name + VECTORS)] if vectors else []
         helper.set_model_props(model, metadata(module, source, quant, [folder / data, *beside]))
         onnx.save(model, folder / path.name)
     return total
-
-
-def _tensor(weights: WeightSource, value: Value) -> ExternalTensor:
-    shape = tuple(map(int, value.shape))
-    return ExternalTensor(value.name, ELEMENTS[value.type.dtype], shape, partial(weights.pieces, value))
 
 
 @contextmanager

@@ -12,6 +12,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import StringStringEntryProto, TensorProto
 
+from deepzig.compiler.weights import WeightSource
+
 ALIGNMENT = 4096
 """Bytes: a page, so that onnxruntime can map weights instead of reading them."""
 
@@ -21,15 +23,18 @@ ITEM_BITS: Mapping[int, int] = {
 }  # fmt: skip
 """Element types of ONNX -> bits of an element."""
 
+Pieces = Callable[[WeightSource], Iterable[npt.NDArray[np.generic]]]
+"""Makes a tensor's data, as consecutive arrays, from a model's weights."""
+
 
 @dataclass(frozen=True)
 class ExternalTensor:
-    """A tensor of the data file: name, element type of ONNX, shape, and its data as consecutive arrays."""
+    """A tensor of the data file: its name, element type of ONNX, shape and data."""
 
     name: str
     element: int
     shape: tuple[int, ...]
-    pieces: Callable[[], Iterable[npt.NDArray[np.generic]]]
+    pieces: Pieces
 
     @property
     def size(self) -> int:
@@ -50,12 +55,15 @@ def external_tensors(tensors: Iterable[ExternalTensor], location: str) -> Iterat
         at += -(-tensor.size // ALIGNMENT) * ALIGNMENT
 
 
-def write_external(path: Path, tensors: Iterable[ExternalTensor], progress: Callable[[int], None]) -> None:
+def write_external(
+    path: Path, tensors: Iterable[ExternalTensor], source: WeightSource, progress: Callable[[int], None]
+) -> None:
     """Write the data file, and have it on the disk.
 
     Args:
         path: the file.
         tensors: what to write.
+        source: the model's weights.
         progress: told of the bytes that were written since it was called last.
 
     Raises:
@@ -65,7 +73,7 @@ def write_external(path: Path, tensors: Iterable[ExternalTensor], progress: Call
     with path.open("wb") as file:
         for tensor in tensors:
             written = 0
-            for piece in tensor.pieces():
+            for piece in tensor.pieces(source):
                 written += file.write(np.ascontiguousarray(piece).reshape(-1).view(np.uint8).data)
             if written != tensor.size:
                 raise ValueError(f"{tensor.name} has {tensor.size} bytes, {written} were written")

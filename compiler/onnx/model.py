@@ -10,10 +10,13 @@ from onnx import GraphProto, TensorProto, helper
 from deepzig.compiler.passes.attention import fuse_mla
 from deepzig.compiler.passes.moe import fuse_experts
 from deepzig.compiler.passes.weights import hoist_weights
-from deepzig.ir import Graph, Module, Value, eliminate_dead, verify
+from deepzig.errors import DeepZigError
+from deepzig.ir import Graph, Module, eliminate_dead, verify
+from deepzig.ir.fp8 import FP8
 
 from .context import BATCH, INPUT_IDS, MASK, PAST, POSITIONS, SEQUENCE, TOTAL, Context
 from .emitter import typed
+from .external import ExternalTensor
 from .lower import lower
 
 PASSES = (eliminate_dead, fuse_experts, fuse_mla)
@@ -27,33 +30,39 @@ def exported(module: Module) -> Module:
 
     Args:
         module: the traced module, before any pass.
+
+    Raises:
+        DeepZigError: a matrix is stored in a way that ONNX does not know.
     """
     decode = module.graph("decode")
     caches = len(module.states_of(decode))
     graph = replace(decode, outputs=(decode.outputs[0], *decode.outputs[-caches:]))  # without hidden states
     for run in PASSES:
         graph = run(graph)
+    if any(v.type.dtype == FP8 for v in graph.globals()):
+        raise DeepZigError("fp8 matrices can't be exported to ONNX", "--quant", "choose q8 or q4")
     module = hoist_weights(replace(module, graphs=(graph,)))
     verify(module)
     return module
 
 
-def onnx_graph(module: Module, name: str) -> tuple[GraphProto, Sequence[Value]]:
+def onnx_graph(module: Module, name: str, domain: str) -> tuple[GraphProto, Sequence[ExternalTensor]]:
     """The graph of a module that `exported` returned.
 
     Args:
         module: the module.
         name: the graph's name.
+        domain: where products of quantised matrices come from: `` or onnxruntime's.
 
     Returns:
-        The graph without its weights, and the parameters that it reads.
+        The graph without its weights, and these.
 
     Raises:
         DeepZigError: an op has no form in ONNX.
     """
     (graph,) = module.graphs
     states = module.states_of(graph)
-    c = Context(states)
+    c = Context(states, domain)
     for input_ in graph.inputs:
         if input_.name in ROWS:
             c.names[input_] = c.emit.op("Reshape", ROWS[input_.name], c.emit.ints(-1), out=input_.name)
@@ -69,7 +78,7 @@ def onnx_graph(module: Module, name: str) -> tuple[GraphProto, Sequence[Value]]:
         inputs.append(typed(past, element, [BATCH, PAST, width]))
         outputs.append(typed(present, element, [BATCH, TOTAL, width]))
     made = helper.make_graph(c.emit.nodes, name, inputs, outputs, list(c.emit.constants.values()))
-    return made, list(c.weights.values())
+    return made, list(c.tensors.values())
 
 
 ROWS = {"tokens": INPUT_IDS, "pos": POSITIONS}

@@ -5,11 +5,12 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
-from deepzig.ir import Node
+from deepzig.ir import Node, Value
 
 from .context import Context
-from .emitter import typed
+from .emitter import MICROSOFT, typed
 from .products import expert_product
+from .qmoe import qmoe, qmoe_takes
 
 
 def topk(c: Context, node: Node, out: str) -> str:
@@ -48,10 +49,18 @@ def mask_groups(c: Context, node: Node, out: str) -> str:
 
 
 def moe(c: Context, node: Node, out: str) -> str:
-    """One pass of a loop for each expert that some row chose, over just the rows that chose it."""
+    """The chosen experts' SwiGLU, weighted and summed."""
     x, ids, weights, gate, up, down = node.inputs
-    assert x is not None and gate is not None and up is not None and down is not None
-    e, rows, chosen, share = c.emit, c.use(x), c.use(ids), c.use(weights)
+    assert x is not None and ids is not None and gate is not None and up is not None and down is not None
+    rows, chosen, share = c.use(x), c.use(ids), c.use(weights)
+    if c.domain == MICROSOFT and qmoe_takes(gate, up, down):
+        return qmoe(c, rows, chosen, share, (gate, up, down), int(ids.shape[1]), out)
+    return _loop(c, rows, chosen, share, (gate, up, down), out)
+
+
+def _loop(c: Context, rows: str, chosen: str, share: str, experts: tuple[Value, Value, Value], out: str) -> str:
+    """One pass for each expert that some row chose, over just the rows that chose it."""
+    e, (gate, up, down) = c.emit, experts
     (active,) = e.ops("Unique", [chosen], [f"{out}/active"], sorted=1)
     zeros = e.op("ConstantOfShape", e.op("Shape", rows))
     c.emit = b = e.body("expert")
@@ -68,7 +77,7 @@ def moe(c: Context, node: Node, out: str) -> str:
     b.op("ScatterND", before, row, b.op("Mul", result, share), reduction="add", out=after)
     b.op("Identity", go_on, out=go_on_out)
     c.emit = e
-    shape = ("rows", int(x.shape[1]))
+    shape = ("rows", int(down.shape[1]))
     inputs = [(number, TensorProto.INT64, []), (go_on, TensorProto.BOOL, []), (before, TensorProto.FLOAT, shape)]
     outputs = [(go_on_out, TensorProto.BOOL, []), (after, TensorProto.FLOAT, shape)]
     body = b.graph(b.scope, [typed(*v) for v in inputs], [typed(*v) for v in outputs])

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
-from deepzig.compiler.selfcheck import EXPERTS, LazyStack
-from deepzig.compiler.weights import WeightSource, as_f32
+from deepzig.compiler.selfcheck import EXPERTS, LazyStack, operand
+from deepzig.compiler.weights import WeightSource
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Node, TensorType, Value
 from deepzig.ir.interpret import run
-from deepzig.ir.quantize import QUANTIZED, QuantizedMatrix
+from deepzig.ir.quantize import QuantizedMatrix
 
 from .context import INPUT_IDS, MASK, POSITIONS
 from .model import LOGITS
@@ -43,12 +43,13 @@ STORED = {"int64": "I64", "float32": "F32", "float16": "F16"}
 """Names of numpy -> names of safetensors."""
 
 
-def record(module: Module, source: WeightSource) -> dict[str, Array]:
+def record(module: Module, source: WeightSource, rounded: bool) -> dict[str, Array]:
     """Inputs and outputs of `prefill` and `decode`, by call and name: `decode/present.0.latent`.
 
     Args:
         module: what is exported.
         source: its weights, of which one matrix is in memory at a time.
+        rounded: what quantised matrices multiply is rounded too, as the IR has it.
 
     Raises:
         DeepZigError: the model computes values that are no numbers.
@@ -73,7 +74,7 @@ def record(module: Module, source: WeightSource) -> dict[str, Array]:
             "tokens": inputs[INPUT_IDS].reshape(-1), "seq": seq, "pos": pos, "block_table": table,
             "out_rows": np.arange(len(seq)),
         }  # fmt: skip
-        logits, *written = _outputs(module, source, {n: x.astype(np.int32) for n, x in rows.items()}, caches)
+        logits, *written = _outputs(module, source, {n: x.astype(np.int32) for n, x in rows.items()}, caches, rounded)
         caches = dict(zip(states, written, strict=True))
         outputs = {
             LOGITS: logits.reshape(len(places), end - begin, -1),
@@ -105,14 +106,16 @@ def _latents(stem: str, caches: Mapping[Value, Array], places: Array) -> dict[st
 
 
 def _outputs(
-    module: Module, source: WeightSource, inputs: Mapping[str, Array], caches: Mapping[Value, Array]
+    module: Module, source: WeightSource, inputs: Mapping[str, Array], caches: Mapping[Value, Array], rounded: bool
 ) -> Sequence[Array]:
     """What the graph returns; parameters are read for the node that needs them."""
     (graph,) = module.graphs
     env: dict[Value, Any] = {**{v: inputs[v.name] for v in graph.inputs}, **caches}
     with threadpool_limits(1, "blas"):
         for node in graph.nodes:
-            params = {v: _parameter(node, v, source) for v in node.inputs if v is not None and v.kind == "param"}
+            params = {
+                v: _parameter(node, v, source, rounded) for v in node.inputs if v is not None and v.kind == "param"
+            }
             local = {v: env[v] for v in node.inputs if v is not None and v.kind != "param"}
             scope = {**local, **params}
             run([node], scope)
@@ -122,14 +125,15 @@ def _outputs(
     return [env[v] for v in graph.outputs]
 
 
-def _parameter(node: Node, value: Value, source: WeightSource) -> Any:
+def _parameter(node: Node, value: Value, source: WeightSource, rounded: bool) -> Any:
     """A parameter as f32: tables and stacks of experts lazily, as few of their slices are read."""
+    read = operand if rounded else _values
     if len(value.shape) == 2 or node.op.name in EXPERTS:
-        return LazyStack(source, value, _values)
-    return _values(source.whole(value), value.type)
+        return LazyStack(source, value, read)
+    return read(source.whole(value), value.type)
 
 
-def _values(stored: Array, type_: TensorType) -> Array:
-    """What weights stand for; rows that meet quantised ones are not rounded, as ONNX has it."""
-    values = as_f32(stored, type_.dtype)
-    return QuantizedMatrix.of(values, type_.dtype).values if type_.dtype in QUANTIZED else values
+def _values(stored: Array, type_: TensorType) -> Any:
+    """What weights stand for; the rows that they multiply are not rounded."""
+    made = operand(stored, type_)
+    return made.values if isinstance(made, QuantizedMatrix) else made
