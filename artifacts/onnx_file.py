@@ -31,6 +31,9 @@ PAST, PRESENT = "past_key_values.{}.latent", "present.{}.latent"
 ELEMENTS = {1: "f32", 10: "f16"}
 """Element types of a cache: ONNX's numbers (onnx.proto, TensorProto.DataType) -> ours."""
 
+MICROSOFT = "com.microsoft"
+"""The domain of onnxruntime's own ops; quantised matrices are multiplied by them where it is used."""
+
 EXPORT = "make one with deepzig-compile --onnx"
 EXPORT_AGAIN = "export the model again"
 COPY_AGAIN = "copy the model again, with all files beside it, or export it again"
@@ -46,6 +49,7 @@ class OnnxFile:
         version: of the DeepZig that exported it.
         model: the model's config, as an artifact's manifest has it.
         quant: how matrices are quantised; None where they are not.
+        microsoft: whether it has ops of onnxruntime's own.
         caches: of each layer the cache that the graph takes: [batch, past, width].
         vectors: the file of self-check vectors; None where there are none.
         files: size and hash of the files beside it, by name.
@@ -55,6 +59,7 @@ class OnnxFile:
     version: str
     model: Mapping[str, Any]
     quant: str | None
+    microsoft: bool
     caches: tuple[TensorSpec, ...]
     vectors: Path | None
     files: Mapping[str, FileEntry]
@@ -99,7 +104,8 @@ def open_onnx(path: Path, full: bool = False) -> OnnxFile:
         _check(path.with_name(name), file, full)
     caches = _caches(proto, int(model["num_hidden_layers"]), fields)
     beside = None if vectors is None else path.with_name(vectors)
-    return OnnxFile(path, metadata[VERSION], model, metadata.get(QUANT) or None, caches, beside, files)
+    microsoft = any(opset.domain == MICROSOFT for opset in proto.opset_import)
+    return OnnxFile(path, metadata[VERSION], model, metadata.get(QUANT) or None, microsoft, caches, beside, files)
 
 
 def _read(path: Path) -> Any:

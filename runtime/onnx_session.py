@@ -18,12 +18,18 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 
 
+ROW_ACCURACY, F32 = "session.qdq_matmulnbits_accuracy_level", "1"
+"""A setting of a session (onnxruntime_session_options_config_keys.h), and its value for rows that stay as they are."""
+
+
 class OnnxSession:
     """A loaded graph, on the CPU. Safe to use from several threads.
 
     Args:
         file: the export.
         threads: those of onnxruntime; by default all processors.
+        exact: standard ops alone say what quantised matrices multiply. Else rows are rounded to 8 bits, as onnxruntime
+            does by default where it fuses DequantizeLinear with a product; the IR rounds them, too.
 
     Attributes:
         inputs: their names.
@@ -33,7 +39,7 @@ class OnnxSession:
         DeepZigError: onnxruntime is not installed, or does not load the model.
     """
 
-    def __init__(self, file: OnnxFile, threads: int | None) -> None:
+    def __init__(self, file: OnnxFile, threads: int | None, exact: bool = False) -> None:
         try:
             import onnxruntime
         except ImportError as error:
@@ -41,6 +47,8 @@ class OnnxSession:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads or default_threads()
         options.log_severity_level = 3  # errors, which are raised too
+        if exact:
+            options.add_session_config_entry(ROW_ACCURACY, F32)
         self._where = str(file.path)
         try:
             self._session = onnxruntime.InferenceSession(self._where, options, providers=["CPUExecutionProvider"])
