@@ -20,6 +20,7 @@ from deepzig.errors import DeepZigError
 from deepzig.log import configure
 
 from .draw import NO_TOKEN, Backend, Sampler, edited
+from .executor import open_executor
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
@@ -380,8 +381,6 @@ def load(
     bounds = artifact.manifest.bounds
     tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
     pages = -(-tokens // bounds.page_size)
-    from .vm import VirtualMachine
-
-    machine = VirtualMachine(artifact, pages, threads)
+    executor = open_executor(artifact, pages, threads)
     tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    return Model(artifact.manifest, tokenizer, machine, PagePool(pages, bounds.page_size), Path(path))
+    return Model(artifact.manifest, tokenizer, executor, PagePool(pages, bounds.page_size), Path(path))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deepzig.artifacts.machines import WASM
 from deepzig.ir import TensorType
 
 from .layout import LANES, cache_row
@@ -53,8 +54,6 @@ VECTORS: dict[frozenset[str], Vectors] = {
 """Instruction sets -> registers; the first of which a CPU has all count. WebAssembly names no registers: it becomes
 code for CPUs, of which many have 16."""
 
-WASM = "wasm32"
-"""The platform that is WebAssembly: a machine of its own, on one thread of a program such as a browser or node."""
 
 TRIPLES = {
     "x86_64-linux": "x86_64-unknown-linux-gnu",
@@ -87,6 +86,11 @@ class CpuTarget:
     def vectors(self) -> Vectors:
         """The widest vector registers that the features promise."""
         return next((v for needed, v in VECTORS.items() if needed <= self.features), BASELINE)
+
+    @property
+    def virtual_machine(self) -> bool:
+        """Whether TVM's virtual machine calls the kernels."""
+        return self.platform != WASM
 
     @property
     def triple(self) -> str:

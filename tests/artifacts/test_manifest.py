@@ -99,7 +99,7 @@ def test_a_wrong_field_is_named(path: str, value: Any, what: str) -> None:
 def test_another_format() -> None:
     for version in (1, "2", None):
         assert refusal(edited("format", version)) == (
-            f"the artifact has format {version!r}, this DeepZig reads 3\n"
+            f"the artifact has format {version!r}, this DeepZig reads 4\n"
             "  at: there/manifest.json\n"
             "  fix: compile the model again with this DeepZig"
         )

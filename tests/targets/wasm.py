@@ -9,9 +9,9 @@ from typing import Any
 import numpy as np
 import wasmtime
 
-from deepzig.artifacts.machines import Machine
+from deepzig.artifacts.machines import WASM, Machine
 from deepzig.compiler.link import link
-from deepzig.targets.cpu.features import WASM, CpuTarget
+from deepzig.targets.cpu.features import CpuTarget
 
 from .conftest import Array, Run
 
