@@ -13,6 +13,9 @@ from .plan import Plan, Tensor
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
 
+LOGITS_BYTES = 64 << 20
+"""Room for the logits of more rows than one of each sequence, which those who score texts or guess ahead ask for."""
+
 Sizes = Mapping[str, int]
 """Of each named dimension of a call the value."""
 
@@ -42,6 +45,11 @@ class _Life:
 
     def meets(self, other: _Life) -> bool:
         return self.first <= other.last and other.first <= self.last
+
+
+def with_logits(sizes: Sizes, vocabulary: int) -> Sizes:
+    """The sizes with as many rows of logits as fit LOGITS_BYTES; not fewer than are asked for, or more than all."""
+    return {**sizes, "r": max(sizes["r"], min(sizes["n"], LOGITS_BYTES // (4 * vocabulary)))}
 
 
 def arena(plans: Sequence[Plan], sizes: Sizes) -> Arena:

@@ -102,11 +102,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .arena import arena
+    from .arena import arena, with_logits
     from .build import build, code_part, libraries, plan_part, versions
     from .calls import plan_json
     from .lower import kernel_module, lower
-    from .memory import greatest, memory_plan
+    from .memory import greatest, memory_plan, pooled
 
     start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)
@@ -122,7 +122,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     sizes = greatest(options.bounds, positions)
     cut = not all(target.virtual_machine for target in targets)
     with ArtifactWriter(out, options.force, PIECE_BYTES if cut else SHARD_BYTES, cut) as writer:
-        builds, modules = [], {}
+        builds, values = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
             code = code_part(target)
@@ -132,11 +132,18 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             for part, library in runtime.items():
                 writer.add_file(part, library)
             mine = plans_of[target]
-            modules[target] = lower(mine, target.replay) if target.virtual_machine else kernel_module(mine)
-            build(modules[target], target, file)
+            plan = plan_part(target)
+            if plan is None:
+                lowered = lower(mine, target.replay)
+                values[target] = pooled(lowered, mine, sizes)
+            else:
+                lowered = kernel_module(mine)
+                most = with_logits(sizes, int(source.config.vocab_size))
+                room = arena(mine, most)
+                values[target] = room.bytes
+                writer.add_file(plan, plan_json(mine, room, most))
+            build(lowered, target, file)
             writer.add_file(code, file)
-            if (plan := plan_part(target)) is not None:
-                writer.add_file(plan, plan_json(mine, arena(mine, sizes), sizes))
             builds.append(_build(target, code, list(runtime), plan, mine))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
@@ -162,7 +169,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "memory": {
                 "weights_bytes": size,
                 "cache_bytes_per_token": _cache_bytes(states),
-                **memory_plan(modules, plans_of, module, sizes),
+                **memory_plan(values, plans_of, module, sizes),
             },
             "passes": pass_names(),
             "files": {},

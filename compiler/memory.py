@@ -17,7 +17,7 @@ from deepzig.ir import Module, Node, Value
 from deepzig.models.kinds import KINDS, kind_of
 from deepzig.targets.base import Target
 
-from .arena import Sizes, arena, dimension
+from .arena import Sizes, dimension
 from .plan import Launch, Plan
 from .trace import Bounds
 from .weights import Packed
@@ -32,7 +32,7 @@ def greatest(bounds: Bounds, positions: int) -> Sizes:
 
 
 def memory_plan(
-    lowered: Mapping[Target, tvm.IRModule],
+    values: Mapping[Target, int],
     plans_of: Mapping[Target, Sequence[Plan]],
     module: Module,
     sizes: Sizes,
@@ -40,17 +40,14 @@ def memory_plan(
     """What the manifest says of memory, beside the sum of the weights and the cache; FORMAT.md has the meanings.
 
     Args:
-        lowered: the TVM module of each target.
+        values: of each target the bytes of values between kernels and of outputs.
         plans_of: the plans of each target, which agree on the weights.
         module: the fused module.
         sizes: the greatest dimensions of a call.
     """
     plans = next(iter(plans_of.values()))
     reads = active_weights(next(plan for plan in plans if plan.name == "decode"))
-    works = [
-        workspace(pooled(lowered[t], plans, sizes) if t.virtual_machine else arena(plans, sizes).bytes, plans, sizes)
-        for t, plans in plans_of.items()
-    ]
+    works = [workspace(values[target], plans_of[target], sizes) for target in values]
     return {
         **{f"{kind}_bytes": size for kind, size in weights_by_kind(plans, module).items()},
         "active_bytes_per_token": reads.bytes,
