@@ -176,12 +176,12 @@ def test_verify_names_a_wrong_kernel(artifact: Path, model: Model, tmp_path: Pat
     opened = open_artifact(wrong)
     part = wrong / str(opened.build.plan)
     plan = json.loads(part.read_text())
-    call = next(c for c in plan["entry_points"]["decode"]["calls"] if c["kernel"] == "proj_k128_n128_f32_res")
+    call = next(c for c in plan["entry_points"]["draft"]["calls"] if c["kernel"] == "proj_k128_n128_f32_res")
     reads = call["arguments"]
     reads[0], reads[2] = reads[2], reads[0]
     part.write_text(json.dumps(plan, separators=(",", ":")) + "\n")  # of the same size
     verdict = replay(opened, read_vectors(opened))
-    with pytest.raises(DeepZigError, match=r"proj differs by .* in decode"):
+    with pytest.raises(DeepZigError, match=r"proj differs by .* in draft"):
         check(opened, verdict)
 
 
