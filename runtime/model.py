@@ -22,6 +22,7 @@ from deepzig.log import configure
 from deepzig.sampling import NO_TOKEN
 
 from .draw import Backend, Sampler, edited
+from .executor import open_executor
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
@@ -391,8 +392,6 @@ def load(
     log.info("checked %s, made by %s; chose build %s for the device %s", path, made_by, build, artifact.device)
     bounds = artifact.manifest.bounds
     pages = cache_pages(bounds, cache_tokens)
-    from .vm import VirtualMachine
-
-    machine = VirtualMachine(artifact, pages, threads)
+    executor = open_executor(artifact, pages, threads)
     tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    return Model(artifact.manifest, tokenizer, machine, PagePool(pages, bounds.page_size), Path(path))
+    return Model(artifact.manifest, tokenizer, executor, PagePool(pages, bounds.page_size), Path(path))

@@ -16,18 +16,15 @@ from typing import Any
 from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
+from .executor import LESS_CACHE, Observer
 from .library import code_path, default_threads, load_runtime
 from .tensors import Tensor
 
 log = logging.getLogger(__name__)
 
-Observer = Callable[[str, list[Tensor], bool], None]
-"""Called with a kernel's symbol, its tensors (inputs, then outputs), and whether it is yet to run."""
-
 NO_ROOM = "out of memory"
 """What drivers say."""
 
-LESS_CACHE = "load the model with fewer cache_tokens"
 LESS_WEIGHTS = "choose a device with more memory, or compile the model with --quant"
 
 

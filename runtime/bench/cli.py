@@ -19,9 +19,9 @@ from deepzig.artifacts.reader import Artifact, open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.runtime import first_token, machine
 from deepzig.runtime.child import measure
+from deepzig.runtime.executor import Executor
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.model import Model, load
-from deepzig.runtime.vm import VirtualMachine
 
 from .cases import Plan, make_plan
 from .plot import check_plot, plot
@@ -163,7 +163,7 @@ def _measure(
 
 def _profile(opened: Artifact, model: Model, plan: Plan, runner: Runner, folder: Path) -> list[Account]:
     """Run every case once more, watched, and write the timeline."""
-    assert isinstance(model.backend, VirtualMachine)
+    assert isinstance(model.backend, Executor)
     recorder = Recorder(opened.build.calls, str(opened.path))
     runner.around = recorder.around
     with model.backend.watch(recorder, tensors=False):

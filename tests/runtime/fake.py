@@ -62,7 +62,7 @@ def manifest(vocab: int, **bounds: int) -> Manifest:
     sizes = {"rows": 24, "batch": 3, "chunk": 8, "decode_rows": 3, "page_size": 4, "positions": 60}
     return Manifest.from_json(
         {
-            "format": 3, "created_by": "a test", "cache": [], "weights": [], "memory": {}, "passes": [], "files": {},
+            "format": 4, "created_by": "a test", "cache": [], "weights": [], "memory": {}, "passes": [], "files": {},
             "builds": [build],
             "model": {"vocab_size": vocab, "num_hidden_layers": 1, "eos_token_ids": [1]},
             "abi": {"tvm_ffi": "", "tvm": ""},

@@ -1,0 +1,2 @@
+export { DeepZigError } from "./errors.js";
+export { Model, loadFrom } from "./model.js";
