@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
 from deepzig.artifacts.reader import Artifact
 
+from .backend import Backend
 from .tensors import Tensor
 
 Observer = Callable[[str, list[Tensor], bool], None]
@@ -17,14 +18,10 @@ LESS_CACHE = "load the model with fewer cache_tokens"
 
 
 @runtime_checkable
-class Executor(Protocol):
+class Executor(Backend, Protocol):
     """Runs the code of one artifact; safe to use from several threads."""
 
     artifact: Artifact
-
-    def call(self, entry: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
-        """Outputs of an entry point for these inputs, each of which may be an output itself."""
-        ...
 
     def wait(self) -> None:
         """Return when all kernels that were started are done."""
@@ -35,9 +32,6 @@ class Executor(Protocol):
         It may write to the tensors it is shown; without `tensors` it is shown none, which saves time.
         """
         ...
-
-    def close(self) -> None:
-        """Free what it holds."""
 
 
 def open_executor(artifact: Artifact, pages: int, threads: int | None = None) -> Executor:

@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -103,6 +103,20 @@ class NodeMachine:
                 self._ask("step", entry=entry, index=index)
                 self._observer(call.kernel, shown, False)
             return self._handles(self._ask("end", entry=entry))
+
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages of the cache: from the first to the second of each pair."""
+        self._ask("copy_pages", pairs=pairs)
+
+    def read_page(self, page: int) -> dict[str, Array]:
+        """What a page of the cache holds: name of a state -> its bytes, u8 [n]."""
+        found = self._ask("read_page", page=page)
+        return {name: np.frombuffer(base64.b64decode(data), np.uint8) for name, data in found.items()}
+
+    def write_page(self, page: int, data: Mapping[str, Array]) -> None:
+        """Put there what `read_page` gave."""
+        texts = {name: base64.b64encode(value.tobytes()).decode() for name, value in data.items()}
+        self._ask("write_page", page=page, data=texts)
 
     def wait(self) -> None:
         """Kernels are done when calls return."""

@@ -6,7 +6,7 @@ artifact's cache is, so that whatever a model can be asked for works alike.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +19,7 @@ from deepzig.artifacts.onnx_file import IDS, LOGITS, MASK, POSITIONS, PRESENT, O
 from deepzig.errors import DeepZigError
 from deepzig.sampling import sample_tokens
 
+from .engine import Settings
 from .model import Model, cache_pages
 from .onnx_session import OnnxSession
 from .pages import PagePool
@@ -76,6 +77,21 @@ class OnnxBackend:
             logits[here] = found[wanted[here] - rows[0]]
         return (logits,)
 
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages of the cache: from the first to the second of each pair."""
+        for cache in self._caches.values():
+            for source, target in pairs:
+                cache[target] = cache[source]
+
+    def read_page(self, page: int) -> dict[str, Array]:
+        """What a page of the cache holds: name of a state -> its bytes, u8 [n]."""
+        return {name: cache[page].reshape(-1).view(np.uint8).copy() for name, cache in self._caches.items()}
+
+    def write_page(self, page: int, data: Mapping[str, Array]) -> None:
+        """Put there what `read_page` gave."""
+        for name, cache in self._caches.items():
+            cache[page] = data[name].view(cache.dtype).reshape(cache.shape[1:])
+
     def close(self) -> None:
         """Free weights and caches."""
         self._session = None
@@ -121,7 +137,8 @@ def manifest_of(file: OnnxFile) -> Manifest:
 
 
 def load_onnx(
-    path: Path, threads: int | None, cache_tokens: int | None, full_check: bool, device: Device | None
+    path: Path, threads: int | None, cache_tokens: int | None, full_check: bool, device: Device | None,
+    settings: Settings,
 ) -> Model:  # fmt: skip
     """Load an ONNX export; see `deepzig.runtime.load`.
 
@@ -135,4 +152,4 @@ def load_onnx(
     manifest = manifest_of(file)
     pages = cache_pages(manifest.bounds, cache_tokens)
     backend = OnnxBackend(file, pages, threads)
-    return Model(manifest, Tokenizer(path.parent), backend, PagePool(pages, PAGE_SIZE), path)
+    return Model(manifest, Tokenizer(path.parent), backend, PagePool(pages, PAGE_SIZE), path, settings)

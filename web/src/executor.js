@@ -137,9 +137,13 @@ class Entry {
 export class Executor {
   /**
    * @param {Record<string, Entry>} entries
+   * @param {import("./memory.js").Memory} memory
+   * @param {Map<string, {address: number, bytes: number}>} caches name -> where it begins, and bytes of a page
    */
-  constructor(entries) {
+  constructor(entries, memory, caches) {
     this.entries = entries;
+    this.memory = memory;
+    this.caches = caches;
   }
 
   /**
@@ -153,15 +157,15 @@ export class Executor {
    */
   static create({ plan, manifest, host, memory, weights, pages }) {
     const fixed = { pages };
-    const states = new Map();
+    const caches = new Map();
     for (const { name, dtype, shape } of manifest.cache) {
-      const bytes = count(shape.map((dim) => evaluate(dim, fixed))) * DTYPES[dtype].bytes;
-      states.set(name, memory.allocate(bytes));
+      const bytes = count(shape.slice(1).map(Number)) * DTYPES[dtype].bytes;
+      caches.set(name, { address: memory.allocate(pages * bytes), bytes });
     }
     const arena = memory.allocate(plan.arena_bytes);
     /** @param {PlannedTensor} tensor */
     const place = ({ weight, state, offset }) => {
-      const found = weight !== undefined ? weights.get(weight) : state !== undefined ? states.get(state) : arena + Number(offset);
+      const found = weight !== undefined ? weights.get(weight) : state !== undefined ? caches.get(state)?.address : arena + Number(offset);
       if (found === undefined) {
         throw new DeepZigError(`there is no ${weight ?? state}`, "the artifact's plan", "compile the model again");
       }
@@ -174,7 +178,7 @@ export class Executor {
       entries[name] = new Entry(name, entry, signature, plan.sizes, host, memory, place, fixed);
     }
     host.seal();
-    return new Executor(entries);
+    return new Executor(entries, memory, caches);
   }
 
   /**
@@ -187,5 +191,38 @@ export class Executor {
     entry.begin(inputs);
     for (const call of entry.calls) call();
     return entry.outputs();
+  }
+
+  /**
+   * Copy pages of the caches: from the first to the second of each pair.
+   * @param {[number, number][]} pairs
+   */
+  copyPages(pairs) {
+    for (const { address, bytes } of this.caches.values()) {
+      for (const [from, to] of pairs) this.memory.copy(address + from * bytes, address + to * bytes, bytes);
+    }
+  }
+
+  /**
+   * What a page of the caches holds.
+   * @param {number} page
+   * @returns {Promise<Record<string, Uint8Array>>}
+   */
+  async readPage(page) {
+    /** @type {Record<string, Uint8Array>} */
+    const found = {};
+    for (const [name, { address, bytes }] of this.caches) {
+      found[name] = await this.memory.read(address + page * bytes, bytes);
+    }
+    return found;
+  }
+
+  /**
+   * Put there what `readPage` gave.
+   * @param {number} page
+   * @param {Record<string, Uint8Array>} data
+   */
+  writePage(page, data) {
+    for (const [name, { address, bytes }] of this.caches) this.memory.write(address + page * bytes, data[name]);
   }
 }

@@ -109,6 +109,23 @@ const requests = {
     return told(executor.entries[entry].outputs());
   },
 
+  /** Copy pages of the caches, from the first to the second of each pair. */
+  async copy_pages({ pairs }) {
+    executor.copyPages(pairs);
+  },
+
+  /** What a page of the caches holds. */
+  async read_page({ page }) {
+    const found = Object.entries(await executor.readPage(page));
+    return Object.fromEntries(found.map(([name, data]) => [name, Buffer.from(data).toString("base64")]));
+  },
+
+  /** Put there what `read_page` gave. */
+  async write_page({ page, data }) {
+    const bytes = Object.entries(data).map(([name, text]) => [name, bytesOf(text)]);
+    executor.writePage(page, Object.fromEntries(bytes));
+  },
+
   async read({ tensor }) {
     const one = found(tensor);
     const data = one instanceof Tensor ? await one.read() : one.data;

@@ -1,0 +1,362 @@
+"""The engine: many requests at once on one model.
+
+One thread plans a step, has it read, draws tokens and hands them out; then the next. What a request is answered depends
+on nothing but the request: neither on who else is served, nor on what was found read, nor on having been preempted.
+"""
+
+from __future__ import annotations
+
+import secrets
+import threading
+from collections.abc import Callable, Hashable
+from collections.abc import Sequence as List
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from deepzig.artifacts.manifest import Manifest
+from deepzig.errors import DeepZigError
+from deepzig.sampling import NO_TOKEN
+
+from ..answer import Answer
+from ..backend import Backend
+from ..pages import PagePool
+from ..sampling import SamplingOptions, logprob_of
+from ..tensors import Tensor
+from .batch import Rows, draw
+from .drafts import DRAFT, draft
+from .generation import Generation
+from .lookup import PromptLookup
+from .prefix import PrefixTree
+from .scheduler import Plan, Scheduler, Work
+from .sequence import Request, Sequence
+
+PAUSE = 0.05
+"""Seconds between looks for pages that are held outside of the engine."""
+
+IDLE = 1.0
+"""Seconds without work after which the thread ends, so that a model that is forgotten can be freed."""
+
+
+class EngineBusyError(DeepZigError):
+    """As many requests wait as are let; the caller may try again later."""
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How an engine shares its model.
+
+    Attributes:
+        max_running: the most answers that are made at a time; None for as many as a call takes.
+        max_waiting: the most requests that wait; further ones are refused.
+        step_tokens: rows of prompts and answers that a step reads; None for as many as a call takes.
+        prefix_reuse: whether prompts use pages of others that begin alike.
+    """
+
+    max_running: int | None = None
+    max_waiting: int = 4096
+    step_tokens: int | None = None
+    prefix_reuse: bool = True
+
+    def __post_init__(self) -> None:
+        for name in ("max_running", "max_waiting", "step_tokens"):
+            value = getattr(self, name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
+
+
+@dataclass(frozen=True)
+class Stats:
+    """Where an engine stands; counts are since it was started.
+
+    Attributes:
+        running: answers that are made.
+        waiting: answers that wait.
+        pages: of the cache.
+        pages_free: pages that can be taken.
+        pages_kept: pages that are kept for prompts that begin alike.
+        prompt_tokens: of prompts that were read.
+        cached_tokens: of these, how many were found read.
+        generated_tokens: that were drawn.
+        guessed_tokens: that were guessed ahead.
+        accepted_tokens: guesses that were right.
+        preemptions: how often an answer lost its pages.
+        steps: of the engine.
+    """
+
+    running: int
+    waiting: int
+    pages: int
+    pages_free: int
+    pages_kept: int
+    prompt_tokens: int
+    cached_tokens: int
+    generated_tokens: int
+    guessed_tokens: int
+    accepted_tokens: int
+    preemptions: int
+    steps: int
+
+
+class Engine:
+    """Serves requests on a loaded model; safe to use from several threads.
+
+    Args:
+        manifest: of the artifact.
+        backend: runs its entry points.
+        pool: the pages of its cache.
+        decode: token ids -> text.
+        path: of the artifact, for errors.
+        settings: how the model is shared.
+    """
+
+    def __init__(
+        self, manifest: Manifest, backend: Backend, pool: PagePool, decode: Callable[[List[int]], str], path: Path,
+        settings: Settings | None = None,
+    ) -> None:  # fmt: skip
+        settings = settings or Settings()
+        bounds = manifest.bounds
+        self._manifest, self._backend, self._pool, self._decode, self._path = manifest, backend, pool, decode, path
+        self._max_waiting = settings.max_waiting
+        self.tree = PrefixTree(pool) if settings.prefix_reuse else None
+        self._scheduler = Scheduler(
+            bounds, pool, self.tree, settings.step_tokens or bounds.rows, settings.max_running or bounds.batch
+        )
+        self._ends = frozenset(manifest.model["eos_token_ids"])
+        self._work = threading.Condition()
+        self._new: list[list[Sequence]] = []
+        self._cancelled: list[Request] = []
+        self._open: dict[Request, list[Sequence]] = {}
+        self._arrivals = 0
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        self._counts = dict.fromkeys(("prompt", "cached", "generated", "guessed", "accepted", "steps"), 0)
+
+    def submit(
+        self, prompt: list[int], options: SamplingOptions, *, priority: int = 0, salt: Hashable = None
+    ) -> Generation:  # fmt: skip
+        """Ask for answers; returns at once.
+
+        Args:
+            prompt: token ids, checked, fewer than the context has positions.
+            options: how to answer.
+            priority: requests with a lower number go first, and may take the pages of others.
+            salt: prompts with different ones share nothing.
+
+        Raises:
+            DeepZigError: the model is closed.
+            EngineBusyError: too many wait.
+        """
+        request = Request(prompt, options, lambda *_: None, priority, salt)
+        generation = Generation(request, self._cancel)
+        room = min(self._manifest.bounds.positions, self._pool.tokens) - len(prompt)
+        limit = min(options.max_tokens or room, room)
+        seed = secrets.randbits(63) if options.seed is None else options.seed
+        drafts = options.speculate > 0 and DRAFT in self._manifest.entry_points
+        sequences: list[Sequence] = []
+        for index in range(options.n):
+            answer = Answer(options, self._ends, limit, self._decode)
+            one = Sequence(request, index, answer, options.key(seed, index), list(prompt), drafts=drafts)
+            one.leader = sequences[0] if sequences else None
+            one.looked_up = PromptLookup() if options.speculate and not drafts else None
+            sequences.append(one)
+        request.answers = len(sequences)
+        with self._work:
+            if self._closed:
+                raise DeepZigError("the model is closed", str(self._path), "load it again")
+            if len(self._scheduler.waiting) + len(self._new) >= self._max_waiting:
+                waiting = f"{self._max_waiting} requests wait already"
+                raise EngineBusyError(waiting, "engine", "try again later, or load the model with a larger max_waiting")
+            self._arrivals += 1
+            request.arrival = self._arrivals
+            self._new.append(sequences)
+            if self._thread is None:
+                self._thread = threading.Thread(target=self._run, name="deepzig-engine", daemon=True)
+                self._thread.start()
+            self._work.notify()
+        return generation
+
+    def stats(self) -> Stats:
+        """Where it stands."""
+        counts, scheduler = self._counts, self._scheduler
+        return Stats(
+            running=len(scheduler.running),
+            waiting=len(scheduler.waiting) + len(self._new),
+            pages=self._pool.count,
+            pages_free=self._pool.free,
+            pages_kept=len(self.tree) if self.tree else 0,
+            prompt_tokens=counts["prompt"],
+            cached_tokens=counts["cached"],
+            generated_tokens=counts["generated"],
+            guessed_tokens=counts["guessed"],
+            accepted_tokens=counts["accepted"],
+            preemptions=scheduler.preemptions,
+            steps=counts["steps"],
+        )
+
+    def close(self) -> None:
+        """End all requests with an error, and stop."""
+        with self._work:
+            self._closed = True
+            self._work.notify()
+        if self._thread and self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def _cancel(self, request: Request) -> None:
+        with self._work:
+            request.cancelled = True
+            self._cancelled.append(request)
+            self._work.notify()
+
+    def _run(self) -> None:
+        while self._take_in():
+            try:
+                plan = self._scheduler.plan()
+                if plan:
+                    self._step(plan)
+                    continue
+            except BaseException as error:  # nobody shall wait for an answer that does not come
+                self._end_all(error)
+            with self._work:  # all pages are held by someone else
+                if not self._new:
+                    self._work.wait(PAUSE)
+        if self._closed:
+            self._end_all(DeepZigError("the model is closed", str(self._path), "load it again"))
+
+    def _take_in(self) -> bool:
+        """Wait for work, and take in who came and who left; false when the thread shall end."""
+        with self._work:
+            while not (self._closed or self._new or self._cancelled or self._open):
+                if not self._work.wait(IDLE):
+                    self._thread = None
+                    return False
+            new, self._new = self._new, []
+            gone, self._cancelled = self._cancelled, []
+        for sequences in new:
+            self._open[sequences[0].request] = list(sequences)
+            for sequence in sequences:
+                self._scheduler.add(sequence)
+        for request in gone:
+            self._end(request, None)
+        return not self._closed
+
+    def _step(self, plan: Plan) -> None:
+        self._counts["steps"] += 1
+        if plan.copies:
+            self._backend.copy_pages(plan.copies)
+        for form, works in plan.calls.items():
+            served = [work for work in works if work.sequence.request in self._open]
+            if not served:
+                continue
+            try:
+                self._call(form, served)
+            except BaseException as error:
+                for request in {work.sequence.request for work in served}:
+                    self._end(request, error)
+
+    def _call(self, form: str, works: list[Work]) -> None:
+        rows = Rows(works)
+        logits, *rest = self._backend.call(form, rows.inputs)
+        drawn = self._draw(logits, rows) if rows.draws else []
+        told = np.asarray(logits) if any(s.request.options.logprobs for s, _ in rows.draws) else None
+        at = 0
+        for work in works:
+            sequence = work.sequence
+            count = len(work.guesses) + 1 if work.draws else 0
+            others = range(at + count, at + count + len(work.followers))
+            sequence.read = work.end
+            if work.begin < sequence.prompt:
+                self._scheduler.keep(sequence)
+            if work.followers:
+                self._scheduler.fork(sequence, work.followers)
+            self._accept(sequence, work.guesses, range(at, at + count), drawn, told)
+            for follower, row in zip(work.followers, others, strict=True):
+                self._accept(follower, [], range(row, row + 1), drawn, told)
+            at = others.stop
+        self._guess(works, rows, rest)
+        for work in works:
+            for sequence in (work.sequence, *work.followers):
+                if sequence.done:
+                    self._finish(sequence)
+
+    def _draw(self, logits: Tensor, rows: Rows) -> list[int]:
+        """A token for each row that is drawn from."""
+        edits = [i for i, (sequence, _) in enumerate(rows.draws) if sequence.request.options.edits]
+        if edits:
+            logits = np.array(logits)
+            for i in edits:
+                sequence, guessed = rows.draws[i]
+                answer = [*sequence.answer.tokens, *sequence.guesses[:guessed]]
+                sequence.request.options.edit(logits[i], sequence.request.prompt, answer)
+        return draw(
+            self._backend, logits,
+            [sequence.request.options for sequence, _ in rows.draws],
+            [sequence.key for sequence, _ in rows.draws],
+            [len(sequence.tokens) + guessed for sequence, guessed in rows.draws],
+        )  # fmt: skip
+
+    def _accept(
+        self, sequence: Sequence, guesses: list[int], rows: range, drawn: list[int], told: np.ndarray | None
+    ) -> None:
+        """Take drawn tokens into an answer, up to the first that differs from its guess."""
+        request, options = sequence.request, sequence.request.options
+        sequence.guesses = []
+        if rows and not sequence.answer.tokens and not sequence.index:
+            request.cached = sequence.found
+            self._counts["prompt"] += sequence.prompt
+            self._counts["cached"] += sequence.found
+        for guess, row in zip([*guesses, None], rows, strict=False):
+            token = drawn[row]
+            if token == NO_TOKEN:
+                what = "the model computed logits that are no numbers"
+                self._end(request, DeepZigError(what, str(self._path), "compile with another --dtype"))
+                return
+            logprob = None
+            if told is not None and options.logprobs:
+                logprob = logprob_of(told[row], token, options.top_logprobs)
+            piece = sequence.answer.push(token, logprob)
+            self._counts["generated"] += 1
+            request.deliver(sequence.index, piece)
+            if sequence.done:
+                return
+            sequence.tokens.append(token)
+            if guess != token:
+                return
+            sequence.read += 1
+            request.accepted += 1
+            self._counts["accepted"] += 1
+
+    def _guess(self, works: list[Work], rows: Rows, rest: List[Tensor]) -> None:
+        """Guess what follows, for the next call."""
+        bounds = self._manifest.bounds
+        served = [s for work in works if work.draws for s in (work.sequence, *work.followers)]
+        for sequence in served:
+            if sequence.looked_up:
+                sequence.guesses = sequence.looked_up.guess(sequence.tokens, sequence.wants(bounds))
+        if any(work.sequence.drafts for work in works):
+            drafting = [work.sequence for work in works if work.draws and work.sequence.drafts]
+            wanted = {s: self._scheduler.extend(s, s.wants(bounds)) for s in drafting}
+            draft(self._backend, works, rows, rest[0], wanted)
+        for sequence in served:
+            sequence.request.guessed += len(sequence.guesses)
+            self._counts["guessed"] += len(sequence.guesses)
+
+    def _finish(self, sequence: Sequence) -> None:
+        """An answer has ended: its pages are free before its request learns of the end."""
+        open_ones = self._open.get(sequence.request)
+        if open_ones is None or sequence not in open_ones:
+            return
+        open_ones.remove(sequence)
+        self._scheduler.remove(sequence)
+        if not open_ones:
+            self._end(sequence.request, None)
+
+    def _end_all(self, error: BaseException) -> None:
+        for request in list(self._open):
+            self._end(request, error)
+
+    def _end(self, request: Request, error: BaseException | None) -> None:
+        for sequence in self._open.pop(request, []):
+            self._scheduler.remove(sequence)
+        request.deliver(0, error)
