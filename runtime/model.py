@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from numbers import Integral
 from pathlib import Path
@@ -21,13 +22,14 @@ from deepzig.log import configure
 
 from .backend import Backend
 from .engine import Engine, Generation, Settings
+from .engine.reading import Embedding, Score
 from .executor import open_executor
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
 from .result import Piece, Result
 from .rows import check_range, checked_rows
-from .sampling import SamplingOptions
+from .sampling import SamplingOptions, TokenLogprob
 from .tensors import Tensor
 from .tokenizer import Tokenizer
 
@@ -37,6 +39,7 @@ Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
 DEFAULT_CACHE_TOKENS = 16384
+HIDDEN = "hidden"
 
 
 @dataclass
@@ -128,6 +131,53 @@ class Model:
         """As `stream`, for an event loop."""
         _check_one_answer(asked)
         return self.submit(prompt, **asked).apieces()
+
+    def score(self, prompt: Prompt, top_logprobs: int = 0) -> tuple[TokenLogprob | None, ...]:
+        """The log-probability of each token of a text after those before it; none for the first.
+
+        Args:
+            prompt: a text, chat messages or token ids; as long as the context at most.
+            top_logprobs: how many likeliest alternatives to tell, 0 to 20.
+
+        Raises:
+            DeepZigError: the prompt or the option does not fit.
+        """
+        SamplingOptions(logprobs=True, top_logprobs=top_logprobs)  # checks it
+        tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
+        score = Score(tokens, top_logprobs)
+        with self.engine.read(tokens, score) as generation:
+            generation.wait()
+        return tuple(score.logprobs)
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> F32:
+        """Embeddings: of each text the state of its last token, after the last norm, of length 1; f32 [n, hidden].
+
+        A language model that was not trained for it gives rough ones.
+
+        Args:
+            texts: texts or lists of token ids.
+
+        Raises:
+            DeepZigError: a text that does not fit, or the artifact has no hidden states to give.
+        """
+        if isinstance(texts, str):
+            raise DeepZigError("embed is given one text", "texts", "give a list of texts")
+        if not any(spec.name == HIDDEN for spec in self.manifest.entry_points["decode"].outputs):
+            what = "the artifact gives no hidden states"
+            raise DeepZigError(what, str(self.path), "compile the model with --embeddings")
+        prompts = [
+            self._fitting(prompt_tokens(text, self.tokenizer, ChatOptions()), self.context) for text in texts
+        ]  # fmt: skip
+        wanted = [Embedding() for _ in prompts]
+        with ExitStack() as stack:
+            asked = [
+                stack.enter_context(self.engine.read(tokens, one))
+                for tokens, one in zip(prompts, wanted, strict=True)
+            ]
+            for generation in asked:
+                generation.wait()
+        vectors = [one.vector for one in wanted]
+        return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
 
     def logits(self, token_ids: Sequence[int], route: Array | None = None) -> F32:
         """Logits of all positions, f32 [n, vocab].

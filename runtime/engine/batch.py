@@ -29,24 +29,37 @@ class Rows:
 
     Attributes:
         inputs: of an entry point: `tokens`, `seq`, `pos`, `block_table` and `out_rows`.
-        draws: of each row whose logits are wanted: the sequence that draws from it, and how many guesses precede it.
+        draws: of each row of logits that a token is drawn from: the sequence that draws it, and how many guesses
+            precede it.
+        drawn_from: which rows of the logits these are.
+        spans: which rows of the call are of each of `works`.
+        shown: of each of `works`, which rows of the logits its request wants to see.
     """
 
     def __init__(self, works: List[Work]) -> None:
-        counts = [work.rows for work in works]
         tokens: list[int] = []
         out_rows: list[int] = []
         self.draws: list[tuple[Sequence, int]] = []
+        self.drawn_from: list[int] = []
+        self.spans: list[range] = []
+        self.shown: list[range] = []
         for work in works:
+            span = range(len(tokens), len(tokens) + work.rows)
+            reading = work.sequence.request.reading
+            seen = span if reading and reading.logits else range(0)
+            self.spans.append(span)
+            self.shown.append(range(len(out_rows), len(out_rows) + len(seen)))
             tokens += work.sequence.tokens[work.begin : work.end]
             tokens += work.guesses
+            out_rows += seen
             if work.draws:
-                last = len(tokens) - 1
-                after = range(len(work.guesses) + 1)
-                out_rows += [last - len(work.guesses) + guessed for guessed in after]
-                self.draws += [(work.sequence, guessed) for guessed in after]
-                out_rows += [last] * len(work.followers)
-                self.draws += [(follower, 0) for follower in work.followers]
+                draws = [(work.sequence, guessed) for guessed in range(len(work.guesses) + 1)]
+                last = span[-1] - len(work.guesses)
+                wanted = [last + guessed for _, guessed in draws] + [last] * len(work.followers)
+                self.drawn_from += range(len(out_rows), len(out_rows) + len(wanted))
+                self.draws += draws + [(follower, 0) for follower in work.followers]
+                out_rows += wanted
+        counts = [work.rows for work in works]
         self.inputs: dict[str, Array] = {
             "tokens": np.array(tokens, I32),
             "seq": np.repeat(np.arange(len(works), dtype=I32), counts),

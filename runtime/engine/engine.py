@@ -29,6 +29,7 @@ from .drafts import DRAFT, draft
 from .generation import Generation
 from .lookup import PromptLookup
 from .prefix import PrefixTree
+from .reading import Reading
 from .scheduler import Plan, Scheduler, Work
 from .sequence import Request, Sequence
 
@@ -37,6 +38,10 @@ PAUSE = 0.05
 
 IDLE = 1.0
 """Seconds without work after which the thread ends, so that a model that is forgotten can be freed."""
+
+
+NOTHING = SamplingOptions(max_tokens=1)
+"""Options of requests that want no answer."""
 
 
 class EngineBusyError(DeepZigError):
@@ -148,11 +153,10 @@ class Engine:
             DeepZigError: the model is closed.
             EngineBusyError: too many wait.
         """
-        request = Request(prompt, options, lambda *_: None, priority, salt)
-        generation = Generation(request, self._cancel)
         room = min(self._manifest.bounds.positions, self._pool.tokens) - len(prompt)
         limit = min(options.max_tokens or room, room)
         seed = secrets.randbits(63) if options.seed is None else options.seed
+        request = Request(prompt, options, priority, salt)
         drafts = options.speculate > 0 and DRAFT in self._manifest.entry_points
         sequences: list[Sequence] = []
         for index in range(options.n):
@@ -161,7 +165,27 @@ class Engine:
             one.leader = sequences[0] if sequences else None
             one.looked_up = PromptLookup() if options.speculate and not drafts else None
             sequences.append(one)
-        request.answers = len(sequences)
+        return self._enter(request, sequences)
+
+    def read(self, prompt: list[int], reading: Reading, *, priority: int = 0, salt: Hashable = None) -> Generation:
+        """Have a text read, without an answer; wait for the end with `Generation.wait`.
+
+        Args:
+            prompt: token ids, checked, no more than the context has positions.
+            reading: takes what the model makes of it, on the engine's thread.
+            priority: as in `submit`.
+            salt: as in `submit`.
+
+        Raises:
+            DeepZigError: the model is closed.
+            EngineBusyError: too many wait.
+        """
+        request = Request(prompt, NOTHING, priority, salt, reading)
+        answer = Answer(NOTHING, self._ends, 0, self._decode)
+        return self._enter(request, [Sequence(request, 0, answer, NOTHING.key(0, 0), list(prompt))])
+
+    def _enter(self, request: Request, sequences: list[Sequence]) -> Generation:
+        generation = Generation(request, self._cancel)
         with self._work:
             if self._closed:
                 raise DeepZigError("the model is closed", str(self._path), "load it again")
@@ -258,11 +282,17 @@ class Engine:
     def _call(self, form: str, works: list[Work]) -> None:
         rows = Rows(works)
         logits, *rest = self._backend.call(form, rows.inputs)
-        drawn = self._draw(logits, rows) if rows.draws else []
-        told = np.asarray(logits) if any(s.request.options.logprobs for s, _ in rows.draws) else None
+        hidden, drawn_from = rest[0] if rest else None, logits
+        if len(rows.drawn_from) < len(logits):  # others are only looked at
+            logits = np.asarray(logits)
+            drawn_from = logits[rows.drawn_from]
+        drawn = self._draw(drawn_from, rows) if rows.draws else []
+        told = np.asarray(drawn_from) if any(s.request.options.logprobs for s, _ in rows.draws) else None
         at = 0
-        for work in works:
+        for work, span, shown in zip(works, rows.spans, rows.shown, strict=True):
             sequence = work.sequence
+            if reading := sequence.request.reading:
+                reading.take(work.begin, np.asarray(logits[: shown.stop])[shown.start :], hidden, span)
             count = len(work.guesses) + 1 if work.draws else 0
             others = range(at + count, at + count + len(work.followers))
             sequence.read = work.end
@@ -274,7 +304,7 @@ class Engine:
             for follower, row in zip(work.followers, others, strict=True):
                 self._accept(follower, [], range(row, row + 1), drawn, told)
             at = others.stop
-        self._guess(works, rows, rest)
+        self._guess(works, rows, hidden)
         for work in works:
             for sequence in (work.sequence, *work.followers):
                 if sequence.done:
@@ -327,17 +357,17 @@ class Engine:
             request.accepted += 1
             self._counts["accepted"] += 1
 
-    def _guess(self, works: list[Work], rows: Rows, rest: List[Tensor]) -> None:
+    def _guess(self, works: list[Work], rows: Rows, hidden: Tensor | None) -> None:
         """Guess what follows, for the next call."""
         bounds = self._manifest.bounds
         served = [s for work in works if work.draws for s in (work.sequence, *work.followers)]
         for sequence in served:
             if sequence.looked_up:
                 sequence.guesses = sequence.looked_up.guess(sequence.tokens, sequence.wants(bounds))
-        if any(work.sequence.drafts for work in works):
+        if hidden is not None and any(work.sequence.drafts for work in works):
             drafting = [work.sequence for work in works if work.draws and work.sequence.drafts]
             wanted = {s: self._scheduler.extend(s, s.wants(bounds)) for s in drafting}
-            draft(self._backend, works, rows, rest[0], wanted)
+            draft(self._backend, works, rows, hidden, wanted)
         for sequence in served:
             sequence.request.guessed += len(sequence.guesses)
             self._counts["guessed"] += len(sequence.guesses)

@@ -118,6 +118,20 @@ class Generation:
             pieces[index].append(piece)
         return self._result(pieces)
 
+    def wait(self) -> None:
+        """Wait for the end of a request without answers.
+
+        Raises:
+            DeepZigError: the model failed.
+        """
+        for _ in self:
+            pass
+
+    async def await_end(self) -> None:
+        """As `wait`, without blocking the event loop."""
+        async for _ in self:
+            pass
+
     def _result(self, pieces: list[list[Piece]]) -> Result:
         request = self.request
         choices = tuple(_choice(told, request.options.logprobs) for told in pieces)

@@ -154,7 +154,7 @@ class Scheduler:
         in_step = sum(work.rows for works in plan.calls.values() for work in works)
         if sequence.read < sequence.prompt and in_step and in_step + rows > self._step_rows:
             return
-        draws = stretch.end == len(sequence.tokens)
+        draws = stretch.end == len(sequence.tokens) and sequence.request.reading is None
         guesses = sequence.guesses[: bounds.rows - taken - rows] if draws else []
         planned = {work.sequence for works in plan.calls.values() for work in works}
         if guesses and not self._reserve(sequence, stretch.end + len(guesses), set(self.running), plan):
@@ -172,7 +172,8 @@ class Scheduler:
         size, read = self._pool.page_size, sequence.read
         # the last row is read in any case: a token is drawn from it
         end = min(sequence.shareable(self._bounds), (sequence.prompt - 1) // size * size)
-        if self._tree is None or read % size or read >= end:
+        reading = sequence.request.reading
+        if self._tree is None or read % size or read >= end or (reading and reading.logits):
             return
         found = self._tree.match(sequence.request.prompt, read, end, sequence.drafts, sequence.request.salt)
         if found:
@@ -189,7 +190,8 @@ class Scheduler:
             if sequence is None:
                 return
             self._look_up(sequence)
-            needed = -(-(len(sequence.tokens) + 1) // self._pool.page_size) - len(sequence.pages)
+            tokens = len(sequence.tokens) + (sequence.request.reading is None)  # one to draw, or none
+            needed = -(-tokens // self._pool.page_size) - len(sequence.pages)
             while needed > self._pool.free and self._preempt_for(sequence.request.priority):
                 pass
             if needed > self._pool.free:

@@ -14,6 +14,7 @@ from ..answer import Answer
 from ..result import Piece
 from ..sampling import SamplingOptions
 from .lookup import PromptLookup
+from .reading import Reading
 
 PREFILL, DECODE = "prefill", "decode"
 
@@ -25,13 +26,13 @@ class Request:
     Attributes:
         prompt: its tokens, one at least.
         options: how to answer.
-        deliver: told of the pieces of each answer by its number, in order; then of an error, or of None when all
-            answers have ended. Called on the engine's thread; must not block.
         priority: requests with a lower number go first.
         salt: prompts with different ones share no pages.
+        reading: what takes what the model makes of the prompt; then nothing is answered.
+        deliver: told of the pieces of each answer by its number, in order; then of an error, or of None when all
+            answers have ended. Called on the engine's thread; must not block.
         arrival: its place in the order of arrival.
         cancelled: nobody wants it any more.
-        answers: how many answers have not ended.
         cached: tokens of the prompt that were found read.
         guessed: tokens that were guessed ahead.
         accepted: how many of them were right.
@@ -39,12 +40,12 @@ class Request:
 
     prompt: list[int]
     options: SamplingOptions
-    deliver: Callable[[int, Piece | BaseException | None], None]
     priority: int = 0
     salt: Hashable = None
+    reading: Reading | None = None
+    deliver: Callable[[int, Piece | BaseException | None], None] = lambda *_: None
     arrival: int = 0
     cancelled: bool = False
-    answers: int = 0
     cached: int = 0
     guessed: int = 0
     accepted: int = 0
@@ -101,7 +102,8 @@ class Sequence:
     @property
     def done(self) -> bool:
         """Whether nothing more is to be done for it."""
-        return self.answer.finish_reason is not None or self.request.cancelled
+        read = self.request.reading is not None and self.read == self.prompt
+        return read or self.answer.finish_reason is not None or self.request.cancelled
 
     @property
     def prompt(self) -> int:
