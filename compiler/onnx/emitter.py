@@ -12,9 +12,6 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 OPSET = 27
 """The newest opset all of whose ops onnxruntime has: it loads 28, but without DequantizeLinear."""
 
-MICROSOFT = "com.microsoft"
-"""The domain of onnxruntime's own ops."""
-
 ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Float types of the IR -> those of ONNX."""
 

@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
-from deepzig.artifacts.onnx_file import CONFIG, FILES, QUANT, VECTORS, VERSION, file_entry
+from deepzig.artifacts.onnx_file import (
+    CONFIG,
+    FILES,
+    INPUT_IDS,
+    LOGITS,
+    MASK,
+    PAST_LATENT,
+    POSITIONS,
+    PRESENT_LATENT,
+    QUANT,
+    VECTORS,
+    VERSION,
+    file_entry,
+)
 from deepzig.ir import Module
 from deepzig.models.source import Source
-
-from .context import INPUT_IDS, MASK, POSITIONS
-from .model import LOGITS
 
 GENAI = "genai_config.json"
 
@@ -73,9 +83,9 @@ def _genai(module: Module, model: str, source: Source) -> dict[str, Any]:
                     "input_ids": INPUT_IDS,
                     "attention_mask": MASK,
                     "position_ids": POSITIONS,
-                    "past_names": "past_key_values.%d.latent",
+                    "past_names": PAST_LATENT,
                 },
-                "outputs": {"logits": LOGITS, "present_names": "present.%d.latent"},
+                "outputs": {"logits": LOGITS, "present_names": PRESENT_LATENT},
             },
         },
         "search": {"max_length": c.max_position_embeddings, "past_present_share_buffer": False},

@@ -47,7 +47,8 @@ class Exported:
     def empty(self, batch: int) -> list[Array]:
         """Caches without tokens."""
         kinds = {"f32": np.float32, "f16": np.float16}
-        return [np.zeros((batch, 0, int(s.shape[-1])), kinds[s.type.dtype]) for s in self.module.states]
+        states = self.module.states_of(self.module.graph("decode"))
+        return [np.zeros((batch, 0, int(s.shape[-1])), kinds[s.type.dtype]) for s in states]
 
     def oracle(self, tokens: Array, rounded: bool = False) -> tuple[Array, list[Array]]:
         """Logits of every token of one sequence, and its caches, by the unfused graph and the weights that are stored.
