@@ -17,7 +17,6 @@ from .checks import Fields, FileEntry
 from .manifest import TensorSpec
 from .parts import Part
 
-SUFFIX = ".onnx"
 VERSION, CONFIG, QUANT, VECTORS, FILES = (
     f"deepzig.{key}" for key in ("version", "config", "quant", "vectors", "files")
 )  # fmt: skip
@@ -63,11 +62,6 @@ class OnnxFile:
     caches: tuple[TensorSpec, ...]
     vectors: Path | None
     files: Mapping[str, FileEntry]
-
-
-def is_onnx(path: Path) -> bool:
-    """Whether a path names an ONNX model and no artifact."""
-    return path.suffix == SUFFIX and not path.is_dir()
 
 
 def open_onnx(path: Path, full: bool = False) -> OnnxFile:
