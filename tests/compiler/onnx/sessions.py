@@ -82,7 +82,7 @@ def export(
     module = trace(c, dtype, BOUNDS, quant=parse_quant(quant), cache=cache)
     path = folder / "out" / "model.onnx"
     export_onnx(module, path, source, quant=quant, **more)
-    onnx.checker.check_model(str(path), full_check="domain" not in more)  # which knows no ops of onnxruntime
+    onnx.checker.check_model(str(path), full_check=True)
     return Exported(path, source, module)
 
 
