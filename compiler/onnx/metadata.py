@@ -26,7 +26,11 @@ def metadata(module: Module, source: Source, quant: str | None, vectors: str | N
         quant: the text of `--quant`.
         vectors: the name of the file of self-check vectors.
     """
-    config = {"name": source.name, **source.config.summary(), "cache_width": _width(module)}
+    (dtype,) = {
+        v.type.dtype for node in module.graphs[0].nodes if node.op.name == "embed" for v in node.inputs[1:] if v
+    }
+    stored = {"dtype": dtype, "quant": quant, "cache": module.states[0].type.dtype, "cache_width": _width(module)}
+    config = {"name": source.name, **stored, **source.config.summary()}
     return {
         "deepzig.version": __version__,
         "deepzig.config": json.dumps(config, ensure_ascii=False),

@@ -56,7 +56,8 @@ def test_files_and_metadata(model: Path, tmp_path: Path) -> None:
     assert (path.parent / "tokenizer.json").read_text() == '{"a": 1}'
     props = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
     assert props.pop("deepzig.version") == __version__
-    assert json.loads(props.pop("deepzig.config")) == {"name": "hf", **config().summary(), "cache_width": 26}
+    stored = {"dtype": "f32", "quant": "q8,experts=q4", "cache": "f32", "cache_width": 26}
+    assert json.loads(props.pop("deepzig.config")) == {"name": "hf", **stored, **config().summary()}
     assert props == {"deepzig.quant": "q8,experts=q4", "deepzig.vectors": "tiny.onnx.vectors"}
     genai = json.loads((path.parent / "genai_config.json").read_text())["model"]
     assert genai["decoder"]["filename"] == "tiny.onnx" and genai["decoder"]["head_size"] == 26
