@@ -37,7 +37,11 @@ def metadata(module: Module, source: Source, quant: str | None, files: Sequence[
         quant: the text of `--quant`.
         files: what lies beside the model: its weights, then self-check vectors if there are any.
     """
-    config = {"name": source.name, **source.config.summary(), "cache_width": _width(module)}
+    (dtype,) = {
+        v.type.dtype for node in module.graphs[0].nodes if node.op.name == "embed" for v in node.inputs[1:] if v
+    }
+    stored = {"dtype": dtype, "quant": quant, "cache": module.states[0].type.dtype, "cache_width": _width(module)}
+    config = {"name": source.name, **stored, **source.config.summary()}
     return {
         VERSION: __version__,
         CONFIG: json.dumps(config, ensure_ascii=False),

@@ -17,16 +17,18 @@ from safetensors.numpy import load_file
 
 from deepzig import __version__
 from deepzig.artifacts.onnx_file import file_entry
-from deepzig.compiler import cli
+from deepzig.compiler import cli, export_onnx
 from deepzig.compiler.onnx import export as export_file
 from deepzig.compiler.onnx.model import exported
+from deepzig.compiler.trace import trace
+from deepzig.errors import DeepZigError
 from deepzig.models.families import parse_config
 from deepzig.models.fields import Fields
 from deepzig.models.presets import V2_LITE
 from deepzig.models.tensors import one_by_one, tensors
 
 from ...models.folders import config, random_weights, safetensors, write
-from .sessions import TOLERANCE, distance, export, reference, runtime
+from .sessions import BOUNDS, TOLERANCE, distance, export, reference, runtime
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +57,8 @@ def test_files_and_metadata(model: Path, tmp_path: Path) -> None:
     assert (path.parent / "tokenizer.json").read_text() == '{"a": 1}'
     props = {p.key: p.value for p in onnx.load(path, load_external_data=False).metadata_props}
     assert props.pop("deepzig.version") == __version__
-    assert json.loads(props.pop("deepzig.config")) == {"name": "hf", **config().summary(), "cache_width": 26}
+    stored = {"dtype": "f32", "quant": "q8,experts=q4", "cache": "f32", "cache_width": 26}
+    assert json.loads(props.pop("deepzig.config")) == {"name": "hf", **stored, **config().summary()}
     files = {name: vars(file_entry(path.with_name(name))) for name in ("tiny.onnx.data", "tiny.onnx.vectors")}
     assert json.loads(props.pop("deepzig.files")) == files
     assert props == {"deepzig.quant": "q8,experts=q4", "deepzig.vectors": "tiny.onnx.vectors"}
@@ -68,6 +71,17 @@ def test_json(model: Path, tmp_path: Path) -> None:
     report = json.loads(run(model, "--onnx", tmp_path / "m.onnx", "--json", "--self-check", "none").stdout)
     assert report.keys() == {"onnx", "seconds", "kernels", "weights_bytes"}
     assert not (tmp_path / "m.onnx.vectors").exists()
+
+
+def test_an_op_that_onnx_does_not_know(tmp_path: Path) -> None:
+    source = export(tmp_path, config()).source
+    module = trace(config(), "f32", BOUNDS, debug_route=True)
+    with pytest.raises(DeepZigError) as caught:
+        export_onnx(module, tmp_path / "m.onnx", source)
+    what, where, hint = str(caught.value).splitlines()
+    assert what == "forced_route can't be exported to ONNX"
+    assert where.startswith("  at: deepzig.models.definition:")
+    assert hint == "  fix: compile an artifact with -o DIR"
 
 
 def test_names_are_those_of_the_ir(tmp_path: Path) -> None:
@@ -167,10 +181,9 @@ def test_an_interrupt_leaves_nothing(model: Path, tmp_path: Path, monkeypatch: p
 
 def test_options_that_do_not_fit(model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "m.onnx"
-    refused(
-        run(model, "--onnx", path, "-o", tmp_path / "out"), "an artifact and an ONNX model are made one by one",
-        "--onnx", "leave out -o or --onnx",
-    )  # fmt: skip
+    for name, more in (("--output", [tmp_path / "out"]), ("--target", ["native"]), ("--debug-route", [])):
+        what = f"{name} is for artifacts, not for ONNX models"
+        refused(run(model, "--onnx", path, name, *more), what, name, f"leave out {name} or --onnx")
     refused(
         run(model, "--onnx", path, "--cache", "q8"), "an ONNX model can't have a cache of q8",
         "--cache", "choose from f32, f16",
