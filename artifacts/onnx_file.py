@@ -17,15 +17,14 @@ from .checks import Fields, FileEntry
 from .manifest import TensorSpec
 from .parts import Part
 
-SUFFIX = ".onnx"
 VERSION, CONFIG, QUANT, VECTORS, FILES = (
     f"deepzig.{key}" for key in ("version", "config", "quant", "vectors", "files")
 )  # fmt: skip
 """Keys of the metadata: the version that exported it, the model's config as a manifest has it (JSON), how matrices are
 quantised, the file of self-check vectors, and size and SHA-256 of the files beside it by their names (JSON)."""
 
-IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
-PAST, PRESENT = "past_key_values.{}.latent", "present.{}.latent"
+INPUT_IDS, MASK, POSITIONS, LOGITS = "input_ids", "attention_mask", "position_ids", "logits"
+PAST_LATENT, PRESENT_LATENT = "past_key_values.%d.latent", "present.%d.latent"
 """Names of the cache of a layer, before and after a call."""
 
 ELEMENTS = {1: "f32", 10: "f16"}
@@ -63,11 +62,6 @@ class OnnxFile:
     caches: tuple[TensorSpec, ...]
     vectors: Path | None
     files: Mapping[str, FileEntry]
-
-
-def is_onnx(path: Path) -> bool:
-    """Whether a path names an ONNX model and no artifact."""
-    return path.suffix == SUFFIX and not path.is_dir()
 
 
 def open_onnx(path: Path, full: bool = False) -> OnnxFile:
@@ -145,8 +139,8 @@ def _caches(proto: Any, layers: int, fields: _Metadata) -> tuple[TensorSpec, ...
     """The caches that the graph takes, once its inputs and outputs have been found to be those of a model."""
     inputs = {value.name: value.type.tensor_type for value in proto.graph.input}
     outputs = {value.name for value in proto.graph.output}
-    past, present = ([name.format(layer) for layer in range(layers)] for name in (PAST, PRESENT))
-    if inputs.keys() != {IDS, MASK, POSITIONS, *past} or outputs != {LOGITS, *present}:
+    past, present = ([name % layer for layer in range(layers)] for name in (PAST_LATENT, PRESENT_LATENT))
+    if inputs.keys() != {INPUT_IDS, MASK, POSITIONS, *past} or outputs != {LOGITS, *present}:
         what = f"the graph's inputs and outputs are not those of a model of {layers} layers"
         raise DeepZigError(what, fields.where, EXPORT_AGAIN)
     found = []

@@ -277,14 +277,14 @@ class _Part:
 
 
 @contextmanager
-def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
-    """Errors of the file system as DeepZig's."""
+def disk_errors(out: Path, work: str = "compile", what: str = "artifact") -> Iterator[None]:
+    """Errors of the file system, met while doing some work on what shall be at `out`, as DeepZig's."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         hint = f"make room and {work} again" if full else "check the path and its permissions"
-        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(out), hint) from error
+        raise DeepZigError(f"the {what} can't be written: {error.strerror}", str(out), hint) from error
 
 
 def _check_free(out: Path, force: bool) -> None:

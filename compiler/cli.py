@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
@@ -38,6 +39,9 @@ Examples:
   deepzig-compile ./model --stop-after fuse_mla
 """
 
+
+ARTIFACT_ONLY = ("output", "target", "chunk", "dump_ir", "fuse_limit", "debug_route")
+"""Parameters that say how an artifact is made."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "interrupted; nothing was written"
@@ -107,8 +111,8 @@ def command(
         if stop_after is not None:
             click.echo(ir_text(model, options), nl=False)
             return
-        if onnx is not None and output is not None:
-            raise DeepZigError("an artifact and an ONNX model are made one by one", "--onnx", "leave out -o or --onnx")
+        if onnx is not None:
+            _check_fit_onnx()
         with _bars(quiet=as_json) as progress:
             if onnx is not None:
                 report = _onnx_exporter()(model, onnx, options, onnx_domain, progress)
@@ -135,6 +139,16 @@ def command(
         return
     kernels = "" if onnx is not None else f" {report.kernels} kernels,"
     click.echo(f"wrote {report.out}: {report.weights_bytes / 1e6:.1f} MB of weights,{kernels} {report.seconds:.1f} s")
+
+
+def _check_fit_onnx() -> None:
+    """Refuse options that say nothing about an ONNX model."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and option.name in ARTIFACT_ONLY:
+            name = option.opts[-1]
+            raise DeepZigError(f"{name} is for artifacts, not for ONNX models", name, f"leave out {name} or --onnx")
 
 
 def _onnx_exporter() -> Callable[..., Report]:

@@ -44,7 +44,7 @@ def verify(
     """
     from deepzig.artifacts.cpu_features import this_machine
     from deepzig.artifacts.devices import parse_device
-    from deepzig.artifacts.onnx_file import is_onnx
+    from deepzig.artifacts.parts import is_onnx
     from deepzig.artifacts.reader import open_artifact
     from deepzig.runtime.verify import check, read_vectors, replay, runnable
 

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from deepzig.artifacts.devices import parse_device
 from deepzig.artifacts.manifest import Bounds, Manifest
-from deepzig.artifacts.onnx_file import is_onnx
+from deepzig.artifacts.parts import is_onnx
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.log import configure

@@ -15,7 +15,7 @@ import numpy.typing as npt
 
 from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.manifest import Bounds, EntryPoint, Manifest, TensorSpec
-from deepzig.artifacts.onnx_file import IDS, LOGITS, MASK, POSITIONS, PRESENT, OnnxFile, open_onnx
+from deepzig.artifacts.onnx_file import INPUT_IDS, LOGITS, MASK, POSITIONS, PRESENT_LATENT, OnnxFile, open_onnx
 from deepzig.errors import DeepZigError
 from deepzig.sampling import sample_tokens
 
@@ -103,11 +103,11 @@ class OnnxBackend:
             raise DeepZigError("the model is closed", "forward", "load it again")
         begin, end = int(pos[0]), int(pos[-1]) + 1
         feeds = {
-            IDS: tokens[None].astype(np.int64), POSITIONS: pos[None].astype(np.int64),
+            INPUT_IDS: tokens[None].astype(np.int64), POSITIONS: pos[None].astype(np.int64),
             MASK: np.ones((1, end), np.int64),
         }  # fmt: skip
         feeds |= {name: _past(cache, pages, begin)[None] for name, cache in self._caches.items()}
-        names = [LOGITS, *(PRESENT.format(layer) for layer in range(len(self._caches)))]
+        names = [LOGITS, *(PRESENT_LATENT % layer for layer in range(len(self._caches)))]
         logits, *presents = self._session.run(names, feeds)
         for cache, present in zip(self._caches.values(), presents, strict=True):
             cache[pages[pos // PAGE_SIZE], pos % PAGE_SIZE] = present[0, begin:]

@@ -51,7 +51,7 @@ class OnnxSession:
             options.add_session_config_entry(ROW_ACCURACY, F32)
         self._where = str(file.path)
         try:
-            self._session = onnxruntime.InferenceSession(self._where, options, providers=["CPUExecutionProvider"])
+            self._session: Any = onnxruntime.InferenceSession(self._where, options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its own kinds have no common base
             raise self._failed("load", error) from None
         self.inputs = tuple(spec.name for spec in self._session.get_inputs())

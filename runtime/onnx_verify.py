@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from deepzig.artifacts.onnx_file import COPY_AGAIN, IDS, LOGITS, MASK, OnnxFile
+from deepzig.artifacts.onnx_file import COPY_AGAIN, INPUT_IDS, LOGITS, MASK, OnnxFile
 from deepzig.errors import DeepZigError
 from deepzig.tensorfile import read_header
 
@@ -74,7 +74,7 @@ def replay_onnx(
             raise DeepZigError("the self-check vectors are of another model", f"{file.vectors}, {name}", COPY_AGAIN)
         found = session.run(outputs, {key: tensors[key] for key in session.inputs})
         mask = tensors[MASK] != 0
-        new = mask[:, mask.shape[1] - tensors[IDS].shape[1] :]
+        new = mask[:, mask.shape[1] - tensors[INPUT_IDS].shape[1] :]
         for output, value in zip(outputs, found, strict=True):
             distance = _distance(value, tensors[output], new if output == LOGITS else mask)
             findings.append(OutputFinding(name, output, distance, allowed))

@@ -12,9 +12,6 @@ from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, num
 OPSET = 27
 """The newest opset all of whose ops onnxruntime has: it loads 28, but without DequantizeLinear."""
 
-MICROSOFT = "com.microsoft"
-"""The domain of onnxruntime's own ops."""
-
 ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Float types of the IR -> those of ONNX."""
 
@@ -34,9 +31,7 @@ class Emitter:
         self.scope = ""
         self._serials: dict[str, int] = {}
 
-    def op(
-        self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attrs: Any
-    ) -> str:  # fmt: skip
+    def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attrs: Any) -> str:
         """Append a node with one output.
 
         Args:
@@ -65,8 +60,7 @@ class Emitter:
 
     def constant(self, value: npt.NDArray[Any]) -> str:
         """A small tensor; equal ones are one."""
-        text = "x".join(map(str, value.shape)) or "scalar"
-        name = f"constant.{value.dtype}.{text}.{value.tobytes().hex()}"
+        name = f"constant.{value.dtype}.{value.tolist()}"
         if name not in self.constants:
             self.constants[name] = numpy_helper.from_array(value, name)
         return name

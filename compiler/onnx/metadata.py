@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
-from deepzig.artifacts.onnx_file import CONFIG, FILES, QUANT, VECTORS, VERSION, file_entry
+from deepzig.artifacts.onnx_file import (
+    CONFIG,
+    FILES,
+    INPUT_IDS,
+    LOGITS,
+    MASK,
+    PAST_LATENT,
+    POSITIONS,
+    PRESENT_LATENT,
+    QUANT,
+    VECTORS,
+    VERSION,
+    file_entry,
+)
 from deepzig.ir import Module
 from deepzig.models.source import Source
-
-from .context import INPUT_IDS, MASK, POSITIONS
-from .model import LOGITS
 
 GENAI = "genai_config.json"
 
@@ -27,7 +37,11 @@ def metadata(module: Module, source: Source, quant: str | None, files: Sequence[
         quant: the text of `--quant`.
         files: what lies beside the model: its weights, then self-check vectors if there are any.
     """
-    config = {"name": source.name, **source.config.summary(), "cache_width": _width(module)}
+    (dtype,) = {
+        v.type.dtype for node in module.graphs[0].nodes if node.op.name == "embed" for v in node.inputs[1:] if v
+    }
+    stored = {"dtype": dtype, "quant": quant, "cache": module.states[0].type.dtype, "cache_width": _width(module)}
+    config = {"name": source.name, **stored, **source.config.summary()}
     return {
         VERSION: __version__,
         CONFIG: json.dumps(config, ensure_ascii=False),
@@ -73,9 +87,9 @@ def _genai(module: Module, model: str, source: Source) -> dict[str, Any]:
                     "input_ids": INPUT_IDS,
                     "attention_mask": MASK,
                     "position_ids": POSITIONS,
-                    "past_names": "past_key_values.%d.latent",
+                    "past_names": PAST_LATENT,
                 },
-                "outputs": {"logits": LOGITS, "present_names": "present.%d.latent"},
+                "outputs": {"logits": LOGITS, "present_names": PRESENT_LATENT},
             },
         },
         "search": {"max_length": c.max_position_embeddings, "past_present_share_buffer": False},

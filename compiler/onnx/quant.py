@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.compiler.weights import WeightSource
 from deepzig.ir import Value
 from deepzig.ir.quantize import GROUP, QUANTIZED, quantize
 
 from .context import Context
-from .emitter import MICROSOFT
 from .external import ExternalTensor
 
 Array = npt.NDArray[Any]
@@ -69,7 +69,9 @@ class Quantised:
         made, self._scales = self._scales, []
         yield from made
 
-    def store(self, c: Context, name: str, pack: Callable[[Array], Array], *flat: int) -> tuple[str, str]:
+    def store(
+        self, c: Context, name: str, pack: Callable[[Array], Array], *flat: int, element: int = TensorProto.UINT8
+    ) -> tuple[str, str]:
         """Declare codes, packed to bytes, and scales.
 
         Args:
@@ -77,13 +79,14 @@ class Quantised:
             name: what their names begin with.
             pack: makes bytes of some rows of codes.
             flat: the shape of the codes, if it is not that of the scales and the bytes of a group.
+            element: the element type of the codes.
 
         Returns:
             The names of both.
         """
         shape = flat or (*self.shape, GROUP * self.bits // 8)
         pieces = lambda weights: map(pack, self.codes(weights))  # noqa: E731
-        codes = ExternalTensor(f"{name}.codes", TensorProto.UINT8, shape, pieces)
+        codes = ExternalTensor(f"{name}.codes", element, shape, pieces)
         return c.store(codes), c.store(ExternalTensor(f"{name}.scales", TensorProto.FLOAT, self.shape, self.scales))
 
 
@@ -135,15 +138,16 @@ def quantised_expert(c: Context, stack: Value, expert: str) -> str:
     """
     e, matrix = c.emit, Quantised((stack,))
     rows, inner = map(int, stack.shape[1:])
-    pack = halves if matrix.bits == 4 else offset
-    stored, scales = matrix.store(c, stack.name, pack)
-    codes = e.op("Gather", stored, expert, axis=0)  # [m, groups, bytes]
     if matrix.bits == 4:
-        low = e.op("BitwiseAnd", codes, e.constant(np.array(15, np.uint8)))
-        high = e.op("BitShift", codes, e.constant(np.array(4, np.uint8)), direction="RIGHT")
-        codes = e.op("Concat", low, high, axis=2)
-    zero = e.number(float(1 << (matrix.bits - 1)))
-    values = e.op("Sub", e.op("Cast", codes, to=TensorProto.FLOAT), zero)
+        stored, scales = matrix.store(c, stack.name, halves)
+        packed = e.op("Gather", stored, expert, axis=0)  # [m, groups, 32]
+        low = e.op("BitwiseAnd", packed, e.constant(np.array(15, np.uint8)))
+        high = e.op("BitShift", packed, e.constant(np.array(4, np.uint8)), direction="RIGHT")
+        codes = e.op("Cast", e.op("Concat", low, high, axis=2), to=TensorProto.FLOAT)
+        values = e.op("Sub", codes, e.number(8.0))
+    else:
+        stored, scales = matrix.store(c, stack.name, lambda codes: codes, element=TensorProto.INT8)
+        values = e.op("Cast", e.op("Gather", stored, expert, axis=0), to=TensorProto.FLOAT)  # [m, groups, 64]
     scale = e.op("Unsqueeze", e.op("Gather", scales, expert, axis=0), e.ints(2))
     whole = e.op("Reshape", e.op("Mul", values, scale), e.ints(rows, -1))
     return e.op("Slice", whole, e.ints(0), e.ints(inner), e.ints(1)) if inner % GROUP else whole

@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from deepzig.artifacts.onnx_file import is_onnx, open_onnx
+from deepzig.artifacts.onnx_file import open_onnx
+from deepzig.artifacts.parts import is_onnx, open_parts
 from deepzig.errors import DeepZigError
 
 from ..runtime.onnx_models import LAYERS, POSITIONS, VOCAB, WIDTH, write
@@ -51,6 +52,13 @@ def test_what_an_onnx_model_is_called(tmp_path: Path) -> None:
     (tmp_path / "folder.onnx").mkdir()
     names = ("model.onnx", "missing.onnx", "model.deepzig", "folder.onnx")
     assert [is_onnx(tmp_path / name) for name in names] == [True, True, False, False]
+
+
+def test_what_takes_artifacts_takes_none(path: Path) -> None:
+    with pytest.raises(DeepZigError) as error:
+        open_parts(path)
+    hint = "use it with deepzig run, chat or verify"
+    assert (error.value.what, error.value.where, error.value.hint) == ("an ONNX model is no artifact", str(path), hint)
 
 
 def test_no_file(tmp_path: Path) -> None:

@@ -125,9 +125,9 @@ def test_an_onnx_export_answers_alike(artifact: Artifact, exported: Artifact) ->
 
 
 @pytest.mark.slow
-def test_an_onnx_export_answers_500_questions_alike(artifact: Artifact, exported: Artifact) -> None:
-    questions = heldout(None, 36)
-    assert len(questions) >= 500
+def test_an_onnx_export_answers_150_questions_alike(artifact: Artifact, exported: Artifact) -> None:
+    questions = heldout(None, 12)
+    assert len(questions) >= 150
     for question in questions:
         ours, theirs = (m.generate(asked(question.question), max_tokens=96) for m in (artifact, exported))
         assert theirs.choices == ours.choices

@@ -12,6 +12,7 @@ import pytest
 from deepzig.compiler import export_onnx
 from deepzig.compiler.driver import compile_model, read_model
 from deepzig.compiler.options import Options
+from deepzig.models.reference.corpus import heldout
 from deepzig.runtime import load
 
 from ...golden.make import FOLDER, GENERATED, MODELS, ROWS, make_checkpoint
@@ -52,7 +53,7 @@ def test_the_reference_model_answers_alike(tmp_path: Path) -> None:
     run = runtime(model.path)
     compile_model(Path("reference"), tmp_path / "artifact", Options(dtype="f32"))
     with load(tmp_path / "artifact") as artifact:
-        for question in ("What is 3 + 4?", "reverse: cat", "Tell me a story."):
-            prompt = artifact.tokenizer.encode(question)
-            want = artifact.generate(prompt, max_tokens=40, ignore_eos=True).token_ids
-            assert greedy(run, np.array(prompt, np.int64), model.empty(1), 40)[1] == list(want)
+        for question in heldout(None, 2):
+            prompt = artifact.tokenizer.encode_chat([{"role": "user", "content": question.question}])
+            want = artifact.generate(prompt, max_tokens=60).token_ids
+            assert greedy(run, np.array(prompt, np.int64), model.empty(1), len(want))[1] == list(want)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -32,7 +33,7 @@ def step_by_step(run: Run, model: Exported, tokens: np.ndarray, first: int) -> t
 
 @pytest.mark.parametrize("run", [runtime, reference])
 @pytest.mark.parametrize("name", KINDS)
-def test_a_prompt_and_single_tokens(name: str, run: type, tmp_path: Path) -> None:
+def test_a_prompt_and_single_tokens(name: str, run: Callable[[Path], Run], tmp_path: Path) -> None:
     model = export(tmp_path, config(**KINDS[name]))
     (tokens,) = sequences(model, (9 + STEPS,), len(name))
     want, caches = model.oracle(tokens)
@@ -51,7 +52,7 @@ def test_random_sizes(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("run", [runtime, reference])
-def test_padded_batches(side: str, run: type, tmp_path: Path) -> None:
+def test_padded_batches(side: str, run: Callable[[Path], Run], tmp_path: Path) -> None:
     """Prompts of 7, 3 and 5 tokens side by side, then four tokens each."""
     model = export(tmp_path, config(**KINDS["base"]))
     more, prompts = 4, (7, 3, 5)
