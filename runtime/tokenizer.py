@@ -82,6 +82,15 @@ class Tokenizer:
         token = self._tokenizer.token_to_id(self._special[name]) if name in self._special else None
         return [] if token is None else [token]
 
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that is written so; None if there is none, or no tokenizer."""
+        return self._tokenizer.token_to_id(token) if self.present else None
+
+    def to_json(self) -> str:
+        """What tokenizer.json says, as the tokenizers library writes it."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
 

@@ -30,7 +30,7 @@ MAY_IMPORT = {
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
     "artifacts": {"numpy"},
-    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "tokenizers", "tvm_ffi"},
+    "runtime": {"deepzig.artifacts", "click", "jinja2", "llguidance", "matplotlib", "numpy", "tokenizers", "tvm_ffi"},
 }
 """Room -> what it may import beside itself, the front door and the standard library."""
 
