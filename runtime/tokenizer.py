@@ -161,7 +161,7 @@ class Tokenizer:
         )
 
     def _template(self, name: str | None, tools: bool) -> str:
-        templates = self._templates
+        templates = self.templates
         if name is None:
             name = "tool_use" if tools and "tool_use" in templates else "default"
         elif name not in templates and "{" in name:
@@ -177,8 +177,8 @@ class Tokenizer:
         )
 
     @cached_property
-    def _templates(self) -> dict[str, str]:
-        """Name -> source. Files come before the config, as in transformers."""
+    def templates(self) -> dict[str, str]:
+        """Name -> source of the chat templates. Files come before the config, as in transformers."""
         files = {p.stem: p for p in sorted((self._folder / MORE_TEMPLATES).glob("*.jinja")) if self._has(p)}
         if self._has(self._folder / TEMPLATE):
             files["default"] = self._folder / TEMPLATE

@@ -77,7 +77,7 @@ def test_refused(value: Any, what: str, hint: str) -> None:
 
 def test_numbers_that_json_has_not() -> None:
     with pytest.raises(
-        DeepZigError, match="^the JSON schema is no JSON: Out of range float values are not JSON compliant"
+        DeepZigError, match=r"^the JSON schema is no JSON: Out of range float values are not JSON compliant"
     ):
         StructuredOutputs.parse({"json": '{"minimum": NaN}'})
 
