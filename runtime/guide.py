@@ -28,9 +28,9 @@ STACK = 256 << 20
 """Bytes for the thread that compiles: what MAX_LEVELS and MAX_TEXT of structured.py can come to, three
 times over. It is address space; memory is taken where it is written to."""
 
-STEP_ITEMS = 3_000
-"""How ambiguous a grammar may be at one place. Such a mask takes some 50 ms; llguidance's own limit admits what takes
-seconds."""
+STEP_ITEMS = 20_000
+"""How ambiguous a grammar may be at one place. JSON takes up to 10,000 with 129,000 tokens; a grammar that is made for
+it has masks of a second, and with llguidance's own limit of several."""
 
 COMPILED = 32
 """How many compiled grammars are kept."""
@@ -153,11 +153,11 @@ class Guide:
         """Go on to the next token.
 
         Raises:
-            DeepZigError: it is not allowed here.
+            DeepZigError: it is not allowed here, or what follows it grew too complex.
         """
         with self._lock:
             if not self._advance(token):
-                raise self._stuck("draw tokens that the mask allows")
+                raise self._stuck()
 
     def masks(self, guesses: Sequence[int] = ()) -> list[U32 | None]:
         """What may come next, and what after each of the guesses if all before it are right.
@@ -193,7 +193,7 @@ class Guide:
         mask: U32 = np.empty(self._words, np.uint32)
         self._matcher.unsafe_compute_mask_ptr(mask.ctypes.data, mask.nbytes)
         if self._matcher.is_error():
-            raise self._stuck("give a simpler schema or grammar")
+            raise self._stuck()
         if choosing and self._opened_by is not None:
             mask[self._opened_by >> 5] |= np.uint32(1 << (self._opened_by & 31))
         return mask
@@ -213,8 +213,9 @@ class Guide:
         self._armed = self._recent == self._armed_after
         return True
 
-    def _stuck(self, hint: str) -> DeepZigError:
-        return DeepZigError(f"the structure can't be followed: {_reason(self._matcher.get_error())}", OPTION, hint)
+    def _stuck(self) -> DeepZigError:
+        what = f"the structure can't be followed: {_reason(self._matcher.get_error())}"
+        return DeepZigError(what, OPTION, "give a simpler schema or grammar")
 
 
 def _hide_added(text: str) -> str:
