@@ -34,8 +34,8 @@ MAY_IMPORT = {
     "artifacts": {"numpy", "onnx"},
     "web": set(),
     "runtime": {
-        "deepzig.artifacts", "deepzig.web", "click", "jinja2", "matplotlib", "numpy", "onnxruntime", "tokenizers",
-        "tvm_ffi",
+        "deepzig.artifacts", "deepzig.web", "click", "jinja2", "llguidance", "matplotlib", "numpy", "onnxruntime",
+        "tokenizers", "tvm_ffi",
     },
 }
 """Room -> what it may import beside itself, the front door and the standard library."""
