@@ -76,6 +76,10 @@ def test_attention_of_few_rows(build: Build, dtype: str) -> None:
         test_attention.test_absorb_and_lift(build, one_thread, SIZES[1], False, dtype)
 
 
+def test_sections_of_a_long_context(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_attention.test_attend_joins_sections_of_a_long_context(build, one_thread, monkeypatch, 3)
+
+
 @pytest.mark.parametrize(("dtype", "cached"), [("f32", "f32"), ("f16", "f16"), ("bf16", "q8")])
 def test_attention_of_many_rows(build: Build, dtype: str, cached: str) -> None:
     test_prefill.test_prefill(build, SIZES[2], dtype, True, cached)

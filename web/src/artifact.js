@@ -10,7 +10,7 @@ const COPY_AGAIN = "copy or compile the artifact again";
  *
  * @typedef {object} Source where the parts of an artifact come from
  * @property {string} name for errors
- * @property {(part: string, options?: Options) => Promise<Uint8Array>} read
+ * @property {(part: string, options?: Options) => Promise<import("./tensors.js").Bytes>} read
  *
  * @typedef {{name: string, dtype: import("./tensors.js").DType, shape: (number | string)[]}} Spec
  * @typedef {{inputs: Spec[], outputs: Spec[], states: string[], weights: string[]}} EntryPoint
@@ -86,7 +86,7 @@ export async function readPart(source, manifest, part, { verify = true, ...optio
   return data;
 }
 
-/** @param {Uint8Array} data */
+/** @param {import("./tensors.js").Bytes} data */
 async function sha256(data) {
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");

@@ -7,7 +7,6 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -24,32 +23,10 @@ from deepzig.runtime.node import NodeMachine
 from deepzig.runtime.tensors import DeviceTensor
 from deepzig.runtime.verify import check, read_vectors, replay
 
-FOLDER = Path(__file__).parents[2] / "models" / "reference"
+from .conftest import REFERENCE
+
 TOLERANCE = 2e-5
 """f32, norm-relative."""
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("web") / "f32"
-    compile_model(FOLDER, out, Options(target="wasm", dtype="f32"))
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(artifact: Path) -> Iterator[Model]:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    with load(artifact, cache_tokens=2000) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    out = tmp_path_factory.mktemp("native") / "f32"
-    compile_model(FOLDER, out, Options(dtype="f32"))
-    with load(out, cache_tokens=2000) as loaded:
-        yield loaded
 
 
 def machine(model: Model) -> NodeMachine:
@@ -73,7 +50,7 @@ def test_logits_are_those_of_native_code(model: Model, native: Model) -> None:
     tokens = np.random.default_rng(4).integers(0, 512, 300).tolist()
     got, want = model.logits(tokens), native.logits(tokens)
     assert got.shape == (300, 512) and np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want)
-    for count, begin in ((1, 0), (7, 1), (40, 8)):
+    for count, begin in ((1, 0), (7, 1), (40, 8), (2, 530)):
         given = rows(model, count, 5, begin)
         entry = "prefill" if count > 32 else "decode"
         for ours, theirs in zip(*(m.backend.call(entry, given) for m in (model, native)), strict=True):
@@ -284,7 +261,7 @@ def test_an_interrupted_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
 )  # fmt: skip
 def test_every_element_type(options: dict[str, str], model: Model, tmp_path: Path) -> None:
     """The self-check vectors of the interpreter, and an answer."""
-    compile_model(FOLDER, tmp_path / "out", Options(target="wasm", **options))  # type: ignore[arg-type]
+    compile_model(REFERENCE, tmp_path / "out", Options(target="wasm", **options))  # type: ignore[arg-type]
     opened = open_artifact(tmp_path / "out", full=True)
     check(opened, replay(opened, read_vectors(opened)))
     with load(tmp_path / "out", cache_tokens=500) as other:
