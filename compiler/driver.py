@@ -160,7 +160,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": {"name": source.name, **_stored(options), **source.config.summary()},
-            "abi": {**versions(), "symbols": ["vm_load_executable"]},
+            "abi": {**versions(), "symbols": ["workspace"] if cut else ["vm_load_executable"]},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, source.config),

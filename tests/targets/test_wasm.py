@@ -100,7 +100,9 @@ def test_rows(build: Build) -> None:
     test_norm.test_rope_angles(build, 64)
 
 
-@pytest.mark.parametrize("case", [test_router.CASES[2], *map(rarely, test_router.CASES[7:])], ids=lambda c: f"{c[0]}-k{c[1]}")
+@pytest.mark.parametrize(
+    "case", [test_router.CASES[2], *map(rarely, test_router.CASES[7:])], ids=lambda c: f"{c[0]}-k{c[1]}"
+)  # fmt: skip
 def test_router_(build: Build, case: Any) -> None:
     test_router.test_router(build, case)
 
