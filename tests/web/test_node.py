@@ -13,7 +13,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.artifacts.reader import open_artifact
+from deepzig.artifacts.reader import open_artifact, read_manifest
+from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
@@ -22,6 +23,7 @@ from deepzig.runtime import Model, load
 from deepzig.runtime.node import NodeMachine
 from deepzig.runtime.tensors import DeviceTensor
 from deepzig.runtime.verify import check, read_vectors, replay
+from deepzig.tensorfile import read_header
 
 from .conftest import REFERENCE
 
@@ -57,6 +59,36 @@ def test_logits_are_those_of_native_code(model: Model, native: Model) -> None:
             ours, theirs = np.asarray(ours), np.asarray(theirs)
             assert ours.shape == theirs.shape
             assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+
+
+def test_weights_in_pieces(artifact: Path, model: Model, tmp_path: Path) -> None:
+    """Larger tensors than a file has lie in several, and are whole in memory."""
+    shards = sorted(cut_again(artifact, tmp_path / "cut", 1 << 20).glob("*.safetensors"))
+    assert len(shards) > 20 and max(shard.stat().st_size for shard in shards) < (1 << 20) + 8192
+    given = rows(model, 40, 12)
+    with load(tmp_path / "cut", cache_tokens=2000, full_check=True) as other:
+        for ours, theirs in zip(*(m.backend.call("prefill", given) for m in (other, model)), strict=True):
+            assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def cut_again(artifact: Path, out: Path, shard_bytes: int) -> Path:
+    """The same artifact with smaller files of weights."""
+    manifest = read_manifest(artifact)
+    data = {}
+    for shard in artifact.glob("*.safetensors"):
+        content = shard.read_bytes()
+        data |= {e.name: content[e.begin : e.end] for e in read_header(shard).values()}
+    with ArtifactWriter(out, shard_bytes=shard_bytes, cut=True) as writer:
+        for name in manifest.files:
+            if not name.endswith(".safetensors"):
+                writer.add_file(name, artifact / name)
+        with writer.weights() as file:
+            for spec in manifest.weights:
+                file.declare(spec.name, spec.dtype, tuple(map(int, spec.shape)))
+            for spec in manifest.weights:
+                file.write(spec.name, [np.frombuffer(data[spec.name], np.uint8)])
+        writer.finish(manifest)
+    return out
 
 
 def same_answers(model: Model, native: Model, questions: list[Any]) -> None:
