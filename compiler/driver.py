@@ -102,11 +102,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .arena import arena, with_logits
+    from .arena import arena, check_fits, with_logits
     from .build import build, code_part, libraries, plan_part, versions
     from .calls import plan_json
     from .lower import kernel_module, lower
-    from .memory import greatest, memory_plan, pooled
+    from .memory import greatest, memory_plan, pooled, stored_bytes
 
     start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)
@@ -148,6 +148,8 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
+        if cut:
+            check_fits(sum(map(stored_bytes, _weights(plans))) + max(values.values()))
         writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
         if options.self_check != "none":
@@ -160,7 +162,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": {"name": source.name, **_stored(options), **source.config.summary()},
-            "abi": {**versions(), "symbols": ["vm_load_executable"]},
+            "abi": {**versions(), "symbols": ["workspace"] if cut else ["vm_load_executable"]},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, source.config),

@@ -94,7 +94,7 @@ def bench(
         _folder(profile, "--profile")
     opened = open_artifact(artifact, device=None if device is None else parse_device(device))
     gpu = None if opened.device == HOST else find_gpu(opened.device)
-    count = threads or default_threads()
+    count = threads or (1 if opened.build.plan else default_threads())
     memory = machine.memory()
     free = memory.available
     if gpu is not None and gpu.memory is not None:

@@ -10,12 +10,13 @@ import numpy as np
 import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
-from deepzig.compiler.arena import ALIGNMENT, Arena, arena, bytes_of, with_logits
+from deepzig.compiler.arena import ALIGNMENT, Arena, arena, bytes_of, check_fits, with_logits
 from deepzig.compiler.calls import plan_json
 from deepzig.compiler.memory import greatest
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Launch, Plan, Tensor, plan_graph
 from deepzig.compiler.trace import Bounds
+from deepzig.errors import DeepZigError
 from deepzig.ir import Graph, TensorType
 from deepzig.targets.registry import find_targets
 
@@ -79,6 +80,16 @@ def test_rows_of_logits() -> None:
     assert with_logits(sizes, 512) == {**sizes, "r": 512}
     assert with_logits(sizes, 102400)["r"] == (64 << 20) // 409600
     assert with_logits(sizes, 1 << 20)["r"] == sizes["b"]
+
+
+def test_what_does_not_fit() -> None:
+    check_fits((1 << 32) - 1)
+    with pytest.raises(DeepZigError) as caught:
+        check_fits(5 << 30)
+    assert str(caught.value) == (
+        "weights and values take 5.0 GiB, and the target's memory has 4 GiB\n  at: --target\n"
+        "  fix: quantise the model with --quant q4, or choose another target"
+    )
 
 
 def test_the_plan_tells_all_launches() -> None:

@@ -30,6 +30,11 @@ def build(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Build:
     return lambda kernel: in_wasm(kernel, tmp_path)
 
 
+def rarely(*values: Any) -> Any:
+    """Parameters of a slow test."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 def one_thread(count: int) -> None:
     """What tests set the number of threads with."""
 
@@ -39,12 +44,15 @@ def test_it_has_no_fused_multiply_adds() -> None:
     assert not vectors.fused and vectors.integers == "simd128" and vectors.tile == (2, 1)
 
 
-@pytest.mark.parametrize("case", [test_linear.PROJ[i] for i in (1, 2, 3, 7)], ids=lambda c: f"k{c[0]}-{c[2]}")
+@pytest.mark.parametrize(
+    "case", [*(test_linear.PROJ[i] for i in (1, 3)), *(rarely(test_linear.PROJ[i]) for i in (2, 7))],
+    ids=lambda c: f"k{c[0]}-{c[2]}",
+)  # fmt: skip
 def test_proj(build: Build, random_weight: Any, case: Any) -> None:
     test_linear.test_proj(build, random_weight, (*case[:-2], TARGET.vectors, case[-1]))
 
 
-@pytest.mark.parametrize("case", test_linear.GATED[1:3], ids=lambda c: f"k{c[0]}-{c[2]}")
+@pytest.mark.parametrize("case", [test_linear.GATED[1], rarely(test_linear.GATED[2])], ids=lambda c: f"k{c[0]}-{c[2]}")
 def test_gated_proj(build: Build, random_weight: Any, case: Any) -> None:
     test_linear.test_gated_proj(build, random_weight, (*case[:-2], TARGET.vectors, case[-1]))
 
@@ -57,18 +65,18 @@ def test_quantised(build: Build, dtype: str) -> None:
     test_quant.test_gated_proj(build, dtype)
 
 
-@pytest.mark.parametrize("case", [test_moe.CASES[1], test_moe.CASES[2]], ids=lambda c: f"h{c[0]}-{c[5]}")
+@pytest.mark.parametrize("case", [rarely(test_moe.CASES[1]), test_moe.CASES[2]], ids=lambda c: f"h{c[0]}-{c[5]}")
 def test_experts(build: Build, random_weight: Any, case: Any) -> None:
     test_moe.test_sort(build, 8, 2, 1)
     test_moe.test_layer(build, random_weight, (*case[:-2], TARGET.vectors, case[-1]))
 
 
-@pytest.mark.parametrize(("dtype", "down"), [("q8", "q4"), ("q4", "q8")])
+@pytest.mark.parametrize(("dtype", "down"), [("q8", "q4"), rarely("q4", "q8")])
 def test_quantised_experts(build: Build, dtype: str, down: str) -> None:
     test_quant.test_moe(build, one_thread, dtype, down, TARGET.vectors)
 
 
-@pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
+@pytest.mark.parametrize("dtype", ["f32", rarely("bf16"), rarely("f16"), "q8"])
 def test_attention_of_few_rows(build: Build, dtype: str) -> None:
     test_attention.test_attend(build, SIZES[2], dtype)
     test_attention.test_latent_write(build, SIZES[1], True, dtype)
@@ -76,7 +84,11 @@ def test_attention_of_few_rows(build: Build, dtype: str) -> None:
         test_attention.test_absorb_and_lift(build, one_thread, SIZES[1], False, dtype)
 
 
-@pytest.mark.parametrize(("dtype", "cached"), [("f32", "f32"), ("f16", "f16"), ("bf16", "q8")])
+def test_sections_of_a_long_context(build: Build, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_attention.test_attend_joins_sections_of_a_long_context(build, one_thread, monkeypatch, 3)
+
+
+@pytest.mark.parametrize(("dtype", "cached"), [rarely("f32", "f32"), rarely("f16", "f16"), ("bf16", "q8")])
 def test_attention_of_many_rows(build: Build, dtype: str, cached: str) -> None:
     test_prefill.test_prefill(build, SIZES[2], dtype, True, cached)
 
@@ -88,7 +100,9 @@ def test_rows(build: Build) -> None:
     test_norm.test_rope_angles(build, 64)
 
 
-@pytest.mark.parametrize("case", test_router.CASES[1:3] + test_router.CASES[7:8], ids=lambda c: f"{c[0]}-k{c[1]}")
+@pytest.mark.parametrize(
+    "case", [test_router.CASES[2], *map(rarely, test_router.CASES[7:])], ids=lambda c: f"{c[0]}-k{c[1]}"
+)  # fmt: skip
 def test_router_(build: Build, case: Any) -> None:
     test_router.test_router(build, case)
 

@@ -10,7 +10,7 @@ const COPY_AGAIN = "copy or compile the artifact again";
  *
  * @typedef {object} Source where the parts of an artifact come from
  * @property {string} name for errors
- * @property {(part: string, options?: Options) => Promise<Uint8Array>} read
+ * @property {(part: string, options?: Options) => Promise<import("./tensors.js").Bytes>} read
  *
  * @typedef {{name: string, dtype: import("./tensors.js").DType, shape: (number | string)[]}} Spec
  * @typedef {{inputs: Spec[], outputs: Spec[], states: string[], weights: string[]}} EntryPoint
@@ -80,14 +80,21 @@ export async function readPart(source, manifest, part, { verify = true, ...optio
   if (data.length !== entry.size) {
     throw new DeepZigError(`the file has ${data.length} bytes, not ${entry.size}`, where, COPY_AGAIN);
   }
-  if (verify && (await sha256(data)) !== entry.sha256) {
+  if (verify && (await sha256(data, where)) !== entry.sha256) {
     throw new DeepZigError("the file was changed: its SHA-256 differs from the manifest's", where, COPY_AGAIN);
   }
   return data;
 }
 
-/** @param {Uint8Array} data */
-async function sha256(data) {
+/**
+ * @param {import("./tensors.js").Bytes} data
+ * @param {string} where for errors
+ */
+async function sha256(data, where) {
+  if (!globalThis.crypto?.subtle) {
+    const hint = "serve the page over HTTPS or from localhost, or load with verify: false";
+    throw new DeepZigError("pages that come over plain HTTP can't check hashes", where, hint);
+  }
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
   return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

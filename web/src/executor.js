@@ -63,6 +63,7 @@ class Entry {
       host.record(dtype, shape.length, this.addresses[i], memory.device),
     );
     this.calls = plan.calls.map((call) => host.prepare(call.kernel, call.arguments.map((i) => this.records[i])));
+    /** @type {number[]} */
     this.varying = [];
     plan.tensors.forEach(({ shape }, i) => {
       const named = shape.filter((dim) => typeof dim === "string").map((dim) => String(dim).split("*")[0]);

@@ -17,14 +17,14 @@ export class Host {
   constructor(instance) {
     /** @type {Record<string, any>} */
     this.exports = instance.exports;
-    /** @type {WebAssembly.Memory} */
+    /** @type {{buffer: ArrayBuffer, grow: (pages: number) => number}} */
     this.memory = this.exports.memory;
     this.end = this.memory.buffer.byteLength;
     this.view = new Uint8Array(this.memory.buffer);
   }
 
   /**
-   * @param {Uint8Array} code
+   * @param {import("./tensors.js").Bytes} code
    * @param {WebAssembly.Imports} imports
    * @param {string} where for errors
    */

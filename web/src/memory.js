@@ -1,12 +1,13 @@
 /**
  * Where tensors lie and kernels find them. Addresses are numbers that can be added to.
  *
+ * @typedef {import("./tensors.js").Bytes} Bytes
  * @typedef {object} Memory
  * @property {number} device the type of the device (DLDeviceType of dlpack.h)
  * @property {(bytes: number) => number} allocate memory of zeros, aligned for kernels: its address
  * @property {(address: number, data: Uint8Array) => void} write
  * @property {(from: number, to: number, bytes: number) => void} copy
- * @property {(address: number, bytes: number) => Promise<Uint8Array>} read a copy, once all kernels called so far are done
+ * @property {(address: number, bytes: number) => Promise<Bytes>} read a copy, once all kernels called so far are done
  */
 
 const CPU = 1;
@@ -47,6 +48,7 @@ export class HostMemory {
   /**
    * @param {number} address
    * @param {number} bytes
+   * @returns {Promise<Bytes>}
    */
   async read(address, bytes) {
     return this.host.bytes().slice(address, address + bytes);

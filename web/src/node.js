@@ -1,8 +1,11 @@
+import { webcrypto } from "node:crypto";
 import { open, readFile } from "node:fs/promises";
 import path from "node:path";
 
 import { DeepZigError } from "./errors.js";
 import { loadFrom } from "./model.js";
+
+globalThis.crypto ??= /** @type {Crypto} */ (webcrypto); // node 18 has it as a module only
 
 /**
  * The parts of an artifact in a folder.

@@ -10,7 +10,7 @@ import { createInterface } from "node:readline";
 import { DeepZigError } from "./errors.js";
 import { openExecutor } from "./model.js";
 import { folderSource } from "./node.js";
-import { DTYPES, Tensor } from "./tensors.js";
+import { DTYPES, Tensor, count } from "./tensors.js";
 
 /**
  * @typedef {{data: string, shape: number[]} | {tensor: number, shape: number[]}} Given an input
@@ -50,9 +50,9 @@ function inputsOf(entry, inputs) {
     signature.inputs.map(({ name, dtype }) => {
       const given = inputs[name];
       if ("tensor" in given) {
-        const { data, shape } = /** @type {{data: Float32Array, shape: number[]}} */ (found(given.tensor));
-        const rows = (data.length / shape[0]) * given.shape[0];
-        return [name, { data: data.subarray(0, rows), shape: given.shape }];
+        const whole = found(given.tensor);
+        if (whole instanceof Tensor) throw new DeepZigError("an argument is no input", name, "report it");
+        return [name, { data: whole.data.subarray(0, count(given.shape)), shape: given.shape }];
       }
       return [name, { data: new (DTYPES[dtype].array)(bytesOf(given.data).buffer), shape: given.shape }];
     }),

@@ -11,6 +11,7 @@ export const DTYPES = Object.freeze({
 /**
  * @typedef {keyof typeof DTYPES} DType
  * @typedef {Float32Array | Int32Array | Uint32Array | Uint16Array | Int8Array} Elements
+ * @typedef {Uint8Array<ArrayBuffer>} Bytes
  */
 
 /** Bytes between addresses of tensors: kernels load whole lines of the cache. */
@@ -48,7 +49,7 @@ export class Tensor {
    */
   async read() {
     const data = await this.memory.read(this.address, this.bytes);
-    return new (DTYPES[this.dtype].array)(data.buffer);
+    return new (DTYPES[this.dtype].array)(data.buffer, data.byteOffset, count(this.shape));
   }
 
   /**

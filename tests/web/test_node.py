@@ -7,14 +7,14 @@ import os
 import re
 import shutil
 import stat
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deepzig.artifacts.reader import open_artifact
+from deepzig.artifacts.reader import open_artifact, read_manifest
+from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.errors import DeepZigError
@@ -23,33 +23,12 @@ from deepzig.runtime import Model, load
 from deepzig.runtime.node import NodeMachine
 from deepzig.runtime.tensors import DeviceTensor
 from deepzig.runtime.verify import check, read_vectors, replay
+from deepzig.tensorfile import read_header
 
-FOLDER = Path(__file__).parents[2] / "models" / "reference"
+from .conftest import REFERENCE
+
 TOLERANCE = 2e-5
 """f32, norm-relative."""
-
-
-@pytest.fixture(scope="module")
-def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("web") / "f32"
-    compile_model(FOLDER, out, Options(target="wasm", dtype="f32"))
-    return out
-
-
-@pytest.fixture(scope="module")
-def model(artifact: Path) -> Iterator[Model]:
-    if shutil.which("node") is None:
-        pytest.skip("node is not installed")
-    with load(artifact, cache_tokens=2000) as loaded:
-        yield loaded
-
-
-@pytest.fixture(scope="module")
-def native(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Model]:
-    out = tmp_path_factory.mktemp("native") / "f32"
-    compile_model(FOLDER, out, Options(dtype="f32"))
-    with load(out, cache_tokens=2000) as loaded:
-        yield loaded
 
 
 def machine(model: Model) -> NodeMachine:
@@ -73,13 +52,43 @@ def test_logits_are_those_of_native_code(model: Model, native: Model) -> None:
     tokens = np.random.default_rng(4).integers(0, 512, 300).tolist()
     got, want = model.logits(tokens), native.logits(tokens)
     assert got.shape == (300, 512) and np.linalg.norm(got - want) <= TOLERANCE * np.linalg.norm(want)
-    for count, begin in ((1, 0), (7, 1), (40, 8)):
+    for count, begin in ((1, 0), (7, 1), (40, 8), (2, 530)):
         given = rows(model, count, 5, begin)
         entry = "prefill" if count > 32 else "decode"
         for ours, theirs in zip(*(m.backend.call(entry, given) for m in (model, native)), strict=True):
             ours, theirs = np.asarray(ours), np.asarray(theirs)
             assert ours.shape == theirs.shape
             assert np.linalg.norm(ours - theirs) <= TOLERANCE * np.linalg.norm(theirs)
+
+
+def test_weights_in_pieces(artifact: Path, model: Model, tmp_path: Path) -> None:
+    """Larger tensors than a file has lie in several, and are whole in memory."""
+    shards = sorted(cut_again(artifact, tmp_path / "cut", 1 << 20).glob("*.safetensors"))
+    assert len(shards) > 20 and max(shard.stat().st_size for shard in shards) < (1 << 20) + 8192
+    given = rows(model, 40, 12)
+    with load(tmp_path / "cut", cache_tokens=2000, full_check=True) as other:
+        for ours, theirs in zip(*(m.backend.call("prefill", given) for m in (other, model)), strict=True):
+            assert np.array_equal(np.asarray(ours), np.asarray(theirs))
+
+
+def cut_again(artifact: Path, out: Path, shard_bytes: int) -> Path:
+    """The same artifact with smaller files of weights."""
+    manifest = read_manifest(artifact)
+    data = {}
+    for shard in artifact.glob("*.safetensors"):
+        content = shard.read_bytes()
+        data |= {e.name: content[e.begin : e.end] for e in read_header(shard).values()}
+    with ArtifactWriter(out, shard_bytes=shard_bytes, cut=True) as writer:
+        for name in manifest.files:
+            if not name.endswith(".safetensors"):
+                writer.add_file(name, artifact / name)
+        with writer.weights() as file:
+            for spec in manifest.weights:
+                file.declare(spec.name, spec.dtype, tuple(map(int, spec.shape)))
+            for spec in manifest.weights:
+                file.write(spec.name, [np.frombuffer(data[spec.name], np.uint8)])
+        writer.finish(manifest)
+    return out
 
 
 def same_answers(model: Model, native: Model, questions: list[Any]) -> None:
@@ -284,7 +293,7 @@ def test_an_interrupted_call(model: Model, monkeypatch: pytest.MonkeyPatch) -> N
 )  # fmt: skip
 def test_every_element_type(options: dict[str, str], model: Model, tmp_path: Path) -> None:
     """The self-check vectors of the interpreter, and an answer."""
-    compile_model(FOLDER, tmp_path / "out", Options(target="wasm", **options))  # type: ignore[arg-type]
+    compile_model(REFERENCE, tmp_path / "out", Options(target="wasm", **options))  # type: ignore[arg-type]
     opened = open_artifact(tmp_path / "out", full=True)
     check(opened, replay(opened, read_vectors(opened)))
     with load(tmp_path / "out", cache_tokens=500) as other:
