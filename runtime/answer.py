@@ -33,15 +33,25 @@ class Answer:
         self._ends = {*options.stop_token_ids, *(() if options.ignore_eos else ends)}
         self._texts, self._stops = Detokenizer(decode), StopFinder(options.stop)
 
-    def push(self, token: int, logprob: TokenLogprob | None = None) -> Piece:
-        """Take the next token, and tell what may be shown since the last."""
+    def ends_with(self, token: int) -> bool:
+        """Whether a token would end the answer without being a part of it."""
+        return token in self._ends
+
+    def push(self, token: int, logprob: TokenLogprob | None = None, complete: bool = False) -> Piece:
+        """Take the next token, and tell what may be shown since the last.
+
+        Args:
+            token: what was drawn.
+            logprob: what is told of it.
+            complete: the answer is complete with it.
+        """
         if token in self._ends:
             self.finish_reason = "stop"
             return Piece(self._stops.last(self._texts.flush())[0], END, None, self.finish_reason)
         self.tokens.append(token)
         text, found = self._stops.push(self._texts.push(token))
-        if not found and len(self.tokens) == self.limit:
-            self.finish_reason = "length"
+        if not found and (complete or len(self.tokens) == self.limit):
+            self.finish_reason = "stop" if complete else "length"
             tail, found = self._stops.last(self._texts.flush())
             text += tail
         if found:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import cached_property
 from numbers import Integral
 from pathlib import Path
 from typing import Any
@@ -21,15 +23,19 @@ from deepzig.errors import DeepZigError
 from deepzig.log import configure
 
 from .backend import Backend
+from .chat import ChatGeneration, ChatResult
 from .engine import Engine, Generation, Settings
-from .engine.reading import Embedding, Score
-from .executor import open_executor
+from .engine.reading import Embedding, Reading, Score
+from .executor import Executor, open_executor
+from .guide import Guide, GuideFactory
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
+from .parsers import Parser, parser_for, tool_guide
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
 from .result import Piece, Result
 from .rows import check_range, checked_rows
 from .sampling import SamplingOptions, TokenLogprob
+from .structured import StructuredOutputs
 from .tensors import Tensor
 from .tokenizer import Tokenizer
 
@@ -106,11 +112,58 @@ class Model:
             DeepZigError: an option or a prompt that does not fit.
             EngineBusyError: too many requests wait.
         """
-        parsed = SamplingOptions.parse(options)
-        parsed.check_tokens(int(self.manifest.model["vocab_size"]))
+        parsed = self._options(options)
         chat = ChatOptions(tools, chat_template, chat_template_kwargs or {})
         tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, chat), self.context - 1)
-        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt)
+        guides: list[Guide] = []
+        if structure := parsed.structured_outputs:
+            guides = self._guides(structure, parser_for(self.tokenizer, None, tokens), parsed.n)
+        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+
+    def submit_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
+        parser: str | None = None,
+        chat_template: str | None = None,
+        chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
+        **options: Any,
+    ) -> ChatGeneration:
+        """As `submit`, for chat messages; answers are taken apart in content, reasoning and calls of tools.
+
+        Args:
+            messages: what was said.
+            tools: as in `ChatOptions`.
+            tool_choice: as in OpenAI's API: `none`, `auto`, `required`, or one function. All but `none` and None, where
+                the model is free, need the extra `[structured]`: its calls are held to the schemas of the tools.
+            parallel_tool_calls: whether one answer may have several calls, where they are held to schemas.
+            parser: how the model writes calls, a name of `parsers.FORMATS` or `plain`; by default found by its tokens.
+            chat_template: as in `ChatOptions`.
+            chat_template_kwargs: as in `ChatOptions`.
+            priority: as in `submit`.
+            cache_salt: as in `submit`.
+            options: those of `SamplingOptions`.
+
+        Raises:
+            DeepZigError: an option or a message that does not fit.
+            EngineBusyError: too many requests wait.
+        """
+        parsed = self._options(options)
+        shown = None if tool_choice == "none" else tools
+        chat = ChatOptions(shown, chat_template, chat_template_kwargs or {})
+        tokens = self._fitting(prompt_tokens(messages, self.tokenizer, chat), self.context - 1)
+        parsers = [parser_for(self.tokenizer, shown, tokens, parser) for _ in range(parsed.n)]
+        structure = parsed.structured_outputs
+        if tool_choice is not None and tools is not None:
+            structure = tool_guide(parsers[0], tools, tool_choice, parallel_tool_calls) or structure
+        guides = self._guides(structure, parsers[0], parsed.n) if structure else []
+        generation = self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        return ChatGeneration(generation, parsers)
 
     def generate(self, prompt: Prompt, **asked: Any) -> Result:
         """Answer a prompt; the arguments and errors are those of `submit`."""
@@ -121,6 +174,16 @@ class Model:
         """As `generate`, one piece per token as it comes; what does not fit is told at once."""
         _check_one_answer(asked)
         return self.submit(prompt, **asked).pieces()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatResult:
+        """Answer chat messages; the arguments and errors are those of `submit_chat`."""
+        with self.submit_chat(messages, **asked) as generation:
+            return generation.result()
+
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatResult:
+        """As `chat`, for an event loop."""
+        with self.submit_chat(messages, **asked) as generation:
+            return await generation.aresult()
 
     async def agenerate(self, prompt: Prompt, **asked: Any) -> Result:
         """As `generate`, for an event loop."""
@@ -171,13 +234,49 @@ class Model:
         wanted = [Embedding() for _ in prompts]
         with ExitStack() as stack:
             asked = [
-                stack.enter_context(self.engine.read(tokens, one))
-                for tokens, one in zip(prompts, wanted, strict=True)
+                stack.enter_context(self.engine.read(tokens, one)) for tokens, one in zip(prompts, wanted, strict=True)
             ]
             for generation in asked:
                 generation.wait()
         vectors = [one.vector for one in wanted]
         return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
+
+    def save_prefix(self, path: str | Path, prompt: Prompt | None = None, cache_salt: str | None = None) -> int:
+        """Keep what was read of prompts for another process that loads the same artifact on the same kind of machine.
+
+        Args:
+            path: the file to write.
+            prompt: is read first, if it is given.
+            cache_salt: of the prompts.
+
+        Returns:
+            How many tokens are kept: those of whole pages that other prompts can use.
+
+        Raises:
+            DeepZigError: the prompt does not fit, or the file can't be written.
+        """
+        if prompt is not None:
+            tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
+            with self.engine.read(tokens, Reading(), salt=cache_salt) as generation:
+                generation.wait()
+        return self.engine.save_prefixes(Path(path), self._identity, cache_salt)
+
+    def load_prefix(self, path: str | Path, cache_salt: str | None = None) -> int:
+        """Take up what `save_prefix` wrote: prompts that begin so are answered sooner, and the same.
+
+        Returns:
+            How many tokens it holds.
+
+        Raises:
+            DeepZigError: the file is damaged or was saved with another artifact, or the cache has no room for it.
+        """
+        return self.engine.load_prefixes(Path(path), self._identity, cache_salt)
+
+    @cached_property
+    def _identity(self) -> bytes:
+        """Whose cache it is: pages of another artifact, or of other code for it, are of no use."""
+        build = self.backend.artifact.build.name if isinstance(self.backend, Executor) else ""
+        return hashlib.sha256(f"{build}\n{self.manifest.to_json()}".encode()).digest()
 
     def logits(self, token_ids: Sequence[int], route: Array | None = None) -> F32:
         """Logits of all positions, f32 [n, vocab].
@@ -247,6 +346,21 @@ class Model:
         if hidden is not None:
             tensors["hidden"] = hidden
         return self.backend.call(entry, tensors)
+
+    def _options(self, options: Mapping[str, Any]) -> SamplingOptions:
+        parsed = SamplingOptions.parse(options)
+        parsed.check_tokens(int(self.manifest.model["vocab_size"]))
+        return parsed
+
+    def _guides(self, structure: StructuredOutputs, parser: Parser, count: int) -> list[Guide]:
+        """A guide for each answer; what is thought before an answer is free."""
+        make = self._guide_factory.guide
+        return [make(structure, parser.armed_after, parser.opened_by) for _ in range(count)]
+
+    @cached_property
+    def _guide_factory(self) -> GuideFactory:
+        model = self.manifest.model
+        return GuideFactory(self.tokenizer, int(model["vocab_size"]), model["eos_token_ids"])
 
     def _fitting(self, tokens: Iterable[int], most: int) -> list[int]:
         ids = token_ids(tokens)

@@ -10,7 +10,7 @@ import secrets
 import threading
 from collections.abc import Callable, Hashable
 from collections.abc import Sequence as List
-from dataclasses import dataclass
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -21,9 +21,11 @@ from deepzig.sampling import NO_TOKEN
 
 from ..answer import Answer
 from ..backend import Backend
+from ..guide import U32, Guide, apply
 from ..pages import PagePool
 from ..sampling import SamplingOptions, logprob_of
 from ..tensors import Tensor
+from . import saved
 from .batch import Rows, draw
 from .drafts import DRAFT, draft
 from .generation import Generation
@@ -32,6 +34,7 @@ from .prefix import PrefixTree
 from .reading import Reading
 from .scheduler import Plan, Scheduler, Work
 from .sequence import Request, Sequence
+from .settings import EngineBusyError, Settings, Stats
 
 PAUSE = 0.05
 """Seconds between looks for pages that are held outside of the engine."""
@@ -44,64 +47,8 @@ NOTHING = SamplingOptions(max_tokens=1)
 """Options of requests that want no answer."""
 
 
-class EngineBusyError(DeepZigError):
-    """As many requests wait as are let; the caller may try again later."""
-
-
-@dataclass(frozen=True)
-class Settings:
-    """How an engine shares its model.
-
-    Attributes:
-        max_running: the most answers that are made at a time; None for as many as a call takes.
-        max_waiting: the most requests that wait; further ones are refused.
-        step_tokens: rows of prompts and answers that a step reads; None for as many as a call takes.
-        prefix_reuse: whether prompts use pages of others that begin alike.
-    """
-
-    max_running: int | None = None
-    max_waiting: int = 4096
-    step_tokens: int | None = None
-    prefix_reuse: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("max_running", "max_waiting", "step_tokens"):
-            value = getattr(self, name)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
-                raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
-
-
-@dataclass(frozen=True)
-class Stats:
-    """Where an engine stands; counts are since it was started.
-
-    Attributes:
-        running: answers that are made.
-        waiting: answers that wait.
-        pages: of the cache.
-        pages_free: pages that can be taken.
-        pages_kept: pages that are kept for prompts that begin alike.
-        prompt_tokens: of prompts that were read.
-        cached_tokens: of these, how many were found read.
-        generated_tokens: that were drawn.
-        guessed_tokens: that were guessed ahead.
-        accepted_tokens: guesses that were right.
-        preemptions: how often an answer lost its pages.
-        steps: of the engine.
-    """
-
-    running: int
-    waiting: int
-    pages: int
-    pages_free: int
-    pages_kept: int
-    prompt_tokens: int
-    cached_tokens: int
-    generated_tokens: int
-    guessed_tokens: int
-    accepted_tokens: int
-    preemptions: int
-    steps: int
+Masks = dict[Sequence, Future[list[U32 | None]]]
+"""What may be drawn by those who have a guide: for the next token, and after each guess."""
 
 
 class Engine:
@@ -128,6 +75,7 @@ class Engine:
         self._scheduler = Scheduler(
             bounds, pool, self.tree, settings.step_tokens or bounds.rows, settings.max_running or bounds.batch
         )
+        self._states = [spec.name for spec in manifest.cache]
         self._ends = frozenset(manifest.model["eos_token_ids"])
         self._work = threading.Condition()
         self._new: list[list[Sequence]] = []
@@ -135,11 +83,13 @@ class Engine:
         self._open: dict[Request, list[Sequence]] = {}
         self._arrivals = 0
         self._thread: threading.Thread | None = None
+        self._aside = ThreadPoolExecutor(1, "deepzig-guides")
         self._closed = False
         self._counts = dict.fromkeys(("prompt", "cached", "generated", "guessed", "accepted", "steps"), 0)
 
     def submit(
-        self, prompt: list[int], options: SamplingOptions, *, priority: int = 0, salt: Hashable = None
+        self, prompt: list[int], options: SamplingOptions, *, priority: int = 0, salt: Hashable = None,
+        guides: List[Guide] = (),
     ) -> Generation:  # fmt: skip
         """Ask for answers; returns at once.
 
@@ -148,6 +98,7 @@ class Engine:
             options: how to answer.
             priority: requests with a lower number go first, and may take the pages of others.
             salt: prompts with different ones share nothing.
+            guides: one for each answer, if it has to keep to a structure.
 
         Raises:
             DeepZigError: the model is closed.
@@ -164,6 +115,7 @@ class Engine:
             one = Sequence(request, index, answer, options.key(seed, index), list(prompt), drafts=drafts)
             one.leader = sequences[0] if sequences else None
             one.looked_up = PromptLookup() if options.speculate and not drafts else None
+            one.guide = guides[index] if guides else None
             sequences.append(one)
         return self._enter(request, sequences)
 
@@ -201,6 +153,38 @@ class Engine:
             self._work.notify()
         return generation
 
+    def save_prefixes(self, path: Path, artifact: bytes, salt: Hashable = None) -> int:
+        """Write the kept pages of prompts to a file; returns how many tokens they hold.
+
+        Args:
+            path: the file.
+            artifact: 32 bytes that tell whose cache it is.
+            salt: of the prompts.
+
+        Raises:
+            DeepZigError: the file can't be written, or the engine keeps nothing.
+        """
+        nodes = self._kept(path).kept(salt)
+        try:
+            saved.save(path, nodes, self._backend, self._states, artifact)
+        finally:
+            self._pool.give_back([node.page for node in nodes])
+        return len(nodes) * self._pool.page_size
+
+    def load_prefixes(self, path: Path, artifact: bytes, salt: Hashable = None) -> int:
+        """Take up what `save_prefixes` wrote; returns how many tokens it holds.
+
+        Raises:
+            DeepZigError: the file is damaged or of another artifact, or the cache has no room for it.
+        """
+        tree = self._kept(path)
+        return saved.load(path, tree, self._pool, self._backend, self._states, artifact, salt)
+
+    def _kept(self, path: Path) -> PrefixTree:
+        if self.tree is None:
+            raise DeepZigError("no prefixes are kept", str(path), "load the model with prefix_reuse")
+        return self.tree
+
     def stats(self) -> Stats:
         """Where it stands."""
         counts, scheduler = self._counts, self._scheduler
@@ -226,6 +210,7 @@ class Engine:
             self._work.notify()
         if self._thread and self._thread is not threading.current_thread():
             self._thread.join()
+        self._aside.shutdown()
 
     def _cancel(self, request: Request) -> None:
         with self._work:
@@ -281,12 +266,13 @@ class Engine:
 
     def _call(self, form: str, works: list[Work]) -> None:
         rows = Rows(works)
+        masks = self._masks(works)
         logits, *rest = self._backend.call(form, rows.inputs)
         hidden, drawn_from = rest[0] if rest else None, logits
         if len(rows.drawn_from) < len(logits):  # others are only looked at
             logits = np.asarray(logits)
             drawn_from = logits[rows.drawn_from]
-        drawn = self._draw(drawn_from, rows) if rows.draws else []
+        drawn = self._draw(drawn_from, rows, masks) if rows.draws else []
         told = np.asarray(drawn_from) if any(s.request.options.logprobs for s, _ in rows.draws) else None
         at = 0
         for work, span, shown in zip(works, rows.spans, rows.shown, strict=True):
@@ -310,15 +296,26 @@ class Engine:
                 if sequence.done:
                     self._finish(sequence)
 
-    def _draw(self, logits: Tensor, rows: Rows) -> list[int]:
+    def _masks(self, works: list[Work]) -> Masks:
+        """What the guides let pass: work that is done elsewhere, while the model runs."""
+        guided = [
+            (sequence, work.guesses if sequence is work.sequence else [])
+            for work in works if work.draws for sequence in (work.sequence, *work.followers) if sequence.guide
+        ]  # fmt: skip
+        return {s: self._aside.submit(s.guide.masks, guesses) for s, guesses in guided if s.guide}
+
+    def _draw(self, logits: Tensor, rows: Rows, masks: Masks) -> list[int]:
         """A token for each row that is drawn from."""
-        edits = [i for i, (sequence, _) in enumerate(rows.draws) if sequence.request.options.edits]
+        edits = [i for i, (s, _) in enumerate(rows.draws) if s.request.options.edits or s in masks]
         if edits:
             logits = np.array(logits)
             for i in edits:
                 sequence, guessed = rows.draws[i]
                 answer = [*sequence.answer.tokens, *sequence.guesses[:guessed]]
                 sequence.request.options.edit(logits[i], sequence.request.prompt, answer)
+                allowed = masks[sequence].result() if sequence in masks else []
+                if guessed < len(allowed):  # behind a guess that is not allowed nothing is read
+                    apply(allowed[guessed], logits[i])
         return draw(
             self._backend, logits,
             [sequence.request.options for sequence, _ in rows.draws],
@@ -345,7 +342,11 @@ class Engine:
             logprob = None
             if told is not None and options.logprobs:
                 logprob = logprob_of(told[row], token, options.top_logprobs)
-            piece = sequence.answer.push(token, logprob)
+            complete = False
+            if sequence.guide and not sequence.answer.ends_with(token):
+                sequence.guide.push(token)
+                complete = sequence.guide.ended
+            piece = sequence.answer.push(token, logprob, complete)
             self._counts["generated"] += 1
             request.deliver(sequence.index, piece)
             if sequence.done:

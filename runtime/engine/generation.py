@@ -106,17 +106,11 @@ class Generation:
         Raises:
             DeepZigError: the model failed.
         """
-        pieces: list[list[Piece]] = [[] for _ in range(self.request.options.n)]
-        for index, piece in self:
-            pieces[index].append(piece)
-        return self._result(pieces)
+        return self.result_of(list(self))
 
     async def aresult(self) -> Result:
         """As `result`, without blocking the event loop."""
-        pieces: list[list[Piece]] = [[] for _ in range(self.request.options.n)]
-        async for index, piece in self:
-            pieces[index].append(piece)
-        return self._result(pieces)
+        return self.result_of([told async for told in self])
 
     def wait(self) -> None:
         """Wait for the end of a request without answers.
@@ -132,9 +126,11 @@ class Generation:
         async for _ in self:
             pass
 
-    def _result(self, pieces: list[list[Piece]]) -> Result:
+    def result_of(self, told: list[tuple[int, Piece]]) -> Result:
+        """The result of an ended request, given all that was told."""
         request = self.request
-        choices = tuple(_choice(told, request.options.logprobs) for told in pieces)
+        answers = [[piece for index, piece in told if index == i] for i in range(request.options.n)]
+        choices = tuple(_choice(pieces, request.options.logprobs) for pieces in answers)
         return Result(
             **vars(choices[0]), prompt_tokens=len(request.prompt), choices=choices, cached_tokens=request.cached,
             guessed_tokens=request.guessed, accepted_tokens=request.accepted,

@@ -103,9 +103,16 @@ class PrefixTree:
                 parent, children = node, node.children
             self._touch(parent.path() if parent else [])
 
-    def prefixes(self) -> Iterator[list[Node]]:
-        """Every longest prompt, as its pages from the first on."""
-        return (node.path() for node in list(self._used) if not node.children)
+    def kept(self, salt: Hashable = None) -> list[Node]:
+        """All pages of a salt, each after the one before it in its prompt; they have one more holder."""
+        with self._pool.lock:
+            nodes: list[Node] = []
+            ahead = list(self._roots.get(salt, {}).values())
+            while ahead:
+                nodes.append(ahead.pop())
+                ahead += nodes[-1].children.values()
+            self._pool.share([node.page for node in nodes])
+            return nodes
 
     def clear(self) -> None:
         """Give all pages back; sequences keep theirs."""

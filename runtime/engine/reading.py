@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from typing import Protocol
-
 import numpy as np
 import numpy.typing as npt
 
@@ -13,14 +11,14 @@ from ..tensors import Tensor
 F32 = npt.NDArray[np.float32]
 
 
-class Reading(Protocol):
-    """Takes what calls make of the rows of one text.
+class Reading:
+    """Takes what calls make of the rows of one text; this one only has it read.
 
     Attributes:
         logits: whether the logits of all rows are wanted; then all rows are read, whatever others have read before.
     """
 
-    logits: bool
+    logits = False
 
     def take(self, begin: int, logits: F32, hidden: Tensor | None, rows: range) -> None:
         """Rows were read.
@@ -34,14 +32,12 @@ class Reading(Protocol):
         """
 
 
-class Embedding:
+class Embedding(Reading):
     """The state of the last token, as the output head reads it, of length 1.
 
     Attributes:
         vector: f32 [hidden].
     """
-
-    logits = False
 
     def __init__(self) -> None:
         self.vector: F32 = np.empty(0, np.float32)
@@ -53,7 +49,7 @@ class Embedding:
         self.vector = (last / max(float(np.linalg.norm(last.astype(np.float64))), 1e-12)).astype(np.float32)
 
 
-class Score:
+class Score(Reading):
     """The log-probability of each token of a text, after those before it.
 
     Args:

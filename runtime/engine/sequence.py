@@ -11,6 +11,7 @@ import numpy.typing as npt
 from deepzig.artifacts.manifest import Bounds
 
 from ..answer import Answer
+from ..guide import Guide
 from ..result import Piece
 from ..sampling import SamplingOptions
 from .lookup import PromptLookup
@@ -78,6 +79,7 @@ class Sequence:
         found: how many tokens of the prompt were in the cache already.
         drafts: its guesses come from the layer for multi-token prediction, which has to read all of it.
         looked_up: what of it repeats itself; for guesses without such a layer.
+        guide: keeps the answer in a structure.
     """
 
     request: Request
@@ -93,6 +95,7 @@ class Sequence:
     found: int = 0
     drafts: bool = False
     looked_up: PromptLookup | None = None
+    guide: Guide | None = None
 
     @property
     def rank(self) -> tuple[int, int, int]:

@@ -50,7 +50,7 @@ def test_an_unknown_option() -> None:
         SamplingOptions.parse({"best_of": 2})
     known = (
         "max_tokens, temperature, top_p, top_k, min_p, stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, "
-        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias"
+        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias, structured_outputs"
     )
     assert str(caught.value) == f"there is no option 'best_of'\n  at: generate\n  fix: choose from {known}"
 
