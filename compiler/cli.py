@@ -72,6 +72,9 @@ INTERRUPTED = "interrupted; nothing was written"
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
 )
 @click.option(
+    "--embeddings", is_flag=True, help="Return hidden states too, for `embed`; models that guess ahead do anyhow."
+)
+@click.option(
     "--self-check",
     default="sampled",
     type=click.Choice(SELF_CHECKS),
@@ -89,8 +92,8 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.version_option(__version__)
 def command(
     model: Path, output: Path | None, onnx: Path | None, onnx_domain: str, target: str, dtype: str | None,
-    quant: str | None, cache: str | None, chunk: int, self_check: str, force: bool, dump_ir: Path | None,
-    stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
+    quant: str | None, cache: str | None, chunk: int, embeddings: bool, self_check: str, force: bool,
+    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact, or export it to ONNX.
 
@@ -105,7 +108,7 @@ def command(
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
             target=target, dtype=dtype or ("f32" if onnx else Options.dtype), quant=quant, cache=cache, bounds=bounds,
-            debug_route=debug_route, dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
+            embeddings=embeddings, debug_route=debug_route, dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
             self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:

@@ -64,7 +64,9 @@ def read_model(path: Path, options: Options) -> tuple[Source, Module]:
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
     rule = parse_quant(options.quant, whole_blocks(config))
-    module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache)
+    module = trace(
+        config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache, options.embeddings
+    )  # fmt: skip
     predicting = dict(mtp_tensors(config))
     expected = {
         v.name: tuple(map(int, v.shape))

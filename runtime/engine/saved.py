@@ -58,7 +58,7 @@ def save(path: Path, nodes: Sequence[Node], backend: Backend, states: Sequence[s
     size = len(page(nodes[0])) if nodes else 0
     small: dict[str, Array] = {
         "artifact": np.frombuffer(artifact, np.uint8),
-        "tokens": np.array([node.tokens for node in nodes], "<i4").reshape(len(nodes), -1),
+        "tokens": np.array([node.tokens for node in nodes], "<i4").reshape(len(nodes), len(nodes[0].tokens) if nodes else 0),
         "parents": np.array([numbers[node.parent] if node.parent else -1 for node in nodes], "<i4"),
         "drafted": np.array([node.drafted for node in nodes], np.uint8),
     }
@@ -132,7 +132,10 @@ def load(
             for leaf in sorted(set(range(count)) - set(parents.tolist())):
                 way = _way(parents, leaf)
                 said = tokens[way].reshape(-1).tolist()
-                tree.insert(said, [taken[number] for number in way], bool(found["drafted"][way].all()), salt)
+                mine = [taken[number] for number in way]
+                tree.insert(said, mine, bool(found["drafted"][way].all()), salt)
+                for number, page in zip(way, mine, strict=True):  # where the tree has one already, it was exchanged
+                    taken[number] = page
         finally:
             pool.give_back(taken)
     return count * pool.page_size
