@@ -11,6 +11,8 @@ from .trace import Bounds
 
 DTYPES = ("f32", "bf16", "f16")
 CACHES = (*DTYPES, "q8")
+ONNX_DOMAINS = {"standard": "", "microsoft": "com.microsoft"}
+"""Names of `--onnx-domain` -> the domain whose ops multiply by quantised matrices."""
 SELF_CHECKS = ("sampled", "full", "none")
 
 DEFAULT_BOUNDS = Bounds()

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
+from deepzig.compiler.options import ONNX_DOMAINS
+
 OPSET = 27
 """The newest opset all of whose ops onnxruntime has: it loads 28, but without DequantizeLinear."""
 
-MICROSOFT = "com.microsoft"
+MICROSOFT = ONNX_DOMAINS["microsoft"]
 """The domain of onnxruntime's own ops."""
 
 ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
@@ -26,12 +28,14 @@ class Emitter:
         nodes: the nodes so far.
         constants: small tensors that stand in the model file itself.
         scope: what names that nobody chose begin with: the IR value that is being computed.
+        origin: what nodes say of where they come from, as `metadata_props`.
     """
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.scope = ""
+        self.origin: Mapping[str, str] = {}
         self._serials: dict[str, int] = {}
 
     def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attrs: Any) -> str:
@@ -53,7 +57,9 @@ class Emitter:
         self, kind: str, inputs: Sequence[str], outs: Sequence[str], domain: str = "", **attrs: Any
     ) -> Sequence[str]:
         """Append a node with several outputs, whose names are given and returned."""
-        self.nodes.append(helper.make_node(kind, inputs, outs, name=f"{outs[0]}/{kind}", domain=domain, **attrs))
+        node = helper.make_node(kind, inputs, outs, name=f"{outs[0]}/{kind}", domain=domain, **attrs)
+        helper.set_metadata_props(node, dict(self.origin))
+        self.nodes.append(node)
         return outs
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> Sequence[str]:
@@ -83,7 +89,8 @@ class Emitter:
     def body(self, name: str) -> Emitter:
         """An emitter for a subgraph within `scope`; its constants are those of the whole model."""
         inner = Emitter()
-        inner.constants, inner.scope, inner._serials = self.constants, f"{self.scope}/{name}", self._serials
+        inner.constants, inner._serials = self.constants, self._serials
+        inner.scope, inner.origin = f"{self.scope}/{name}", self.origin
         return inner
 
     def graph(self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> GraphProto:
