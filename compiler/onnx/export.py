@@ -46,7 +46,8 @@ def export_onnx(
         Bytes of weights.
 
     Raises:
-        DeepZigError: no such domain, a file is in the way or can't be written, a weight is damaged, or an op has no form in ONNX.
+        DeepZigError: no such domain; a file is in the way or can't be written; a weight is damaged; an op has no form
+            in ONNX.
     """
     if domain not in ONNX_DOMAINS:
         raise DeepZigError(f"no domain is called {domain!r}", "domain", f"choose from {', '.join(ONNX_DOMAINS)}")
