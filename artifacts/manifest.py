@@ -9,7 +9,7 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
-from .checks import MEND, Fields, parse
+from .checks import MEND, Fields, FileEntry, parse
 from .consistency import ITEM_BYTES, check
 from .devices import CPU, KINDS
 
@@ -110,14 +110,6 @@ class Bounds:
     decode_rows: int
     page_size: int
     positions: int
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 of a part."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -257,10 +249,3 @@ class _Reader(Fields):
         layer = data.get("layer")
         number = None if layer is None else self.count(layer, f"{field} layer")
         return Call(kernel, op, number, where, self.texts(data.get("values"), f"{field} values"))
-
-    def file(self, value: Any, field: str) -> FileEntry:
-        data = self.object(value, field)
-        digest = self.text(data.get("sha256"), f"{field} sha256")
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise self.fail(field, "has no SHA-256")
-        return FileEntry(self.count(data.get("size"), f"{field} size"), digest)

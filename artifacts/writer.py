@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
+from .checks import FileEntry
 from .consistency import ITEM_BYTES
-from .manifest import FileEntry, Manifest
+from .manifest import Manifest
 from .parts import MANIFEST, check_name
 from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 

@@ -14,12 +14,9 @@ from .tensors import Tensor
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
-NO_TOKEN = -1
-"""What the op draws from logits that are no numbers."""
-
 
 class Backend(Protocol):
-    """What runs the entry points; the VM, or a stand-in for tests."""
+    """What runs the entry points; the VM, onnxruntime, or a stand-in for tests."""
 
     def call(self, entry: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs of an entry point for these inputs, each of which may be an output itself."""

@@ -1,4 +1,4 @@
-"""A loaded artifact that answers."""
+"""A loaded model that answers."""
 
 from __future__ import annotations
 
@@ -14,12 +14,14 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.artifacts.devices import parse_device
-from deepzig.artifacts.manifest import Manifest
+from deepzig.artifacts.manifest import Bounds, Manifest
+from deepzig.artifacts.parts import is_onnx
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.log import configure
+from deepzig.sampling import NO_TOKEN
 
-from .draw import NO_TOKEN, Backend, Sampler, edited
+from .draw import Backend, Sampler, edited
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
@@ -57,7 +59,7 @@ class Read:
 
 @dataclass
 class Model:
-    """An artifact ready to run; made by `deepzig.runtime.load`. Safe to use from several threads."""
+    """An artifact or ONNX model ready to run; made by `deepzig.runtime.load`. Safe to use from several threads."""
 
     manifest: Manifest
     tokenizer: Tokenizer
@@ -352,14 +354,20 @@ def _choice(pieces: Iterator[Piece], logprobs: bool) -> Choice:
     )
 
 
+def cache_pages(bounds: Bounds, tokens: int | None) -> int:
+    """How many pages hold `tokens` tokens; by default a whole context, unless that is very long."""
+    wanted = min(bounds.positions, DEFAULT_CACHE_TOKENS) if tokens is None else int(tokens)
+    return -(-wanted // bounds.page_size)
+
+
 def load(
     path: str | Path, *, threads: int | None = None, cache_tokens: int | None = None, full_check: bool = False,
     device: str | None = None,
 ) -> Model:  # fmt: skip
-    """Load an artifact.
+    """Load an artifact, or an ONNX model that DeepZig exported (docs/onnx.md).
 
     Args:
-        path: the artifact: a folder, or a file made by `deepzig pack`.
+        path: the artifact: a folder, or a file made by `deepzig pack`; or the `.onnx` file.
         threads: threads of the kernels; by default DEEPZIG_THREADS, else all processors.
         cache_tokens: tokens that the cache holds, for all sequences together.
         full_check: hash the weights before use.
@@ -374,12 +382,15 @@ def load(
             raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
     configure()
     chosen = None if device is None else parse_device(device)
+    if is_onnx(Path(path)):
+        from .onnx_model import load_onnx
+
+        return load_onnx(Path(path), threads, cache_tokens, full_check, chosen)
     artifact = open_artifact(Path(path), full=full_check, device=chosen)
     made_by, build = artifact.manifest.created_by, artifact.build.name
     log.info("checked %s, made by %s; chose build %s for the device %s", path, made_by, build, artifact.device)
     bounds = artifact.manifest.bounds
-    tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
-    pages = -(-tokens // bounds.page_size)
+    pages = cache_pages(bounds, cache_tokens)
     from .vm import VirtualMachine
 
     machine = VirtualMachine(artifact, pages, threads)

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from .draw import NO_TOKEN
+from deepzig.sampling import NO_TOKEN
+
 from .tensors import Tensor
 
 Draft = Callable[[Sequence[int], int, Tensor, Sequence[int]], tuple[Tensor, Tensor]]

@@ -19,18 +19,20 @@ else:
 
 ROOT = Path(__file__).parents[1]
 
-FRONT = {"deepzig", "deepzig.cache", "deepzig.errors", "deepzig.log", "deepzig.tensorfile"}
+FRONT = {
+    "deepzig", "deepzig.cache", "deepzig.errors", "deepzig.log", "deepzig.sampling", "deepzig.tensorfile",
+}  # fmt: skip
 """The front door's modules that every room may use."""
 
 MAY_IMPORT = {
-    "deepzig": {"click"},
+    "deepzig": {"click", "numpy"},
     "ir": {"numpy"},
     "models": {"deepzig.ir", "gguf", "numpy", "tokenizers"},
     "targets": {"deepzig.artifacts.machines", "deepzig.ir", "numpy", "tvm", "tvm_ffi"},
     "compiler": {"deepzig.artifacts", "deepzig.ir", "deepzig.models", "deepzig.targets"}
     | {"click", "numpy", "onnx", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
-    "artifacts": {"numpy"},
-    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "tokenizers", "tvm_ffi"},
+    "artifacts": {"numpy", "onnx"},
+    "runtime": {"deepzig.artifacts", "click", "jinja2", "matplotlib", "numpy", "onnxruntime", "tokenizers", "tvm_ffi"},
 }
 """Room -> what it may import beside itself, the front door and the standard library."""
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from deepzig.artifacts.onnx_file import MASK
 from deepzig.ir import Node
 
-from .context import BATCH, MASK, SEQUENCE, TOTAL, Context
+from .context import BATCH, SEQUENCE, TOTAL, Context
 from .rope import rotated
 
 

@@ -7,6 +7,7 @@ from operator import methodcaller
 
 from onnx import TensorProto
 
+from deepzig.artifacts.onnx_file import INPUT_IDS, MASK, PAST_LATENT, PRESENT_LATENT
 from deepzig.ir import Value
 
 from .emitter import ELEMENTS, Emitter
@@ -14,8 +15,6 @@ from .external import ExternalTensor
 
 BATCH, SEQUENCE, PAST, TOTAL = "batch", "sequence", "past", "total"
 """Symbolic dimensions; the last is the sum of the two before it."""
-
-INPUT_IDS, MASK, POSITIONS = "input_ids", "attention_mask", "position_ids"
 
 
 class Context:
@@ -71,7 +70,7 @@ class Context:
     def cache(self, state: Value) -> tuple[str, str, int]:
         """Names of a layer's cache before and after the call, and its element type."""
         number = self._layers[state]
-        return f"past_key_values.{number}.latent", f"present.{number}.latent", ELEMENTS[state.type.dtype]
+        return PAST_LATENT % number, PRESENT_LATENT % number, ELEMENTS[state.type.dtype]
 
     def shape(self, *dims: int | str) -> str:
         """A shape for Reshape, of numbers and symbolic dimensions."""

@@ -9,13 +9,8 @@ import numpy as np
 import numpy.typing as npt
 from onnx import GraphProto, NodeProto, TensorProto, ValueInfoProto, helper, numpy_helper
 
-from deepzig.compiler.options import ONNX_DOMAINS
-
 OPSET = 27
 """The newest opset all of whose ops onnxruntime has: it loads 28, but without DequantizeLinear."""
-
-MICROSOFT = ONNX_DOMAINS["microsoft"]
-"""The domain of onnxruntime's own ops."""
 
 ELEMENTS = {"f32": TensorProto.FLOAT, "f16": TensorProto.FLOAT16, "bf16": TensorProto.BFLOAT16}
 """Float types of the IR -> those of ONNX."""

@@ -8,6 +8,7 @@ import onnx
 from onnx import GraphProto, ModelProto, helper
 
 from deepzig import __version__
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.compiler.options import ONNX_DOMAINS
 from deepzig.compiler.stages import Progress
 from deepzig.compiler.weights import WeightSource
@@ -15,7 +16,7 @@ from deepzig.errors import DeepZigError
 from deepzig.ir import Module
 from deepzig.models.source import Source
 
-from .emitter import MICROSOFT, OPSET
+from .emitter import OPSET
 from .external import external_tensors, write_external
 from .files import DATA, VECTORS, written_together
 from .metadata import metadata, side_files
@@ -55,7 +56,6 @@ def export_onnx(
     graph, tensors = onnx_graph(module, source.name, ONNX_DOMAINS[domain])
     graph.initializer.extend(external_tensors(tensors, path.name + DATA))
     model = _model(graph)
-    helper.set_model_props(model, metadata(module, source, quant, path.name + VECTORS if vectors else None))
     weights = WeightSource(module, source.checkpoint)
     total, done = sum(t.size for t in tensors), 0
 
@@ -71,6 +71,8 @@ def export_onnx(
             (folder / (path.name + VECTORS)).write_bytes(safetensors(recorded))
             progress("check", 1, 1)
         write_external(folder / (path.name + DATA), tensors, weights, written)
+        beside = [folder / (path.name + end) for end in (DATA, VECTORS)[: 1 + vectors]]
+        helper.set_model_props(model, metadata(module, source, quant, beside))
         onnx.save(model, folder / path.name)
     return total
 

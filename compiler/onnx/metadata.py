@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from deepzig import __version__
+from deepzig.artifacts.onnx_file import (
+    CONFIG,
+    FILES,
+    INPUT_IDS,
+    LOGITS,
+    MASK,
+    PAST_LATENT,
+    POSITIONS,
+    PRESENT_LATENT,
+    QUANT,
+    VECTORS,
+    VERSION,
+    file_entry,
+)
 from deepzig.ir import Module
 from deepzig.models.source import Source
-
-from .context import INPUT_IDS, MASK, POSITIONS
-from .model import LOGITS
 
 GENAI = "genai_config.json"
 
 
-def metadata(module: Module, source: Source, quant: str | None, vectors: str | None) -> dict[str, str]:
+def metadata(module: Module, source: Source, quant: str | None, files: Sequence[Path]) -> dict[str, str]:
     """The model's `metadata_props`.
 
     Args:
         module: what is exported.
         source: the model.
         quant: the text of `--quant`.
-        vectors: the name of the file of self-check vectors.
+        files: what lies beside the model: its weights, then self-check vectors if there are any.
     """
     (dtype,) = {
         v.type.dtype for node in module.graphs[0].nodes if node.op.name == "embed" for v in node.inputs[1:] if v
@@ -32,10 +43,11 @@ def metadata(module: Module, source: Source, quant: str | None, vectors: str | N
     stored = {"dtype": dtype, "quant": quant, "cache": module.states[0].type.dtype, "cache_width": _width(module)}
     config = {"name": source.name, **stored, **source.config.summary()}
     return {
-        "deepzig.version": __version__,
-        "deepzig.config": json.dumps(config, ensure_ascii=False),
-        "deepzig.quant": quant or "",
-        **({"deepzig.vectors": vectors} if vectors else {}),
+        VERSION: __version__,
+        CONFIG: json.dumps(config, ensure_ascii=False),
+        QUANT: quant or "",
+        **({VECTORS: files[1].name} if files[1:] else {}),
+        FILES: json.dumps({file.name: vars(file_entry(file)) for file in files}),
     }
 
 
@@ -75,9 +87,9 @@ def _genai(module: Module, model: str, source: Source) -> dict[str, Any]:
                     "input_ids": INPUT_IDS,
                     "attention_mask": MASK,
                     "position_ids": POSITIONS,
-                    "past_names": "past_key_values.%d.latent",
+                    "past_names": PAST_LATENT,
                 },
-                "outputs": {"logits": LOGITS, "present_names": "present.%d.latent"},
+                "outputs": {"logits": LOGITS, "present_names": PRESENT_LATENT},
             },
         },
         "search": {"max_length": c.max_position_embeddings, "past_present_share_buffer": False},

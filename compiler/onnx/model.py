@@ -7,6 +7,7 @@ from dataclasses import replace
 
 from onnx import GraphProto, TensorProto, helper
 
+from deepzig.artifacts.onnx_file import INPUT_IDS, LOGITS, MASK, POSITIONS
 from deepzig.compiler.passes.attention import fuse_mla
 from deepzig.compiler.passes.moe import fuse_experts
 from deepzig.compiler.passes.weights import hoist_weights
@@ -14,7 +15,7 @@ from deepzig.errors import DeepZigError
 from deepzig.ir import Module, eliminate_dead, verify
 from deepzig.ir.fp8 import FP8
 
-from .context import BATCH, INPUT_IDS, MASK, PAST, POSITIONS, SEQUENCE, TOTAL, Context
+from .context import BATCH, PAST, SEQUENCE, TOTAL, Context
 from .emitter import typed
 from .external import ExternalTensor
 from .lower import lower
@@ -22,7 +23,6 @@ from .lower import lower
 PASSES = (eliminate_dead, fuse_experts, fuse_mla)
 """What is fused for ONNX: attention, to be absorbed, and experts, to be sparse. All else stays as it is defined."""
 
-LOGITS = "logits"
 ROWS = {"tokens": INPUT_IDS, "pos": POSITIONS}
 """Input of the IR, of flat rows -> input of the model; what the others say is in `attention_mask`."""
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import numpy as np
 from onnx import TensorProto
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.ir import Node, Value
 
 from .context import Context
-from .emitter import MICROSOFT, typed
+from .emitter import typed
 from .products import expert_product
 from .qmoe import qmoe, qmoe_takes
 

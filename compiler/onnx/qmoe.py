@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from functools import partial
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.ir import Value
 from deepzig.ir.quantize import GROUP, QUANTIZED
 
 from .context import Context
-from .emitter import MICROSOFT
 from .quant import INT8_ROWS, Quantised, nbits
 
 INTERLEAVED = 1

@@ -14,12 +14,12 @@ import numpy as np
 import numpy.typing as npt
 from onnx import TensorProto
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.compiler.weights import WeightSource
 from deepzig.ir import Value
 from deepzig.ir.quantize import GROUP, QUANTIZED, quantize
 
 from .context import Context
-from .emitter import MICROSOFT
 from .external import ExternalTensor
 
 Array = npt.NDArray[Any]

@@ -14,15 +14,13 @@ import numpy as np
 import numpy.typing as npt
 from threadpoolctl import threadpool_limits
 
+from deepzig.artifacts.onnx_file import INPUT_IDS, LOGITS, MASK, PAST_LATENT, POSITIONS, PRESENT_LATENT
 from deepzig.compiler.selfcheck import EXPERTS, LazyStack, operand
 from deepzig.compiler.weights import WeightSource
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Node, TensorType, Value
 from deepzig.ir.interpret import run
 from deepzig.ir.quantize import QuantizedMatrix
-
-from .context import INPUT_IDS, MASK, POSITIONS
-from .model import LOGITS
 
 Array = npt.NDArray[Any]
 
@@ -67,7 +65,7 @@ def record(module: Module, source: WeightSource, rounded: bool) -> dict[str, Arr
         seq, pos = places[:, begin:end].reshape(-1, 2).T
         inputs = {
             INPUT_IDS: tokens[:, begin:end], MASK: mask[:, :end], POSITIONS: places[:, begin:end, 1],
-            **_latents("past_key_values", caches, places[:, :begin]),
+            **_latents(PAST_LATENT, caches, places[:, :begin]),
         }  # fmt: skip
         table = np.arange(pages)[:, None]
         rows = {
@@ -78,7 +76,7 @@ def record(module: Module, source: WeightSource, rounded: bool) -> dict[str, Arr
         caches = dict(zip(states, written, strict=True))
         outputs = {
             LOGITS: logits.reshape(len(places), end - begin, -1),
-            **_latents("present", caches, places[:, :end]),
+            **_latents(PRESENT_LATENT, caches, places[:, :end]),
         }  # fmt: skip
         vectors |= {f"{call}/{name}": array for name, array in (inputs | outputs).items()}
     return vectors
@@ -98,10 +96,10 @@ def safetensors(arrays: Mapping[str, Array]) -> bytes:
     return b"".join([len(text).to_bytes(8, "little"), text, *(np.ascontiguousarray(x).tobytes() for _, x in ordered)])
 
 
-def _latents(stem: str, caches: Mapping[Value, Array], places: Array) -> dict[str, Array]:
+def _latents(name: str, caches: Mapping[Value, Array], places: Array) -> dict[str, Array]:
     """The caches [pages, page, w] as inputs or outputs of the model, [b, t, w]."""
     kinds = {"f32": np.float32, "f16": np.float16}
-    latents = {f"{stem}.{i}.latent": (s, x) for i, (s, x) in enumerate(caches.items())}
+    latents = {name % i: (s, x) for i, (s, x) in enumerate(caches.items())}
     return {n: x[places[..., 0], places[..., 1]].astype(kinds[s.type.dtype]) for n, (s, x) in latents.items()}
 
 

@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepzig.artifacts.checks import FileEntry
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.graphs import Graphs, read_graphs
 from deepzig.artifacts.machines import fitting
-from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, TensorSpec
+from deepzig.artifacts.manifest import FORMAT, EntryPoint, TensorSpec
 from deepzig.artifacts.reader import read_manifest
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.machine import memory

@@ -12,10 +12,10 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from deepzig.artifacts.manifest import Manifest
-from deepzig.ir.sampling import sample_tokens
 from deepzig.runtime.model import Model
 from deepzig.runtime.pages import PagePool
 from deepzig.runtime.tokenizer import Tokenizer
+from deepzig.sampling import sample_tokens
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 TEMPLATE = (

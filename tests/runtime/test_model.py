@@ -11,9 +11,10 @@ import numpy as np
 import pytest
 
 from deepzig.errors import DeepZigError
-from deepzig.runtime.draw import NO_TOKEN, Sampler, edited
+from deepzig.runtime.draw import Sampler, edited
 from deepzig.runtime.model import Model
 from deepzig.runtime.sampling import SamplingOptions, logprob_of
+from deepzig.sampling import NO_TOKEN
 
 from . import fake
 

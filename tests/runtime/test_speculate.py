@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 
-from deepzig.runtime.draw import NO_TOKEN
 from deepzig.runtime.speculate import Speculator
+from deepzig.sampling import NO_TOKEN
 
 
 class Draft:

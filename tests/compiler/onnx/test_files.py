@@ -16,6 +16,7 @@ from click.testing import CliRunner, Result
 from safetensors.numpy import load_file
 
 from deepzig import __version__
+from deepzig.artifacts.onnx_file import file_entry
 from deepzig.compiler import cli, export_onnx
 from deepzig.compiler.onnx import export as export_file
 from deepzig.compiler.onnx.model import exported
@@ -58,6 +59,8 @@ def test_files_and_metadata(model: Path, tmp_path: Path) -> None:
     assert props.pop("deepzig.version") == __version__
     stored = {"dtype": "f32", "quant": "q8,experts=q4", "cache": "f32", "cache_width": 26}
     assert json.loads(props.pop("deepzig.config")) == {"name": "hf", **stored, **config().summary()}
+    files = {name: vars(file_entry(path.with_name(name))) for name in ("tiny.onnx.data", "tiny.onnx.vectors")}
+    assert json.loads(props.pop("deepzig.files")) == files
     assert props == {"deepzig.quant": "q8,experts=q4", "deepzig.vectors": "tiny.onnx.vectors"}
     genai = json.loads((path.parent / "genai_config.json").read_text())["model"]
     assert genai["decoder"]["filename"] == "tiny.onnx" and genai["decoder"]["head_size"] == 26

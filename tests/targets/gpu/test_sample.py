@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.ir.sampling import NO_TOKEN, sample_tokens
+from deepzig.sampling import NO_TOKEN, sample_tokens
 from deepzig.targets.gpu.choice import KEPT
 from deepzig.targets.gpu.sample import sample
 
