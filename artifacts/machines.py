@@ -21,6 +21,9 @@ class Machine:
 WASM = "wasm32"
 """The platform of WebAssembly: code for a machine of its own, which node and browsers run wherever they are."""
 
+WASM_BYTES = 1 << 32
+"""The most memory of it: addresses have 32 bits."""
+
 _V3 = frozenset({"avx2", "bmi2", "f16c", "fma"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AMX = _V4 | {"avx512bf16", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8"}

@@ -7,15 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from deepzig.artifacts.consistency import ITEM_BYTES
+from deepzig.artifacts.machines import WASM_BYTES
 from deepzig.errors import DeepZigError
 
 from .plan import Plan, Tensor
 
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
-
-ADDRESSES = 1 << 32
-"""The memory of WebAssembly, in bytes."""
 
 LOGITS_BYTES = 64 << 20
 """Room for the logits of more rows than one of each sequence, which those who score texts or guess ahead ask for."""
@@ -44,7 +42,7 @@ def check_fits(size: int) -> None:
     Raises:
         DeepZigError: they are.
     """
-    if size >= ADDRESSES:
+    if size >= WASM_BYTES:
         what = f"weights and values take {size / 2**30:.1f} GiB, and the target's memory has 4 GiB"
         raise DeepZigError(what, "--target", "quantise the model with --quant q4, or choose another target")
 

@@ -106,9 +106,9 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     """
     from .arena import arena, check_fits, with_logits
     from .build import build, code_part, libraries, plan_part, versions
-    from .calls import plan_json
     from .lower import kernel_module, lower
     from .memory import greatest, memory_plan, pooled, stored_bytes
+    from .plan_json import plan_json
 
     start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)

@@ -108,8 +108,8 @@ class CpuTarget:
 
     def compile(self, module: Any) -> Any:
         """Compile a TVM module."""
+        from .legalize import on_one_thread, separate_multiply_adds
         from .pipeline import compile_module
-        from .plainer import on_one_thread, separate_multiply_adds
 
         lacking = [] if self.vectors.fused else [separate_multiply_adds()]
         if self.platform == WASM:

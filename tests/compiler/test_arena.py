@@ -11,10 +11,10 @@ import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.compiler.arena import ALIGNMENT, Arena, arena, bytes_of, check_fits, with_logits
-from deepzig.compiler.calls import plan_json
 from deepzig.compiler.memory import greatest
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Launch, Plan, Tensor, plan_graph
+from deepzig.compiler.plan_json import plan_json
 from deepzig.compiler.trace import Bounds
 from deepzig.errors import DeepZigError
 from deepzig.ir import Graph, TensorType

@@ -25,7 +25,7 @@ from deepzig.compiler.trace import trace
 from deepzig.models.families import parse_config
 from deepzig.models.fields import Fields
 from deepzig.targets.cpu.emit import variable
-from deepzig.targets.cpu.plainer import on_one_thread
+from deepzig.targets.cpu.legalize import on_one_thread
 from deepzig.targets.emit import kernel, loop, repeat, store, symbols
 from deepzig.targets.registry import find_targets
 

@@ -194,6 +194,13 @@ def test_verify_names_a_wrong_kernel(artifact: Path, model: Model, tmp_path: Pat
         check(opened, verdict)
 
 
+def test_inspect(artifact: Path, model: Model, cli: Any) -> None:
+    """Weights are copied to node, and 4 GiB are all that there is."""
+    code, out, _ = cli("inspect", artifact)
+    assert code == 0 and "runs here: yes, build wasm" in out
+    assert "copied to node" in out and "with 1 threads" in out and "fits in 4.00 GiB: " in out
+
+
 def test_packed(artifact: Path, model: Model, cli: Any, tmp_path: Path) -> None:
     """Weights are read where they lie in the file."""
     assert cli("pack", artifact, "-o", tmp_path / "one.deepzig")[0] == 0
