@@ -93,7 +93,8 @@ INTERRUPTED = "interrupted; nothing was written"
 def command(
     model: Path, output: Path | None, onnx: Path | None, onnx_domain: str, target: str, dtype: str | None,
     quant: str | None, cache: str | None, chunk: int, embeddings: bool, self_check: str, force: bool,
-    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool, traceback: bool,
+    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
+    traceback: bool,
 ) -> None:  # fmt: skip
     """Compile MODEL to an artifact, or export it to ONNX.
 
@@ -108,8 +109,8 @@ def command(
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
             target=target, dtype=dtype or ("f32" if onnx else Options.dtype), quant=quant, cache=cache, bounds=bounds,
-            embeddings=embeddings, debug_route=debug_route, dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force,
-            self_check=self_check,
+            embeddings=embeddings, debug_route=debug_route, dump_ir=dump_ir, stop_after=stop_after,
+            fuse_limit=fuse_limit, force=force, self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:
             click.echo(ir_text(model, options), nl=False)

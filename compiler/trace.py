@@ -47,10 +47,11 @@ def trace(
         hidden: `prefill` and `decode` return hidden states too; with `draft` they do anyhow.
     """
     m = ModuleBuilder(dtype, quant, cache)
+    hidden = hidden or draft
     graphs = []
     for name, rows_per_seq in (("prefill", bounds.chunk), ("decode", bounds.decode_rows)):
         b = Builder()
-        outputs = define(b, m, config, Rows.inputs(b, config, debug_route), bounds.page_size, hidden_too=draft or hidden)
+        outputs = define(b, m, config, Rows.inputs(b, config, debug_route), bounds.page_size, hidden_too=hidden)
         graphs.append(b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq}))
     if draft:
         graphs.append(_draft_graph(m, config, bounds))

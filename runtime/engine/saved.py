@@ -55,10 +55,10 @@ def save(path: Path, nodes: Sequence[Node], backend: Backend, states: Sequence[s
         data = backend.read_page(node.page)
         return np.concatenate([data[state] for state in states])
 
-    size = len(page(nodes[0])) if nodes else 0
+    size, length = (len(page(nodes[0])), len(nodes[0].tokens)) if nodes else (0, 0)
     small: dict[str, Array] = {
         "artifact": np.frombuffer(artifact, np.uint8),
-        "tokens": np.array([node.tokens for node in nodes], "<i4").reshape(len(nodes), len(nodes[0].tokens) if nodes else 0),
+        "tokens": np.array([node.tokens for node in nodes], "<i4").reshape(len(nodes), length),
         "parents": np.array([numbers[node.parent] if node.parent else -1 for node in nodes], "<i4"),
         "drafted": np.array([node.drafted for node in nodes], np.uint8),
     }
