@@ -1,4 +1,4 @@
-/** Measures an artifact for WebAssembly in node: a request is a line of JSON on the standard input, its answer one on the output. */
+/** Measures an artifact in node: requests are lines of JSON on the standard input, answers on the output. */
 
 import { createInterface } from "node:readline";
 

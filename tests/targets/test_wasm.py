@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.ir.sampling import sample_tokens
+from deepzig.sampling import sample_tokens
 from deepzig.targets.cpu.sample import sample
 
 from . import test_attention, test_linear, test_moe, test_norm, test_prefill, test_quant, test_router

@@ -185,6 +185,27 @@ def test_a_damaged_part(
     )  # fmt: skip
 
 
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda b: b[:8] + b"[" + b[9:],
+         "the header of the weight file can't be read\n  at: FILE\n  fix: copy or compile the artifact again"),
+        (lambda b: b[:7] + b"\x7f" + b[8:],
+         "the header of the weight file can't be read\n  at: FILE\n  fix: copy or compile the artifact again"),
+        (lambda b: b.replace(b'"lm_head.weight@columns"', b'"lm_head.weight@another"'),
+         "a weight is not in the manifest\n  at: FILE, tensor lm_head.weight@another\n  fix: compile the model again"),
+        (lambda b: b.replace(b'"lm_head.weight@columns"', b'"__metadata__"' + b" " * 10),
+         "weights are missing\n  at: FOLDER\n  fix: copy or compile the artifact again"),
+    ],
+)  # fmt: skip
+def test_a_weight_file_that_is_not_hashed(
+    program: Program, artifact: Path, tmp_path: Path, change: Callable[[bytes], bytes], told: str
+) -> None:
+    folder = damaged(artifact, tmp_path / "damaged", SHARD, change)
+    want = told.replace("FILE", f"{folder}/{SHARD}").replace("FOLDER", str(folder))
+    assert program("return message(() => load(folder, { verify: false }));", folder) == want
+
+
 def test_a_part_that_is_missing(program: Program, artifact: Path, tmp_path: Path) -> None:
     folder = tmp_path / "missing"
     shutil.copytree(artifact, folder)

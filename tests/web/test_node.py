@@ -17,7 +17,9 @@ from deepzig.artifacts.reader import open_artifact, read_manifest
 from deepzig.artifacts.writer import ArtifactWriter
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
+from deepzig.compiler.trace import Bounds
 from deepzig.errors import DeepZigError
+from deepzig.models import random_checkpoint
 from deepzig.models.reference.corpus import heldout
 from deepzig.runtime import Model, load
 from deepzig.runtime.node import NodeMachine
@@ -25,6 +27,7 @@ from deepzig.runtime.tensors import DeviceTensor
 from deepzig.runtime.verify import check, read_vectors, replay
 from deepzig.tensorfile import read_header
 
+from ..runtime.conftest import CONFIG
 from .conftest import REFERENCE
 
 TOLERANCE = 2e-5
@@ -306,3 +309,16 @@ def test_every_element_type(options: dict[str, str], model: Model, tmp_path: Pat
     with load(tmp_path / "out", cache_tokens=500) as other:
         asked = [{"role": "user", "content": "Which is larger, 41 or 14?"}]
         assert other.generate(asked, max_tokens=64).text == "41"
+
+
+@pytest.mark.slow
+def test_a_model_that_is_not_fused(model: Model, tmp_path: Path) -> None:
+    """Plain kernels too: any number of rewrites gives a model that runs."""
+    config = {**CONFIG, "max_position_embeddings": 256}
+    random_checkpoint.write(tmp_path / "checkpoint", config)
+    bounds = Bounds(chunk=64, decode_rows=8, rows=64, batch=2, page_size=16)
+    for limit in (0, 5):
+        options = Options(target="wasm", dtype="f32", bounds=bounds, fuse_limit=limit, self_check="full")
+        compile_model(tmp_path / "checkpoint", tmp_path / f"{limit}", options)
+        opened = open_artifact(tmp_path / f"{limit}")
+        check(opened, replay(opened, read_vectors(opened)))

@@ -21,7 +21,7 @@ const COPY_AGAIN = "copy or compile the artifact again";
  * @property {Record<string, any>} model
  * @property {Build[]} builds
  * @property {Record<string, EntryPoint>} entry_points
- * @property {{rows: number, batch: number, chunk: number, decode_rows: number, page_size: number, positions: number}} bounds
+ * @property {Record<"rows" | "batch" | "chunk" | "decode_rows" | "page_size" | "positions", number>} bounds
  * @property {Spec[]} cache
  * @property {Spec[]} weights
  * @property {Record<string, {size: number, sha256: string}>} files

@@ -3,7 +3,7 @@ import { DTYPES, Tensor, count } from "./tensors.js";
 
 /**
  * @typedef {import("./tensors.js").Elements} Elements
- * @typedef {number | string} Dim a number, or the name of a size known at the call, perhaps times numbers, such as `p*64`
+ * @typedef {number | string} Dim a number, or the name of a size known at the call, perhaps with factors: `p*64`
  * @typedef {Record<string, number>} Sizes
  *
  * @typedef {object} PlannedTensor
@@ -166,7 +166,8 @@ export class Executor {
     const arena = memory.allocate(plan.arena_bytes);
     /** @param {PlannedTensor} tensor */
     const place = ({ weight, state, offset }) => {
-      const found = weight !== undefined ? weights.get(weight) : state !== undefined ? caches.get(state)?.address : arena + Number(offset);
+      if (offset !== undefined) return arena + offset;
+      const found = weights.get(String(weight)) ?? caches.get(String(state))?.address;
       if (found === undefined) {
         throw new DeepZigError(`there is no ${weight ?? state}`, "the artifact's plan", "compile the model again");
       }

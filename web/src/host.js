@@ -112,7 +112,8 @@ export class Host {
     });
     return () => {
       if (call(0, at, records.length, 0) !== 0) {
-        throw new DeepZigError(`the kernel ${kernel} has no room`, "the memory of WebAssembly", "load with a smaller cache");
+        const what = `the kernel ${kernel} has no room`;
+        throw new DeepZigError(what, "the memory of WebAssembly", "load with a smaller cache");
       }
     };
   }

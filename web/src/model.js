@@ -128,7 +128,8 @@ export class Model {
     });
     const [token] = await tokens.read();
     if (token === NO_TOKEN) {
-      throw new DeepZigError("the model computed logits that are no numbers", "sampling", "compile with another --dtype");
+      const what = "the model computed logits that are no numbers";
+      throw new DeepZigError(what, "sampling", "compile with another --dtype");
     }
     return token;
   }

@@ -1,8 +1,10 @@
 /**
- * Runs an artifact for another process: a request is a line of JSON on the standard input, its answer one on the output.
+ * Runs an artifact for another process: a request is a line of JSON on the standard input, its answer one on the
+ * output.
  *
- * A request has a `number`, which its answer repeats, and `do`, the name of one of `requests`. An answer has `result` or
- * `error`: what, where and hint. Tensors of an answer are numbered and kept until they are freed; bytes are in base64.
+ * A request has a `number`, which its answer repeats, and `do`, the name of one of `requests`; `free` are numbers of
+ * tensors that are not needed any more. An answer has `result` or `error`: what, where and hint. Tensors of an answer
+ * are numbered and kept until they are freed; bytes are in base64.
  */
 
 import { createInterface } from "node:readline";
@@ -100,8 +102,8 @@ const requests = {
 
   /** The arguments of a kernel call, where they lie. */
   async arguments({ entry, index }) {
-    const { plan } = executor.entries[entry];
-    return plan.calls[index].arguments.map((number) => keep(/** @type {any} */ (executor.entries[entry].tensor(number))));
+    const one = executor.entries[entry];
+    return one.plan.calls[index].arguments.map((number) => keep(one.tensor(number)));
   },
 
   /** The outputs of a call that `begin` prepared. */

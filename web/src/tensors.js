@@ -1,4 +1,4 @@
-/** Element types by the names of the manifest: bytes, the code of DLPack, and the array that JavaScript has for them. */
+/** Element types by the names of the manifest: bytes, the code of DLPack, and JavaScript's array of them. */
 export const DTYPES = Object.freeze({
   f32: { bytes: 4, code: 2, array: Float32Array },
   i32: { bytes: 4, code: 0, array: Int32Array },

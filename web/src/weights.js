@@ -28,12 +28,12 @@ export async function loadWeights(source, manifest, memory, options) {
       const spec = specs.get(name) ?? specs.get(piece?.[1] ?? "");
       const place = places.get(spec?.name ?? "");
       if (!spec || place === undefined) {
-        throw new DeepZigError("a weight is not in the manifest", `${where}, tensor ${name}`, "compile the model again");
+        throw wrong("is not in the manifest", where, name);
       }
       const first = spec.name === name ? 0 : Number(piece?.[2]);
       const offset = (size(spec) / Number(spec.shape[0] ?? 1)) * first;
       if (offset + end - begin > size(spec)) {
-        throw new DeepZigError("a weight is larger than the manifest says", `${where}, tensor ${name}`, "compile the model again");
+        throw wrong("is larger than the manifest says", where, name);
       }
       memory.write(place + offset, data.subarray(begin, end));
       loaded += end - begin;
@@ -43,6 +43,15 @@ export async function loadWeights(source, manifest, memory, options) {
     throw new DeepZigError("weights are missing", source.name, "copy or compile the artifact again");
   }
   return places;
+}
+
+/**
+ * @param {string} what
+ * @param {string} where
+ * @param {string} name
+ */
+function wrong(what, where, name) {
+  return new DeepZigError(`a weight ${what}`, `${where}, tensor ${name}`, "compile the model again");
 }
 
 /**
