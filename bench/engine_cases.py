@@ -9,10 +9,11 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
-import psutil
+import psutil  # type: ignore[import-untyped]
 
 from deepzig.models.reference.corpus import heldout
 from deepzig.runtime import Model
@@ -20,9 +21,9 @@ from deepzig.runtime.engine import Generation
 from deepzig.runtime.vm import VirtualMachine
 
 Row = dict[str, float | int | str]
-SAMPLED = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
+SAMPLED: dict[str, Any] = {"temperature": 0.8, "top_p": 0.95, "ignore_eos": True}
 SHARED, SUFFIX = 4096, 32
-LETTERS = {"structured_outputs": {"regex": "[a-z ]{1000}"}}
+LETTERS: dict[str, Any] = {"structured_outputs": {"regex": "[a-z ]{1000}"}}
 
 
 @dataclass
@@ -77,7 +78,7 @@ def overhead(traffic: Traffic) -> Iterator[Row]:
         # steps in which all answers are under way: from one call of decode to the next
         starts = [i for i, (name, _, _) in enumerate(events) if name == "decode"][batch + 8 : -8]
         shares, seconds = [], []
-        for a, b in zip(starts, starts[1:], strict=False):
+        for a, b in pairwise(starts):
             whole = events[b][1] - events[a][1]
             seconds.append(whole)
             shares.append(1 - sum(end - begin for _, begin, end in events[a:b]) / whole)
@@ -99,7 +100,7 @@ def prefix(traffic: Traffic) -> Iterator[Row]:
     """Time to the first token with a long prefix that others had, and without."""
     if not traffic.fits(SHARED + SUFFIX + 1):
         return
-    cold, warm = [], []
+    cold, warm = list[float](), list[float]()
     for _ in range(3):
         shared = traffic.prompt(SHARED)
         for times in (cold, warm, warm):
@@ -196,8 +197,8 @@ def soak(traffic: Traffic, seconds: float) -> Iterator[Row]:
     served = 0
     while time.perf_counter() - begin < seconds:
         while len(running) < 24:
-            count = int(traffic.random.integers(1, 64))
-            running.append(model.submit(traffic.prompt(int(traffic.random.integers(1, 200))), max_tokens=count, **SAMPLED))
+            count, length = (int(traffic.random.integers(1, most)) for most in (64, 200))
+            running.append(model.submit(traffic.prompt(length), max_tokens=count, **SAMPLED))
             served += 1
         one = running.pop(int(traffic.random.integers(len(running))))
         if traffic.random.random() < 0.2:

@@ -8,25 +8,20 @@ from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import cached_property
-from numbers import Integral
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepzig.artifacts.devices import parse_device
-from deepzig.artifacts.manifest import Bounds, Manifest
-from deepzig.artifacts.parts import is_onnx
-from deepzig.artifacts.reader import open_artifact
+from deepzig.artifacts.manifest import Manifest
 from deepzig.errors import DeepZigError
-from deepzig.log import configure
 
 from .backend import Backend
 from .chat import ChatGeneration, ChatResult
 from .engine import Engine, Generation, Settings
 from .engine.reading import Embedding, Reading, Score
-from .executor import Executor, open_executor
+from .executor import Executor
 from .guide import Guide, GuideFactory
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
@@ -44,7 +39,6 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
-DEFAULT_CACHE_TOKENS = 16384
 HIDDEN = "hidden"
 
 
@@ -298,7 +292,7 @@ class Model:
                 }  # fmt: skip
                 if route is not None:
                     given["route"] = np.asarray(route)[begin : begin + len(part)]
-                parts.append(np.asarray(self.run(None, given)[0]))
+                parts.append(np.asarray(self._run(None, given)[0]))
         return np.concatenate(parts)
 
     def forward(
@@ -328,8 +322,14 @@ class Model:
     def run(self, entry: str | None, given: Mapping[str, Array], hidden: Tensor | None = None) -> tuple[Tensor, ...]:
         """Outputs of an entry point, where they lie, for rows that are checked first as those of `forward` are.
 
-        `hidden` is an input of `draft`: states of the model, f32 [n, hidden].
+        `hidden` is an input of `draft`: states of the model, f32 [n, hidden]. Pages are the caller's choice, so what
+        the cache has of prompts is forgotten.
         """
+        if self.engine.tree:
+            self.engine.tree.clear()
+        return self._run(entry, given, hidden)
+
+    def _run(self, entry: str | None, given: Mapping[str, Array], hidden: Tensor | None = None) -> tuple[Tensor, ...]:
         inputs = checked_rows(self.manifest, self.pool.count, given)
         if entry is None:
             longest = np.bincount(inputs["seq"]).max()
@@ -381,47 +381,3 @@ class Model:
 def _check_one_answer(asked: Mapping[str, Any]) -> None:
     if asked.get("n") not in (None, 1):
         raise DeepZigError(f"a stream has one answer, not {asked['n']}", "option n", "use generate, or n=1")
-
-
-def cache_pages(bounds: Bounds, tokens: int | None) -> int:
-    """How many pages hold `tokens` tokens; by default a whole context, unless that is very long."""
-    wanted = min(bounds.positions, DEFAULT_CACHE_TOKENS) if tokens is None else int(tokens)
-    return -(-wanted // bounds.page_size)
-
-
-def load(
-    path: str | Path, *, threads: int | None = None, cache_tokens: int | None = None, full_check: bool = False,
-    device: str | None = None, settings: Settings | None = None,
-) -> Model:  # fmt: skip
-    """Load an artifact, or an ONNX model that DeepZig exported (docs/onnx.md).
-
-    Args:
-        path: the artifact: a folder, or a file made by `deepzig pack`; or the `.onnx` file.
-        threads: threads of the kernels; by default DEEPZIG_THREADS, else all processors.
-        cache_tokens: tokens that the cache holds, for all sequences together.
-        full_check: hash the weights before use.
-        device: where it runs, such as `cpu`, `cuda`, `cuda:1` or `metal`; by default where the artifact can, on a GPU
-            before the CPU.
-        settings: how requests share the model.
-
-    Raises:
-        DeepZigError: the artifact is damaged, or does not fit this machine, device or process.
-    """
-    for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-            raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
-    configure()
-    chosen = None if device is None else parse_device(device)
-    if is_onnx(Path(path)):
-        from .onnx_model import load_onnx
-
-        return load_onnx(Path(path), threads, cache_tokens, full_check, chosen, settings or Settings())
-    artifact = open_artifact(Path(path), full=full_check, device=chosen)
-    made_by, build = artifact.manifest.created_by, artifact.build.name
-    log.info("checked %s, made by %s; chose build %s for the device %s", path, made_by, build, artifact.device)
-    bounds = artifact.manifest.bounds
-    pages = cache_pages(bounds, cache_tokens)
-    executor = open_executor(artifact, pages, threads)
-    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    pool = PagePool(pages, bounds.page_size)
-    return Model(artifact.manifest, tokenizer, executor, pool, Path(path), settings or Settings())

@@ -20,7 +20,8 @@ from deepzig.errors import DeepZigError
 from deepzig.sampling import sample_tokens
 
 from .engine import Settings
-from .model import Model, cache_pages
+from .loading import cache_pages
+from .model import Model
 from .onnx_session import OnnxSession
 from .pages import PagePool
 from .tensors import Tensor

@@ -21,7 +21,8 @@ from deepzig.runtime import first_token, machine
 from deepzig.runtime.child import measure
 from deepzig.runtime.executor import Executor
 from deepzig.runtime.library import default_threads
-from deepzig.runtime.model import Model, load
+from deepzig.runtime.loading import load
+from deepzig.runtime.model import Model
 
 from .cases import Plan, make_plan
 from .plot import check_plot, plot

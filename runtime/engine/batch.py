@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..backend import Backend
-from ..sampling import SamplingOptions
-from ..tensors import Tensor
+from deepzig.runtime.backend import Backend
+from deepzig.runtime.sampling import SamplingOptions
+from deepzig.runtime.tensors import Tensor
+
 from .scheduler import Work
 from .sequence import Sequence
 

@@ -11,10 +11,10 @@ from collections.abc import Sequence as List
 
 import numpy as np
 
+from deepzig.runtime.backend import Backend
+from deepzig.runtime.tensors import Tensor
 from deepzig.sampling import NO_TOKEN
 
-from ..backend import Backend
-from ..tensors import Tensor
 from .batch import Array, Rows, block_table, draw_likeliest
 from .scheduler import Work
 from .sequence import Sequence

@@ -17,14 +17,14 @@ import numpy as np
 
 from deepzig.artifacts.manifest import Manifest
 from deepzig.errors import DeepZigError
+from deepzig.runtime.answer import Answer
+from deepzig.runtime.backend import Backend
+from deepzig.runtime.guide import U32, Guide, apply
+from deepzig.runtime.pages import PagePool
+from deepzig.runtime.sampling import SamplingOptions, logprob_of
+from deepzig.runtime.tensors import Tensor
 from deepzig.sampling import NO_TOKEN
 
-from ..answer import Answer
-from ..backend import Backend
-from ..guide import U32, Guide, apply
-from ..pages import PagePool
-from ..sampling import SamplingOptions, logprob_of
-from ..tensors import Tensor
 from . import saved
 from .batch import Rows, draw
 from .drafts import DRAFT, draft

@@ -7,7 +7,8 @@ import queue
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 
-from ..result import END, Choice, Piece, Result
+from deepzig.runtime.result import END, Choice, Piece, Result
+
 from .sequence import Request
 
 Event = tuple[int, Piece | BaseException | None]

@@ -10,7 +10,7 @@ from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
-from ..pages import PagePool
+from deepzig.runtime.pages import PagePool
 
 
 @dataclass(eq=False)

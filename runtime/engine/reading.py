@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from ..sampling import TokenLogprob, logprob_of
-from ..tensors import Tensor
+from deepzig.runtime.sampling import TokenLogprob, logprob_of
+from deepzig.runtime.tensors import Tensor
 
 F32 = npt.NDArray[np.float32]
 

@@ -21,10 +21,10 @@ import numpy.typing as npt
 
 from deepzig.artifacts.writer import disk_errors
 from deepzig.errors import DeepZigError
+from deepzig.runtime.backend import Backend
+from deepzig.runtime.pages import PagePool
 from deepzig.tensorfile import TensorEntry, read_header
 
-from ..backend import Backend
-from ..pages import PagePool
 from .prefix import Node, PrefixTree
 
 Array = npt.NDArray[Any]

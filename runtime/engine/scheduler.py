@@ -13,8 +13,8 @@ from dataclasses import dataclass, field
 
 from deepzig.artifacts.manifest import Bounds
 from deepzig.errors import DeepZigError
+from deepzig.runtime.pages import PagePool
 
-from ..pages import PagePool
 from .prefix import PrefixTree
 from .sequence import DECODE, PREFILL, Sequence
 

@@ -9,11 +9,11 @@ from typing import Any
 import numpy.typing as npt
 
 from deepzig.artifacts.manifest import Bounds
+from deepzig.runtime.answer import Answer
+from deepzig.runtime.guide import Guide
+from deepzig.runtime.result import Piece
+from deepzig.runtime.sampling import SamplingOptions
 
-from ..answer import Answer
-from ..guide import Guide
-from ..result import Piece
-from ..sampling import SamplingOptions
 from .lookup import PromptLookup
 from .reading import Reading
 
