@@ -20,7 +20,7 @@ from deepzig.log import configure
 from deepzig.targets.gpu.names import GPUS
 from deepzig.targets.registry import DEFAULT, NATIVE
 
-from .options import SELF_CHECKS
+from .options import ONNX_DOMAINS, SELF_CHECKS
 from .trace import Bounds
 
 if TYPE_CHECKING:
@@ -56,7 +56,7 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.option(
     "--onnx-domain",
     default="standard",
-    type=click.Choice(("standard", "microsoft")),
+    type=click.Choice(list(ONNX_DOMAINS)),
     help="Ops that multiply by quantised matrices: standard ones, or onnxruntime's, which are faster in experts.",
 )
 @click.option(

@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.targets.registry import DEFAULT
 
 from .trace import Bounds
 
 DTYPES = ("f32", "bf16", "f16")
 CACHES = (*DTYPES, "q8")
+ONNX_DOMAINS = {"standard": "", "microsoft": MICROSOFT}
+"""Names of `--onnx-domain` -> the domain whose ops multiply by quantised matrices."""
 SELF_CHECKS = ("sampled", "full", "none")
 
 DEFAULT_BOUNDS = Bounds()

@@ -24,7 +24,7 @@ class Context:
         emit: where nodes go.
         names: the ONNX name of each IR value that is known.
         tensors: weights in the order in which they are written.
-        domain: `` for standard ops alone, or that of onnxruntime's.
+        domain: of products with quantised matrices: empty for standard ops.
     """
 
     def __init__(self, states: tuple[Value, ...], domain: str) -> None:

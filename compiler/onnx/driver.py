@@ -30,7 +30,7 @@ def compile_onnx(
         model: a checkpoint folder, a GGUF file, or the name of a model in Hugging Face's cache.
         out: the model's file; appears when all is written, or not at all.
         options: what to make.
-        domain: one of `export.DOMAINS`.
+        domain: one of ONNX_DOMAINS.
         progress: told of every stage.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -23,12 +23,14 @@ class Emitter:
         nodes: the nodes so far.
         constants: small tensors that stand in the model file itself.
         scope: what names that nobody chose begin with: the IR value that is being computed.
+        origin: what nodes say of where they come from, as `metadata_props`.
     """
 
     def __init__(self) -> None:
         self.nodes: list[NodeProto] = []
         self.constants: dict[str, TensorProto] = {}
         self.scope = ""
+        self.origin: Mapping[str, str] = {}
         self._serials: dict[str, int] = {}
 
     def op(self, kind: str, *inputs: str, out: str | None = None, domain: str = "", **attrs: Any) -> str:
@@ -50,7 +52,9 @@ class Emitter:
         self, kind: str, inputs: Sequence[str], outs: Sequence[str], domain: str = "", **attrs: Any
     ) -> Sequence[str]:
         """Append a node with several outputs, whose names are given and returned."""
-        self.nodes.append(helper.make_node(kind, inputs, outs, name=f"{outs[0]}/{kind}", domain=domain, **attrs))
+        node = helper.make_node(kind, inputs, outs, name=f"{outs[0]}/{kind}", domain=domain, **attrs)
+        helper.set_metadata_props(node, dict(self.origin))
+        self.nodes.append(node)
         return outs
 
     def split(self, x: str, sizes: Sequence[int], axis: int) -> Sequence[str]:
@@ -80,7 +84,8 @@ class Emitter:
     def body(self, name: str) -> Emitter:
         """An emitter for a subgraph within `scope`; its constants are those of the whole model."""
         inner = Emitter()
-        inner.constants, inner.scope, inner._serials = self.constants, f"{self.scope}/{name}", self._serials
+        inner.constants, inner._serials = self.constants, self._serials
+        inner.scope, inner.origin = f"{self.scope}/{name}", self.origin
         return inner
 
     def graph(self, name: str, inputs: Sequence[ValueInfoProto], outputs: Sequence[ValueInfoProto]) -> GraphProto:

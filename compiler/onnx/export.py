@@ -9,8 +9,10 @@ from onnx import GraphProto, ModelProto, helper
 
 from deepzig import __version__
 from deepzig.artifacts.onnx_file import MICROSOFT
+from deepzig.compiler.options import ONNX_DOMAINS
 from deepzig.compiler.stages import Progress
 from deepzig.compiler.weights import WeightSource
+from deepzig.errors import DeepZigError
 from deepzig.ir import Module
 from deepzig.models.source import Source
 
@@ -20,9 +22,6 @@ from .files import DATA, VECTORS, written_together
 from .metadata import metadata, side_files
 from .model import exported, onnx_graph
 from .vectors import record, safetensors
-
-DOMAINS = {"standard": "", "microsoft": MICROSOFT}
-"""What `--onnx-domain` calls them -> domains whose ops multiply by quantised matrices."""
 
 
 def export_onnx(
@@ -38,7 +37,7 @@ def export_onnx(
         module: the traced module, before any pass; its element types say how weights are stored.
         path: the model's file.
         source: weights, config and tokenizer of the model.
-        domain: one of DOMAINS.
+        domain: one of ONNX_DOMAINS.
         quant: the text of `--quant` that the module was traced with.
         vectors: write self-check vectors, `model.onnx.vectors`, for `deepzig verify`.
         force: replace files that are there.
@@ -48,10 +47,13 @@ def export_onnx(
         Bytes of weights.
 
     Raises:
-        DeepZigError: a file is in the way or can't be written, a weight is damaged, or an op has no form in ONNX.
+        DeepZigError: no such domain; a file is in the way or can't be written; a weight is damaged; an op has no form
+            in ONNX.
     """
+    if domain not in ONNX_DOMAINS:
+        raise DeepZigError(f"no domain is called {domain!r}", "domain", f"choose from {', '.join(ONNX_DOMAINS)}")
     module = exported(module)
-    graph, tensors = onnx_graph(module, source.name, DOMAINS[domain])
+    graph, tensors = onnx_graph(module, source.name, ONNX_DOMAINS[domain])
     graph.initializer.extend(external_tensors(tensors, path.name + DATA))
     model = _model(graph)
     weights = WeightSource(module, source.checkpoint)
@@ -65,7 +67,7 @@ def export_onnx(
     with written_together(path, side_files(module, path.name, source), force) as folder:
         if vectors:
             progress("check", 0, 1)
-            recorded = record(module, weights, rounded=DOMAINS[domain] == MICROSOFT)
+            recorded = record(module, weights, rounded=ONNX_DOMAINS[domain] == MICROSOFT)
             (folder / (path.name + VECTORS)).write_bytes(safetensors(recorded))
             progress("check", 1, 1)
         write_external(folder / (path.name + DATA), tensors, weights, written)

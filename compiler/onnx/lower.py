@@ -19,7 +19,7 @@ Lowering = Callable[[Context, Node, str], str]
 
 
 def lower(c: Context, node: Node) -> None:
-    """Emit a node of the IR; its output keeps its name.
+    """Emit a node of the IR; its output keeps its name, and what is emitted tells of it.
 
     Raises:
         DeepZigError: the op has no form in ONNX.
@@ -27,6 +27,8 @@ def lower(c: Context, node: Node) -> None:
     if node.op.name not in LOWERINGS:
         raise DeepZigError(f"{node.op.name} can't be exported to ONNX", node.where, "compile an artifact with -o DIR")
     c.emit.scope = node.output.name
+    layer = {} if node.layer is None else {"deepzig.layer": str(node.layer)}
+    c.emit.origin = {"deepzig.op": node.op.name, "deepzig.where": node.where, **layer}
     c.names[node.output] = LOWERINGS[node.op.name](c, node, node.output.name)
 
 

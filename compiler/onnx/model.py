@@ -12,7 +12,7 @@ from deepzig.compiler.passes.attention import fuse_mla
 from deepzig.compiler.passes.moe import fuse_experts
 from deepzig.compiler.passes.weights import hoist_weights
 from deepzig.errors import DeepZigError
-from deepzig.ir import Graph, Module, eliminate_dead, verify
+from deepzig.ir import Module, eliminate_dead, verify
 from deepzig.ir.fp8 import FP8
 
 from .context import BATCH, PAST, SEQUENCE, TOTAL, Context
@@ -22,6 +22,9 @@ from .lower import lower
 
 PASSES = (eliminate_dead, fuse_experts, fuse_mla)
 """What is fused for ONNX: attention, to be absorbed, and experts, to be sparse. All else stays as it is defined."""
+
+ROWS = {"tokens": INPUT_IDS, "pos": POSITIONS}
+"""Input of the IR, of flat rows -> input of the model; what the others say is in `attention_mask`."""
 
 
 def exported(module: Module) -> Module:
@@ -51,7 +54,7 @@ def onnx_graph(module: Module, name: str, domain: str) -> tuple[GraphProto, Sequ
     Args:
         module: the module.
         name: the graph's name.
-        domain: where products of quantised matrices come from: `` or onnxruntime's.
+        domain: of products with quantised matrices: empty for standard ops.
 
     Returns:
         The graph without its weights, and these.
@@ -67,10 +70,12 @@ def onnx_graph(module: Module, name: str, domain: str) -> tuple[GraphProto, Sequ
             c.names[input_] = c.emit.op("Reshape", ROWS[input_.name], c.emit.ints(-1), out=input_.name)
     for node in graph.nodes:
         lower(c, node)
-    _name_logits(c, graph)
+    c.emit.origin = {}
+    logits = graph.outputs[0]
+    c.emit.op("Reshape", c.use(logits), c.shape(BATCH, SEQUENCE, int(logits.shape[1])), out=LOGITS)
     inputs = [typed(INPUT_IDS, TensorProto.INT64, [BATCH, SEQUENCE])]
     inputs += [typed(MASK, TensorProto.INT64, [BATCH, TOTAL]), typed(POSITIONS, TensorProto.INT64, [BATCH, SEQUENCE])]
-    outputs = [typed(LOGITS, TensorProto.FLOAT, [BATCH, SEQUENCE, int(graph.outputs[0].shape[1])])]
+    outputs = [typed(LOGITS, TensorProto.FLOAT, [BATCH, SEQUENCE, int(logits.shape[1])])]
     for state in states:
         past, present, element = c.cache(state)
         width = int(state.shape[-1])
@@ -78,12 +83,3 @@ def onnx_graph(module: Module, name: str, domain: str) -> tuple[GraphProto, Sequ
         outputs.append(typed(present, element, [BATCH, TOTAL, width]))
     made = helper.make_graph(c.emit.nodes, name, inputs, outputs, list(c.emit.constants.values()))
     return made, list(c.tensors.values())
-
-
-ROWS = {"tokens": INPUT_IDS, "pos": POSITIONS}
-"""Input of the IR, of flat rows -> input of the model; what the others say is in `attention_mask`."""
-
-
-def _name_logits(c: Context, graph: Graph) -> None:
-    logits = graph.outputs[0]
-    c.emit.op("Reshape", c.use(logits), c.shape(BATCH, SEQUENCE, int(logits.shape[1])), out=LOGITS)

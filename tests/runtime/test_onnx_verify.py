@@ -76,7 +76,7 @@ def test_rows_that_are_rounded(cli: Any, tmp_path: Path) -> None:
     proto.opset_import.append(helper.make_opsetid("com.microsoft", 1))
     path.write_bytes(proto.SerializeToString())
     code, out, _ = cli("verify", path)
-    assert code == 0 and out.endswith("allowed is 1e-01\n")
+    assert code == 0 and out.endswith("allowed is 5e-01\n")
 
 
 def test_numbers_that_are_none(cli: Any, tmp_path: Path) -> None:

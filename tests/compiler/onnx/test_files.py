@@ -84,6 +84,12 @@ def test_an_op_that_onnx_does_not_know(tmp_path: Path) -> None:
     assert hint == "  fix: compile an artifact with -o DIR"
 
 
+def test_an_unknown_domain(tmp_path: Path) -> None:
+    with pytest.raises(DeepZigError) as caught:
+        export(tmp_path, config(), domain="other")
+    assert str(caught.value) == "no domain is called 'other'\n  at: domain\n  fix: choose from standard, microsoft"
+
+
 def test_names_are_those_of_the_ir(tmp_path: Path) -> None:
     made = export(tmp_path, config())
     graph = onnx.load(made.path, load_external_data=False).graph
@@ -92,6 +98,15 @@ def test_names_are_those_of_the_ir(tmp_path: Path) -> None:
     renamed = {"cache_write", "take_rows"}  # graph outputs, and nothing
     assert {v.name for node in ir.nodes if node.op.name not in renamed for v in node.outputs} <= computed
     assert {v.name for v in ir.globals() if v.kind == "param"} == {t.name for t in graph.initializer if t.external_data}
+
+
+def test_nodes_tell_where_they_come_from(tmp_path: Path) -> None:
+    graph = onnx.load(export(tmp_path, config()).path, load_external_data=False).graph
+    (loop,) = (node for node in graph.node if node.op_type == "Loop")
+    for node in (loop, *loop.attribute[0].g.node):
+        origin = {p.key: p.value for p in node.metadata_props}
+        assert origin.pop("deepzig.where").startswith("deepzig.models.definition:")
+        assert origin == {"deepzig.op": "moe", "deepzig.layer": "1"}
 
 
 LATENTS = {"past_key_values": "past", "present": "total"}

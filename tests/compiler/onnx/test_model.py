@@ -8,11 +8,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from deepzig.models.families import parse_config
+from deepzig.models.fields import Fields
+
+from ...golden.make import MODELS
 from ...models.folders import config
 from ..traced import VARIANTS, random_config
 from .sessions import TOLERANCE, Exported, Run, call, distance, export, reference, runtime
 
-KINDS = {name: {**changes, "num_hidden_layers": 2} for name, changes in VARIANTS.items()}
+KINDS = {
+    **{name: config(**{**changes, "num_hidden_layers": 2}) for name, changes in VARIANTS.items()},
+    **{name: parse_config(Fields(data, "test")) for name, data in MODELS.items()},
+}
+"""Switches thrown one by one, and the golden models."""
+
 STEPS = 32
 
 
@@ -34,7 +43,7 @@ def step_by_step(run: Run, model: Exported, tokens: np.ndarray, first: int) -> t
 @pytest.mark.parametrize("run", [runtime, reference])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_prompt_and_single_tokens(name: str, run: Callable[[Path], Run], tmp_path: Path) -> None:
-    model = export(tmp_path, config(**KINDS[name]))
+    model = export(tmp_path, KINDS[name])
     (tokens,) = sequences(model, (9 + STEPS,), len(name))
     want, caches = model.oracle(tokens)
     got, kept = step_by_step(run(model.path), model, tokens, 9)
@@ -52,9 +61,10 @@ def test_random_sizes(seed: int, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("side", ["left", "right"])
 @pytest.mark.parametrize("run", [runtime, reference])
-def test_padded_batches(side: str, run: Callable[[Path], Run], tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["base", *MODELS])
+def test_padded_batches(name: str, side: str, run: Callable[[Path], Run], tmp_path: Path) -> None:
     """Prompts of 7, 3 and 5 tokens side by side, then four tokens each."""
-    model = export(tmp_path, config(**KINDS["base"]))
+    model = export(tmp_path, KINDS[name])
     more, prompts = 4, (7, 3, 5)
     texts = sequences(model, tuple(n + more for n in prompts), 3)
     widest = max(prompts)
@@ -81,7 +91,7 @@ def test_padded_batches(side: str, run: Callable[[Path], Run], tmp_path: Path) -
 
 def test_a_few_tokens_after_many(tmp_path: Path) -> None:
     """Chunks of a prompt, as speculation and long prompts have them."""
-    model = export(tmp_path, config(**KINDS["no-shared"]))
+    model = export(tmp_path, KINDS["no-shared"])
     (tokens,) = sequences(model, (17,), 8)
     run, caches, parts = runtime(model.path), model.empty(1), []
     for begin, end in ((0, 6), (6, 7), (7, 12), (12, 17)):
@@ -93,7 +103,7 @@ def test_a_few_tokens_after_many(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("dtype", "cache"), [("f16", "f32"), ("bf16", "f32"), ("f32", "f16"), ("f16", "f16")])
 def test_half_precision(dtype: str, cache: str, tmp_path: Path) -> None:
     """Weights are rounded as the interpreter rounds them; a cached value between two of f16 may become the other."""
-    model = export(tmp_path, config(**KINDS["base"]), dtype, cache)
+    model = export(tmp_path, KINDS["base"], dtype, cache)
     (tokens,) = sequences(model, (15,), 4)
     want, caches = model.oracle(tokens)
     got, kept = step_by_step(runtime(model.path), model, tokens, 10)
