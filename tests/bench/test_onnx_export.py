@@ -40,4 +40,4 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     peers = [(form, domain) for form, domains in onnx_export.DOMAINS.items() for domain in domains]
     assert len(rows) == len(peers) * len(CASES) + 1
     assert all(min(row["speeds"]) > 0 and row["ratio"] > 0 for row in rows)
-    assert done.exit_code == 0 and done.output.count("onnxruntime (") == len(peers) * len(CASES)
+    assert done.exit_code == 0 and done.stdout.count("onnxruntime (") == len(peers) * len(CASES)
