@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy.typing as npt
@@ -17,6 +17,10 @@ class Backend(Protocol):
 
     def call(self, entry: str, inputs: Mapping[str, Tensor]) -> tuple[Tensor, ...]:
         """Outputs of an entry point for these inputs, each of which may be an output itself."""
+        ...
+
+    def run(self, work: Callable[[], Any], /) -> Any:
+        """Do a piece of work where calls are cheapest: on the thread that runs kernels, if there is one."""
         ...
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:

@@ -42,7 +42,7 @@ class VirtualMachine:
         self._thread: threading.Thread | None = None
         self._specs = {name: entry.inputs for name, entry in artifact.manifest.entry_points.items()}
         try:
-            self._run(lambda: self._load(pages, threads))
+            self.run(lambda: self._load(pages, threads))
         except BaseException:
             self._executor.shutdown()
             raise
@@ -57,7 +57,7 @@ class VirtualMachine:
 
         device, manifest = self.artifact.device, self.artifact.manifest
         cached = [name for name, entry in manifest.entry_points.items() if entry.states]
-        self._memory: memory.Memory = memory.memory_of(device, self._run, cached)
+        self._memory: memory.Memory = memory.memory_of(device, self.run, cached)
         tvm_ffi.get_global_func("runtime.config_threadpool")(1, threads or default_threads())
         module = tvm_ffi.load_module(str(code_path(self.artifact)))
         with watchable(lambda: self._watched):
@@ -81,15 +81,24 @@ class VirtualMachine:
         log.info("%s %d weights, %.1f MB; the cache holds %d pages", done, len(mapped), size / 1e6, pages)
         log.info("%d threads; entry points %s", threads or default_threads(), ", ".join(self._functions))
 
-    def _run(self, work: Callable[[], Any]) -> Any:
-        if threading.current_thread() is self._thread:  # an observer
-            return work()
+    def run(self, work: Callable[[], Any]) -> Any:
+        """Do a piece of work on the dispatcher thread; what it calls there needs no change of threads.
+
+        Raises:
+            DeepZigError: the model is closed, or the code failed.
+        """
+        if threading.current_thread() is self._thread:
+            return self._told(work)
         try:
-            future = self._executor.submit(work)
+            future = self._executor.submit(self._told, work)
         except RuntimeError:
             raise DeepZigError("the model is closed", str(self.artifact.path), "load it again") from None
+        return future.result()
+
+    def _told(self, work: Callable[[], Any]) -> Any:
+        """What `work` returns; errors of the code are told as DeepZig's."""
         try:
-            return future.result()
+            return work()
         except (RuntimeError, ValueError, TypeError, AttributeError, OSError, MemoryError) as error:
             if isinstance(error, MemoryError) or NO_ROOM in str(error):
                 what = f"the memory of the device {self.artifact.device} is full"
@@ -119,7 +128,7 @@ class VirtualMachine:
             arguments = [put(entry, spec, inputs[spec.name]) for spec in self._specs[entry]]
             return tuple(map(self._memory.take, function(*arguments, *fixed)))
 
-        result: tuple[Tensor, ...] = self._run(work)
+        result: tuple[Tensor, ...] = self.run(work)
         return result
 
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
@@ -130,12 +139,12 @@ class VirtualMachine:
                 for source, target in pairs:
                     self._memory.copy_page(cache, source, target)
 
-        self._run(work)
+        self.run(work)
 
     def read_page(self, page: int) -> dict[str, Array]:
         """What a page of the cache holds: name of a state -> its bytes, u8 [n]."""
         read = self._memory.read_page
-        pages: dict[str, Array] = self._run(lambda: {name: read(cache, page) for name, cache in self._caches.items()})
+        pages: dict[str, Array] = self.run(lambda: {name: read(cache, page) for name, cache in self._caches.items()})
         return pages
 
     def write_page(self, page: int, data: Mapping[str, Array]) -> None:
@@ -145,11 +154,11 @@ class VirtualMachine:
             for name, cache in self._caches.items():
                 self._memory.write_page(cache, page, data[name])
 
-        self._run(work)
+        self.run(work)
 
     def wait(self) -> None:
         """Return when all kernels that were started are done."""
-        self._run(self._memory.wait)
+        self.run(self._memory.wait)
 
     @contextmanager
     def watch(self, observer: Observer, tensors: bool = True) -> Iterator[None]:
@@ -169,20 +178,20 @@ class VirtualMachine:
                 observer(name, shown, bool(before))
             return 0  # go on
 
-        self._run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))
+        self.run(lambda: self._vm["set_instrument"](tvm_ffi.convert(instrument)))
         self._watched = True
         try:
             yield
         finally:
             self._watched = False
-            self._run(lambda: self._vm["set_instrument"](None))
+            self.run(lambda: self._vm["set_instrument"](None))
 
     def close(self) -> None:
         """Stop the dispatcher thread and free caches and weights; the instance can't be used any more."""
         with suppress(DeepZigError):
-            self._run(self._functions.clear)
-            self._run(self._caches.clear)
-            self._run(self._memory.close)
+            self.run(self._functions.clear)
+            self.run(self._caches.clear)
+            self.run(self._memory.close)
         self._executor.shutdown()
 
 

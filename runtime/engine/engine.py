@@ -32,12 +32,15 @@ from .generation import Generation
 from .lookup import PromptLookup
 from .prefix import PrefixTree
 from .reading import Reading
-from .scheduler import Plan, Scheduler, Work
+from .scheduler import Scheduler, Work
 from .sequence import Request, Sequence
 from .settings import EngineBusyError, Settings, Stats
 
 PAUSE = 0.05
 """Seconds between looks for pages that are held outside of the engine."""
+
+STEPS = 16
+"""Steps without a change of threads, which others who call the model wait for."""
 
 IDLE = 1.0
 """Seconds without work after which the thread ends, so that a model that is forgotten can be freed."""
@@ -221,9 +224,7 @@ class Engine:
     def _run(self) -> None:
         while self._take_in():
             try:
-                plan = self._scheduler.plan()
-                if plan:
-                    self._step(plan)
+                if self._backend.run(self._steps):
                     continue
             except BaseException as error:  # nobody shall wait for an answer that does not come
                 self._end_all(error)
@@ -250,7 +251,20 @@ class Engine:
             self._end(request, None)
         return not self._closed
 
-    def _step(self, plan: Plan) -> None:
+    def _steps(self) -> bool:
+        """Steps until someone comes or leaves, or for a while; false if nobody can be served."""
+        for _ in range(STEPS):
+            if not self._step():
+                return False
+            if self._new or self._cancelled or self._closed or not self._open:
+                break
+        return True
+
+    def _step(self) -> bool:
+        """Serve everyone once; false if nobody can be."""
+        plan = self._scheduler.plan()
+        if not plan:
+            return False
         self._counts["steps"] += 1
         if plan.copies:
             self._backend.copy_pages(plan.copies)
@@ -263,6 +277,7 @@ class Engine:
             except BaseException as error:
                 for request in {work.sequence.request for work in served}:
                     self._end(request, error)
+        return True
 
     def _call(self, form: str, works: list[Work]) -> None:
         rows = Rows(works)

@@ -119,6 +119,9 @@ class Backend:
             wanted.append(self.logits(past))
         return (np.array(wanted, np.float32) if wanted else np.empty((0, 1), np.float32),)
 
+    def run(self, work: Callable[[], Any]) -> Any:
+        return work()
+
     def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
         for source, target in pairs:
             self.cache[target] = self.cache[source]

@@ -324,9 +324,9 @@ def test_a_failing_call_gives_the_pages_back(error: Any, at: int) -> None:
 
 def test_a_cache_that_others_hold_is_waited_for() -> None:
     model = fake.model(None, fake.babble(VOCAB))
-    want = model.generate([5] * 11, ignore_eos=True, max_tokens=9)
+    want = model.generate([5] * 12, ignore_eos=True, max_tokens=9)
     held = model.pool.take(12)
-    generation = model.submit([5] * 11, ignore_eos=True, max_tokens=9)
+    generation = model.submit([5] * 12, ignore_eos=True, max_tokens=9)
     stop = time.monotonic() + 0.2
     while time.monotonic() < stop:
         assert model.engine.stats().running == 0 and model.pool.free <= 3
