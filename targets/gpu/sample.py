@@ -20,7 +20,7 @@ from deepzig.targets.emit import Expr, kernel, loop, store, symbols, when
 
 from .choice import Choice, each_read, halves
 from .device import SUBGROUP, Gpu
-from .emit import barrier, device, launch, registers, settled, variable
+from .emit import barrier, device, launch, registers, settled, uniform, variable
 from .greatest import INFINITE, NEVER, block_first, place
 from .wide import Wide, select, subgroup_total
 
@@ -62,6 +62,7 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
             each_read(t, vocab, lambda j: place(LOGITS[row, j]), better)
             greatest, first = block_first(t, best[0], where[0])
             token = variable(first, "int32")
+            greatest = uniform(greatest)
             finite = T.bind(tirx.all(greatest < T.int32(INFINITE), greatest > T.int32(-INFINITE)))
             with when(tirx.Not(finite)):
                 store(token, T.int32(NO_TOKEN), 0)

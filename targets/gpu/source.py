@@ -12,7 +12,7 @@ from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP
-from .emit import Threads, barrier, device, registers, settled, shared, subgroup_max, subgroup_sum, variable
+from .emit import Threads, barrier, device, registers, settled, shared, shuffle_xor, subgroup_max, subgroup_sum, variable
 from .layout import groups
 from .vector import WORDS, bytes_of, fma, load, split
 
@@ -221,7 +221,7 @@ class Codes:
             total = total + x
         total = settled(total)
         for mask in (1, 4):
-            total = settled(total + device("shuffle_xor", total, T.int32(mask), returns="int32"))
+            total = settled(total + shuffle_xor(total, mask))
         return total * -8
 
 

@@ -13,11 +13,6 @@ from .device import SUBGROUP
 from .emit import device, registers, settled, shuffle_xor
 
 
-def shuffled(word: Expr, mask: int) -> Expr:
-    """The u32 word of the thread of the subgroup whose lane differs in the bits of `mask`."""
-    return T.reinterpret("uint32", shuffle_xor(T.reinterpret("int32", word), mask))
-
-
 @dataclass(frozen=True)
 class Wide:
     """An integer modulo 2^64.
@@ -59,7 +54,7 @@ class Wide:
         whole = self
         while lanes > 1:
             lanes //= 2
-            whole = whole + Wide(shuffled(whole.low, lanes), shuffled(whole.high, lanes))
+            whole = whole + Wide(shuffle_xor(whole.low, lanes), shuffle_xor(whole.high, lanes))
         return whole
 
     def kept(self) -> WideVariable:
@@ -99,5 +94,5 @@ def subgroup_total(word: Expr, lanes: int = SUBGROUP) -> Expr:
     word = T.bind(word)
     while lanes > 1:
         lanes //= 2
-        word = settled(word + shuffled(word, lanes))
+        word = settled(word + shuffle_xor(word, lanes))
     return word

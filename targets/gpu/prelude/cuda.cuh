@@ -1,13 +1,11 @@
 // deepzig device functions
 // What kernels call and TVM's code generator has no words for. Pointers point to registers of the calling thread.
 
-static __device__ __forceinline__ float dz_shuffle_xor(float value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
-
 static __device__ __forceinline__ int dz_shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+
+static __device__ __forceinline__ int dz_uniform(int value) { return value; }
 
 static __device__ __forceinline__ float dz_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 

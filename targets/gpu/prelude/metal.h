@@ -8,9 +8,9 @@ using namespace metal;
 // sums. Not here (specification, "Math modes"; compilers of before macOS 15 don't know the line, and skip it).
 #pragma METAL fp math_mode(safe)
 
-static inline float dz_shuffle_xor(float value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
-
 static inline int dz_shuffle_xor(int value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
+
+static inline int dz_uniform(int value) { return value; }
 
 static inline float dz_fma(float a, float b, float c) { return fma(a, b, c); }
 

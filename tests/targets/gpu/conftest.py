@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,19 @@ import tvm
 from deepzig.artifacts import choice
 from deepzig.artifacts.devices import Device, Gpu
 from deepzig.errors import DeepZigError
-from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
+from deepzig.targets.gpu.device import CUDA, METAL, WEBGPU, GpuTarget
 from deepzig.targets.gpu.pipeline import PIPELINE
+from deepzig.targets.gpu.webgpu import compile_functions
 
 from . import made_artifact
 from .software import cuda_features, load
+from .vulkan import Runner, device
 
 Array = npt.NDArray[Any]
 Run = Callable[..., None]
 GPUS = {gpu.kind: gpu for gpu in (CUDA, METAL)}
+KINDS = {gpu.kind: gpu for gpu in (CUDA, METAL, WEBGPU)}
+"""With WebGPU, which has no runtime of TVM's: for tests of kernels."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +107,23 @@ class CudaGpu:
         return run
 
 
+class VulkanGpu:
+    """Compiles kernels for WebGPU, which here is Vulkan in software."""
+
+    def __call__(self, kernel: Any) -> Run:
+        """As of `SoftwareGpu`."""
+        [function] = self.all(kernel)
+        return function
+
+    def all(self, *kernels: Any) -> list[Run]:
+        """As of `SoftwareGpu`."""
+        device()
+        named = {str(kernel.attrs["global_symbol"]): kernel for kernel in kernels}
+        target = GpuTarget(WEBGPU, frozenset(), f"{platform.machine()}-linux", "webgpu")
+        run = Runner(compile_functions(tvm.IRModule(named), target))
+        return [partial(run, name) for name in named]
+
+
 def called(function: Any, device: str, values: Sequence[Any]) -> None:
     """Call a kernel with numpy arrays and numbers, and write its outputs into the arrays.
 
@@ -129,10 +151,12 @@ def called(function: Any, device: str, values: Sequence[Any]) -> None:
 
 
 @pytest.fixture
-def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu]:
+def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu | VulkanGpu]:
     """Kind of device -> what compiles kernels for it."""
 
-    def make(device: str) -> SoftwareGpu | CudaGpu:
+    def make(device: str) -> SoftwareGpu | CudaGpu | VulkanGpu:
+        if device == "webgpu":
+            return VulkanGpu()
         features = cuda_features()
         if device == "cuda" and features:
             return CudaGpu(features, tmp_path)

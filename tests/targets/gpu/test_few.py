@@ -19,7 +19,7 @@ TOLERANCE = 2e-6
 """Sums in f32 of a few hundred products; norm-relative."""
 NORMED = 1e-3
 """Where a normed row is rounded: a few of its codes are one off, for its norm is rounded otherwise."""
-DEVICES = ("cuda", "metal")
+DEVICES = ("cuda", "metal", "webgpu")
 DTYPES = ("f32", "bf16", "f16", "q8", "q4", FP8)
 
 

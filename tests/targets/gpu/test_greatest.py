@@ -11,9 +11,9 @@ from deepzig.targets.emit import kernel, store
 from deepzig.targets.gpu.emit import launch
 from deepzig.targets.gpu.greatest import INFINITE, NEVER, block_first, place, ranked
 
-from .conftest import GPUS
+from .conftest import KINDS
 
-pytestmark = pytest.mark.parametrize("device", GPUS)
+pytestmark = pytest.mark.parametrize("device", KINDS)
 
 
 def search(threads: int) -> Any:

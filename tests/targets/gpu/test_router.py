@@ -14,9 +14,9 @@ from deepzig.targets.gpu.product import Product
 from deepzig.targets.gpu.router import route
 
 from ..test_router import CASES, reference, score, weights_of
-from .conftest import GPUS
+from .conftest import KINDS
 
-pytestmark = pytest.mark.parametrize("device", GPUS)
+pytestmark = pytest.mark.parametrize("device", KINDS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-e{c[2]}-top{c[3]}-groups{c[4]}")

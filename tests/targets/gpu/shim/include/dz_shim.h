@@ -12,6 +12,8 @@ inline T dz_shuffle(T value, int lane, int line = __builtin_LINE()) {
   return shim::shuffle(value, lane, line);
 }
 
+inline int dz_uniform(int value) { return value; }
+
 inline float dz_fma(float a, float b, float c) { return fmaf(a, b, c); }
 
 inline int dz_round(float value) { return int(rintf(value)); }
