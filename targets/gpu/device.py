@@ -28,6 +28,7 @@ class Gpu:
         binding_bytes: the largest buffer that a kernel can be given. Larger weights are cut into shards.
         grid: the most blocks along each axis.
         words_only: whether elements of buffers have 32 bits.
+        compact: whether code is to be short, since it is sent as text, rather than have loads wait for each other less.
         replay: whether launches can be recorded and replayed as one.
         units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
             listed is multiplied by the unit `fma`.
@@ -42,6 +43,7 @@ class Gpu:
     binding_bytes: int = (1 << 31) - 1
     grid: tuple[int, int, int] = ((1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1)
     words_only: bool = False
+    compact: bool = False
     replay: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
     asynchronous: bool = False
@@ -75,6 +77,7 @@ WEBGPU = Gpu(  # the limits that every adapter has (WebGPU specification, sectio
     binding_bytes=128 << 20,
     grid=((1 << 31) - 1, (1 << 16) - 1, 1),  # TVM spreads x over x and z
     words_only=True,
+    compact=True,
 )
 
 

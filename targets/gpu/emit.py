@@ -18,6 +18,8 @@ from deepzig.targets.emit import Buffer, Expr, extent, loop, store, when
 from .device import SUBGROUP
 
 AXES = "xyz"
+SHORT = {"float32": "f32", "int32": "i32", "uint32": "u32"}
+"""TVM's type -> how names of device functions end, which are written in languages without overloads, too."""
 
 
 @dataclass(frozen=True)
@@ -159,22 +161,18 @@ def uniform(value: Expr) -> Expr:
 
 
 def subgroup_sum(value: Expr, lanes: int = SUBGROUP) -> Expr:
-    """The sum over each `lanes` consecutive threads of the subgroup, the same bits in all of them."""
-    return _fold(value, lanes, lambda a, b: a + b)
+    """The sum, of f32 or u32, over each `lanes` consecutive threads of the subgroup, the same bits in all of them."""
+    return _fold("sum", value, lanes)
 
 
 def subgroup_max(value: Expr, lanes: int = SUBGROUP) -> Expr:
-    """The greatest over each `lanes` consecutive threads of the subgroup."""
-    return _fold(value, lanes, T.max)
+    """The greatest f32 or i32 over each `lanes` consecutive threads of the subgroup."""
+    return _fold("max", value, lanes)
 
 
-def _fold(value: Expr, lanes: int, combine: Any) -> Expr:
-    # a + b and b + a have the same bits: each pair of threads agrees
-    value = settled(value)
-    while lanes > 1:
-        lanes //= 2
-        value = settled(combine(value, shuffle_xor(value, lanes)))
-    return value
+def _fold(name: str, value: Expr, lanes: int) -> Expr:
+    dtype = str(value.ty)
+    return device(f"{name}_{SHORT[dtype]}", value, T.int32(lanes), returns=dtype) if lanes > 1 else T.bind(value)
 
 
 def block_sum(t: Threads, value: Expr) -> Expr:

@@ -12,10 +12,11 @@ from tvm import tirx
 from tvm.script import tirx as T
 
 from .preludes import prelude
+from .shorten import shortened
 
 KERNEL = re.compile(r"^// Function: \w+\n", re.M)
 ENTRY = re.compile(r"@compute @workgroup_size\((\d+), 1, 1\)\nfn (\w+)\((.*?)\n\) \{\n", re.S)
-SHARED = re.compile(r"^var<workgroup> \w+ ?: (?:array<(vec4)?\W?\w+>?, (\w+)>|i32);", re.M)
+SHARED = re.compile(r"^var<workgroup>\w+:(?:array<(vec4)?\W?\w+>?,(\w+)>|i32);", re.M)
 LEAST = ("-2147483648i", "i32(-2147483648)")
 """A number that TVM writes as what is none in WGSL, and how to write it."""
 BINDING = re.compile(r"@binding\(\d+\) var<storage, (read|read_write)>")
@@ -56,7 +57,7 @@ def _shader(text: str, library: dict[str, str]) -> tuple[str, Shader]:
     note = "  dz_thread = threadIdx.x;\n" if "dz_thread" in used else ""
     text = text[: entry.end()] + note + text[entry.end() :]
     written = tuple(access == "read_write" for access in BINDING.findall(text))
-    text = "".join(head if used else []) + text.replace(*LEAST).strip() + "\n"
+    text = shortened("".join(head if used else []) + text.replace(*LEAST))
     arrays = SHARED.findall(text)
     assert len(arrays) == text.count("var<workgroup>")
     counts = (int(threads if size == "dz_threads" else size or 1) * (4 if vector else 1) for vector, size in arrays)
@@ -66,6 +67,7 @@ def _shader(text: str, library: dict[str, str]) -> tuple[str, Shader]:
 def _library() -> dict[str, str]:
     """Name -> the part of the prelude that defines it."""
     parts = [part.strip() + "\n" for part in prelude("webgpu").split("\n\n")]
+    parts = [re.sub(r" *//.*", "", part) for part in parts]
     return {name: part for part in parts for name in DEFINED.findall(part)}
 
 

@@ -9,7 +9,6 @@ from tvm.script import tirx as T
 
 from deepzig.targets.emit import Buffer, Expr, store
 
-from .device import SUBGROUP
 from .emit import device, registers, settled, shuffle_xor
 
 
@@ -87,12 +86,3 @@ class WideVariable:
 def select(condition: Expr, yes: Wide, no: Wide) -> Wide:
     """One of two."""
     return Wide.of(T.Select(condition, yes.low, no.low), T.Select(condition, yes.high, no.high))
-
-
-def subgroup_total(word: Expr, lanes: int = SUBGROUP) -> Expr:
-    """Emit the sum of u32 over each `lanes` consecutive threads of the subgroup."""
-    word = T.bind(word)
-    while lanes > 1:
-        lanes //= 2
-        word = settled(word + shuffle_xor(word, lanes))
-    return word

@@ -11,6 +11,31 @@ fn dz_shuffle_xor(value: i32, mask: i32) -> i32 {
   return other;
 }
 
+// Over each `lanes` consecutive threads: a power of two. a + b and b + a have the same bits, so all of them agree.
+fn dz_sum_f32(own: f32, lanes: i32) -> f32 {
+  var value = own;
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = value + bitcast<f32>(dz_shuffle_xor(bitcast<i32>(value), mask)); }
+  return value;
+}
+
+fn dz_sum_u32(own: u32, lanes: i32) -> u32 {
+  var value = own;
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = value + bitcast<u32>(dz_shuffle_xor(bitcast<i32>(value), mask)); }
+  return value;
+}
+
+fn dz_max_f32(own: f32, lanes: i32) -> f32 {
+  var value = own;
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = max(value, bitcast<f32>(dz_shuffle_xor(bitcast<i32>(value), mask))); }
+  return value;
+}
+
+fn dz_max_i32(own: i32, lanes: i32) -> i32 {
+  var value = own;
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = max(value, dz_shuffle_xor(value, mask)); }
+  return value;
+}
+
 var<workgroup> dz_common: i32;
 
 fn dz_uniform(value: i32) -> i32 {

@@ -1,0 +1,45 @@
+"""WGSL made shorter: shaders travel as text, and browsers compile them while the user waits.
+
+TVM writes a local variable as an array of one element, and what kernels settle in one as a store and a load. Here both
+become what a person had written, and spaces go.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+
+ONE = re.compile(r"^ *var (\w+) : array<(\w+), 1>;\n", re.M)
+"""The declaration of an array of one element."""
+SETTLED = re.compile(r"^( *)(\w+)\[0i\] = (.*);\n *let (\w+) : \w+ = \2\[0i\];\n", re.M)
+"""A store, and a load of it at once."""
+TYPED = re.compile(r"\blet (\w+) : \w+ =")
+SPACES = re.compile(r" *([=+*/%<>&|,:;{}()\[\]!]) *| *(-) +")
+"""Minus signs keep what is between them: `--` is an operator."""
+
+
+def shortened(text: str) -> str:
+    """The same code, in fewer words."""
+    text = _without_settling(text)
+    for name, type_ in ONE.findall(text):
+        text = text.replace(f"var {name} : array<{type_}, 1>", f"var {name}: {type_}")
+    single = {name for name in re.findall(r"\bvar (\w+): ", text)}
+    text = re.sub(r"\b(\w+)\[0i\]", lambda found: found[1] if found[1] in single else found[0], text)
+    lines = (TYPED.sub(r"let \1=", line).strip() for line in text.splitlines())
+    return "\n".join(SPACES.sub(r"\1\2", line) for line in lines if line) + "\n"
+
+
+def _without_settling(text: str) -> str:
+    ones = {name for name, _ in ONE.findall(text)}
+    uses = Counter(re.findall(r"\b\w+\b", text))
+    gone: set[str] = set()
+
+    def merged(found: re.Match[str]) -> str:
+        space, name, value, bound = found.groups()
+        if name not in ones or uses[name] != 3:  # its declaration, the store and the load
+            return found[0]
+        gone.add(name)
+        return f"{space}let {bound} : _ = {value};\n"
+
+    text = SETTLED.sub(merged, text)
+    return ONE.sub(lambda found: "" if found[1] in gone else found[0], text)
