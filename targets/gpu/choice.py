@@ -236,15 +236,16 @@ class Choice:
         """
         t, parts = self.t, self.t.count // SUBGROUP
         values = [subgroup_sum(amounts[i]) for i in range(per * SECTIONS)]
+        lanes = 1 << (parts - 1).bit_length()
         if parts > 1:
             barrier()
             with when(t.lane == 0):
                 for i, value in enumerate(values):
                     store(self.sums, value, i, t.subgroup)
             barrier()
-            lane = T.min(t.lane, parts - 1)
-            values = [T.bind(T.Select(t.lane < parts, self.sums[i, lane], T.uint32(0))) for i in range(per * SECTIONS)]
-        lanes = 1 << (parts - 1).bit_length()
+            lane = t.lane % lanes
+            inside, there = lane < parts, T.min(lane, parts - 1)
+            values = [T.bind(T.Select(inside, self.sums[i, there], T.uint32(0))) for i in range(per * SECTIONS)]
         counts = [subgroup_sum(values[per * i], lanes) for i in range(SECTIONS)]
         if per == 1:
             masses = list(map(Wide.of, counts))

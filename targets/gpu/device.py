@@ -9,7 +9,7 @@ from typing import Any
 from deepzig.ir import TensorType
 from deepzig.targets.cpu.features import TRIPLES
 
-from .layout import cache_row
+from .layout import cache_row, word_row
 
 SUBGROUP = 32
 """Threads that run in step and read each other's registers: a warp, or a simdgroup."""
@@ -148,5 +148,5 @@ class GpuTarget:
     def state_type(self, state: TensorType) -> TensorType:
         """Rows of a cache lie as `cache_row` says."""
         *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)
-        dtype, size = cache_row(state.dtype, int(width))
+        dtype, size = (word_row if self.gpu.words_only else cache_row)(state.dtype, int(width))
         return TensorType(dtype, (*lead, size))

@@ -77,8 +77,8 @@ def launch(threads: int, *grid: int | Expr, resident: int = 0) -> Iterator[Threa
     with _entered(frames) as entered, builder.launch_thread("threadIdx.x", T.int64(threads)) as thread:
         bounds = builder.attr(T.int32(0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(resident))
         with bounds if resident else nullcontext():
-            block = entered[-len(axes) :]
-            yield Threads((*block[:1], *_apart(block[1], *grid[1:])) if len(grid) == 3 else tuple(block), thread, threads)
+            first, *rest = entered[-len(axes) :]
+            yield Threads((first, *(_apart(rest[0], *grid[1:]) if len(grid) == 3 else rest)), thread, threads)
 
 
 def _apart(index: Expr, first: int | Expr, second: int | Expr) -> tuple[Expr, Expr]:

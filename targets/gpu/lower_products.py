@@ -75,7 +75,7 @@ def _product(
 ) -> Operand:  # fmt: skip
     x, (norm, *others) = _value(node, 0), extras
     rows, norms, after = e.value(x), _vectors(e, norm), _vectors(e, *others)
-    make: Callable[[Product], Any] = few
+    make: Callable[[Product], Any] = partial(few, gpu.gpu)
     if many_rows(e, x.shape[0]):
         make = partial(tiled, gpu.gpu)
         rows = prepared(
@@ -147,12 +147,12 @@ def _moe(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     else:
         opened = sharded(
             e, gpu, gate_up_layout, [gate, up],
-            lambda part: moe.moe_gate_up(hidden, width, experts, slots, gate_type, part),
+            lambda part: moe.moe_gate_up(gpu.gpu, hidden, width, experts, slots, gate_type, part),
             [of_rows, offsets, slot_rows, slot_experts], [], opened_type,
         )  # fmt: skip
         products = sharded(
             e, gpu, rows_layout, [down],
-            lambda part: moe.moe_down(width, hidden, experts, slots, down_type, part),
+            lambda part: moe.moe_down(gpu.gpu, width, hidden, experts, slots, down_type, part),
             [opened, offsets, slot_experts], [], products_type,
         )  # fmt: skip
     combine = moe.moe_combine(hidden, slots, residual=residual is not None)

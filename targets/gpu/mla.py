@@ -71,7 +71,7 @@ class _Operands:
     table: Buffer
 
     @classmethod
-    def of(cls, f: Kernel, s: Sizes, n: Expr) -> tuple[_Operands, Expr]:
+    def of(cls, f: Kernel, gpu: Gpu, s: Sizes, n: Expr) -> tuple[_Operands, Expr]:
         """The parameters, and how many positions a row of the table has room for."""
         b, p, number = symbols("b p pages")
         queries = Queries(
@@ -79,7 +79,7 @@ class _Operands:
             f.tensor("q", "f32", n, s.heads * (s.nope + s.rope)),
             f.tensor("angles", "f32", n, s.rope),
         )
-        cached = pages(f, number, s.page, s.cdtype, s.width)
+        cached = pages(f, number, s.page, s.cdtype, s.width, words=gpu.words_only)
         seq, pos = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         return cls(queries, cached, seq, pos, f.tensor("table", "i32", b, p)), p * s.page
 
@@ -97,17 +97,17 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
     Returns:
         (absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)], angles f32[n, rope],
         cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p], and what it writes: sums f32[places, lines,
-        latent_pitch], peaks f32[places, lines], masses f32[places, lines], latent f32[n, heads, latent_pitch]);
-        `scratch` has the shapes of the first three, which mean nothing afterwards.
+        latent_pitch + 4], latent f32[n, heads, latent_pitch]); `scratch` is the shape of the sums, which mean nothing
+        afterwards. After those of a line are its peak and its mass.
     """
     block, cut = _few(gpu, s)
-    places, lines, _ = scratch(gpu, s)
+    places, lines, width = scratch(gpu, s)
+    peak_column, mass_column = s.latent_pitch, s.latent_pitch + 1
     groups = lines // block.count
     with kernel("mla_attend", gpu.kind, *s.names) as f:
         (n,) = symbols("n")
-        given, positions = _Operands.of(f, s, n)
-        SUMS = f.tensor("sums", "f32", places, lines, s.latent_pitch)
-        PEAKS, MASSES = f.tensor("peaks", "f32", places, lines), f.tensor("masses", "f32", places, lines)
+        given, positions = _Operands.of(f, gpu, s, n)
+        SUMS = f.tensor("sums", "f32", places, lines, width)
         Y = f.tensor("latent", "f32", n, s.heads, s.latent_pitch)
         cached = as_words(given.cache, s.cdtype)
         bound = cut.bound(positions)
@@ -130,8 +130,8 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                     work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
-                        store(PEAKS, peak, place, head + r)
-                        store(MASSES, mass, place, head + r)
+                        store(SUMS, peak, place, head + r, peak_column)
+                        store(SUMS, mass, place, head + r, mass_column)
 
                     work.each_line(keep)
             with launch(JOINERS, rows, s.heads) as t:
@@ -142,12 +142,12 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                 place = T.bind(t.block[0] * bound)
                 share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
                 with loop(number) as i:
-                    store(top, T.max(top[0], PEAKS[place + i, head]), 0)
+                    store(top, T.max(top[0], SUMS[place + i, head, peak_column]), 0)
                 with t.each(cut.most) as i, when(i < number):
-                    store(share, T.exp(PEAKS[place + i, head] - top[0]), i)
+                    store(share, T.exp(SUMS[place + i, head, peak_column] - top[0]), i)
                 barrier()
                 with loop(number) as i:
-                    store(mass, mass[0] + MASSES[place + i, head] * share[i], 0)
+                    store(mass, mass[0] + SUMS[place + i, head, mass_column] * share[i], 0)
                 with t.each(s.kv_lora) as c:
                     total = variable(T.float32(0))
                     with loop(number) as i:
@@ -165,7 +165,7 @@ def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
 def scratch(gpu: Gpu, s: Sizes) -> tuple[int, int, int]:
     """Of the sums that `mla_attend` keeps: places, lines, columns."""
     block, cut = _few(gpu, s)
-    return cut.places, -(-s.heads // block.count) * block.count, s.latent_pitch
+    return cut.places, -(-s.heads // block.count) * block.count, s.latent_pitch + 4
 
 
 @cache
@@ -182,7 +182,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
     block = Block.of(gpu, s)
     with kernel("mla_flash", gpu.kind, *s.names) as f:
         (n,) = symbols("n")
-        given, _ = _Operands.of(f, s, n)
+        given, _ = _Operands.of(f, gpu, s, n)
         Y = f.tensor("latent", "f32", n, s.heads, s.latent_pitch)
         cached = as_words(given.cache, s.cdtype)
         with launch(block.threads, T.truncdiv(n * s.heads + (block.count - 1), T.int64(block.count))) as t:

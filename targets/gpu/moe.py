@@ -15,6 +15,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
+from .device import Gpu
 from .emit import barrier, launch, shared, variable, view
 from .few import aligned, lanes_for, resident, tile_of
 from .lanes import THREADS, Memory, Weight, multiply
@@ -108,10 +109,13 @@ def _count(below: Buffer, e: Expr, chosen: Expr) -> None:
 
 
 @cache
-def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None) -> PrimFunc:
+def moe_gate_up(
+    gpu: Gpu, k: int, i: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None
+) -> PrimFunc:
     """Kernel for silu(x gate^T) * (x up^T) of every slot.
 
     Args:
+        gpu: the device.
         k: inputs.
         i: outputs of an expert.
         experts: all experts in the stack.
@@ -140,15 +144,20 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, part: tup
             return T.Cast("int64", ROWS[flat(slot, slots)])
 
         source = Source(X, k, 0, aligned(k))
-        _by_expert(OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, row_of, W, i, wdtype, 2, write)
+        _by_expert(
+            gpu, OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, row_of, W, i, wdtype, 2, write
+        )
     return f.function
 
 
 @cache
-def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None) -> PrimFunc:
+def moe_down(
+    gpu: Gpu, i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None
+) -> PrimFunc:
     """Kernel for a down^T of every slot.
 
     Args:
+        gpu: the device.
         i: inputs of an expert.
         h: outputs.
         experts: all experts in the stack.
@@ -174,13 +183,14 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[
 
         source = Source(view(A, rows * slots, i), i, 0, aligned(i))
         _by_expert(
-            OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, lambda slot: slot, W, h, wdtype, 1, write
-        )
+            gpu, OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, lambda slot: slot, W, h, wdtype, 1,
+            write,
+        )  # fmt: skip
     return f.function
 
 
 def _by_expert(
-    offsets: Buffer, slot_experts: Buffer, rows: Expr, experts: int, slots: int, part: tuple[int, int],
+    gpu: Gpu, offsets: Buffer, slot_experts: Buffer, rows: Expr, experts: int, slots: int, part: tuple[int, int],
     source: Source, row_of: Callable[[Expr], Expr], weight: Buffer, n: int, wdtype: str, halves: int,
     write: Callable[..., None],
 ) -> None:  # fmt: skip
@@ -196,7 +206,7 @@ def _by_expert(
         grid, blocks = (lanes.blocks, slots if alone else several), resident(wdtype, tiles[-1])
         with when(rows == 1 if alone else rows > 1), launch(THREADS, *grid, resident=blocks) as t:
             block, which = t.block
-            memory = Memory(lanes, tiles[-1], norm=False)
+            memory = Memory(gpu, lanes, tiles[-1], norm=False)
             begin, end, expert = (variable(T.int32(0), "int32") for _ in range(3))
 
             def found(e: Expr, begin: Buffer = begin, end: Buffer = end, expert: Buffer = expert) -> None:
