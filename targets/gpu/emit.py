@@ -97,6 +97,15 @@ def _entered(frames: list[Any]) -> Iterator[list[Expr]]:
         yield [first, *rest]
 
 
+def turns(count: int, *, compact: bool) -> Iterator[Any]:
+    """0 to count - 1: each in code of its own; or all as one variable of a loop, where code is to be short."""
+    if not compact:
+        yield from range(count)
+        return
+    with loop(count) as turn:
+        yield turn
+
+
 def shared(*shape: int, dtype: str = "float32") -> Buffer:
     """An array that the threads of a block share.
 

@@ -17,7 +17,7 @@ from deepzig.targets.emit import Buffer, Expr, Kernel, kernel, loop, store, symb
 from .attention import Attending, Block, Queries, Sizes
 from .cache import as_words, pages
 from .device import Gpu
-from .emit import barrier, launch, shared, variable
+from .emit import barrier, launch, settled, shared, variable
 from .softmax import LOWEST
 
 JOINERS = 128
@@ -117,16 +117,16 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
             first = turn * at_once
             rows = T.min(at_once, n - first)
             with launch(block.threads, rows, groups, bound) as t:
-                row = T.bind(first + t.block[0])
-                count = T.bind(given.count(row))
-                size = T.bind(cut.size(count))
-                begin = T.bind(t.block[2] * size)
+                row = settled(first + t.block[0])
+                count = settled(given.count(row))
+                size = settled(cut.size(count))
+                begin = settled(t.block[2] * size)
                 with when(begin < count):
                     head = t.block[1] * block.count
                     work = Attending(block, t, given.queries, lambda r: (row, head + r, head + r < s.heads))
-                    end = T.bind(T.min(begin + size, count))
+                    end = settled(T.min(begin + size, count))
                     work.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
-                    place = T.bind(t.block[0] * bound + t.block[2])
+                    place = settled(t.block[0] * bound + t.block[2])
                     work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
@@ -135,11 +135,11 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
 
                     work.each_line(keep)
             with launch(JOINERS, rows, s.heads) as t:
-                row, head = T.bind(first + t.block[0]), t.block[1]
-                count = T.bind(given.count(row))
-                size = T.bind(cut.size(count))
-                number = T.bind(T.truncdiv(count + (size - 1), size))
-                place = T.bind(t.block[0] * bound)
+                row, head = settled(first + t.block[0]), t.block[1]
+                count = settled(given.count(row))
+                size = settled(cut.size(count))
+                number = settled(T.truncdiv(count + (size - 1), size))
+                place = settled(t.block[0] * bound)
                 share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
                 with loop(number) as i:
                     store(top, T.max(top[0], SUMS[place + i, head, peak_column]), 0)
@@ -196,7 +196,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
             low = T.bind(line(T.int64(0))[0])
             high = T.bind(T.min(n - 1, line(T.int64(block.count - 1))[0]))
             with loop(high - low + 1) as i:
-                row = T.bind(low + i)
+                row = settled(low + i)
                 seq = T.bind(given.seq[row])
                 # the last row of a sequence in the block sees what all of them see
                 with when((row == high) | (given.seq[T.min(row + 1, high)] != seq)):

@@ -21,7 +21,7 @@ from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import STORAGE, Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP, Gpu
-from .emit import Threads, barrier, device, registers, settled, shared
+from .emit import Threads, barrier, device, registers, settled, shared, turns
 from .fragments import factor, fragment
 from .layout import BITS, group, has_scales, row_words, stored
 from .operands import Encoding
@@ -261,7 +261,7 @@ class _Block:
 
     def _step(self, chunk: Expr, stage: Expr) -> None:
         """Multiply a chunk, and scale the sums of a group that ends with it."""
-        for step in range(self.form.chunk_words[0] // self.unit.words):
+        for step in turns(self.form.chunk_words[0] // self.unit.words, compact=self.form.gpu.compact):
             first = step * self.unit.words
             left = [
                 self.unit.load_a(self.t.lane, self.a.reader(stage, self.first_row + m * self.unit.rows, first))

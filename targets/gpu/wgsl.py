@@ -55,7 +55,8 @@ def _shader(text: str, library: dict[str, str]) -> tuple[str, Shader]:
     used = _used(text, library)
     head = [f"const dz_threads = {threads}u;\n", *(library[key] for key in library if key in used)]
     note = "  dz_thread = threadIdx.x;\n" if "dz_thread" in used else ""
-    text = text[: entry.end()] + note + text[entry.end() :]
+    note += "  let tx = i32(threadIdx.x);\n"
+    text = text[: entry.end()] + note + text[entry.end() :].replace("i32(threadIdx.x)", "tx")
     written = tuple(access == "read_write" for access in BINDING.findall(text))
     text = shortened("".join(head if used else []) + text.replace(*LEAST))
     arrays = SHARED.findall(text)
