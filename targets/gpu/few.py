@@ -113,7 +113,7 @@ def clamped(first: Expr, rows: Expr, tile: int) -> Callable[[Expr], Expr]:
 @cache
 def heads_product(
     gpu: Gpu, heads: int, k: int, n: int, wdtype: str, *, x_shape: tuple[int, ...], x_offset: int, x_stride: int,
-    y_shape: tuple[int, ...], y_offset: int, y_stride: int,
+    y_shape: tuple[int, ...], y_offset: int, y_stride: int, least: int = 1,
 ) -> PrimFunc:  # fmt: skip
     """Kernel for a product of each head h, of rows' elements from x_offset + h * x_stride on with w[h].
 
@@ -129,6 +129,7 @@ def heads_product(
         y_shape: dimensions of y after the first, taken as one.
         y_offset: where the outputs of head 0 begin in a row of y.
         y_stride: from a head's first output to the next head's.
+        least: for fewer rows it does nothing.
 
     Returns:
         (X f32[rows, *x_shape], W[heads, n, pitch] packed by `layout.pack_rows`, Y f32[rows, *y_shape]). What is
@@ -137,13 +138,14 @@ def heads_product(
     tiles = FEWER_TILES if gpu.compact else TILES
     shapes = ["by".join(map(str, shape)) for shape in (x_shape, y_shape)]
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
+    places += [f"from{least}rows"] if least > 1 else []
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
         x = f.tensor("x", "f32", rows, *x_shape)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
         y = f.tensor("y", "f32", rows, *y_shape)
         X, Y = view(x, rows, prod(x_shape)), view(y, rows, prod(y_shape))
-        for tile in tiles:
+        for tile in tiles[least - 1 :]:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with (
                 tile_of(rows, tile, tiles),

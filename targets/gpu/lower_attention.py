@@ -19,6 +19,7 @@ from .device import GpuTarget
 from .few import heads_product
 from .latent import latent_write
 from .mla import mla_attend, mla_flash, scratch
+from .mla_one import one_values
 from .operands import Encoding, prepare
 from .tiled import tiled_heads
 from .weights import rows_layout, transposed_layout
@@ -90,11 +91,17 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     args = [absorbed, *map(e.value, (q, angles, cache, *rows))]
     if e.graph == "prefill":
         attended = e.call(mla_flash(s, gpu=gpu.gpu), args, latents)
+        least = 1
     else:
-        sections = TensorType("f32", scratch(gpu.gpu, s))
-        _, attended = e.call(mla_attend(s, gpu=gpu.gpu), args, sections, latents)
-    up = rows_layout(w_uv.type.dtype)
-    return _heads(e, gpu, attended, w_uv, up, latent, v, places(in_latents, in_outputs), node.output.type)
+        least = 1 if gpu.gpu.replay else 2
+        sums = TensorType("f32", scratch(gpu.gpu, s))
+        sections, attended = e.call(mla_attend(s, gpu=gpu.gpu, least=least), args, sums, latents)
+    up, up_places = rows_layout(w_uv.type.dtype), places(in_latents, in_outputs) | {"least": least}
+    y = _heads(e, gpu, attended, w_uv, up, latent, v, up_places, node.output.type)
+    if least == 1:
+        return y
+    values = one_values(s, v, w_uv.type.dtype, gpu=gpu.gpu)
+    return e.update(values, [sections, e.value(rows[1]), e.weight(up, w_uv), y])
 
 
 def _only(lower: Any) -> tuple[Variant, ...]:

@@ -6,6 +6,8 @@ of position (Dao et al., Flash-Decoding, 2023).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,11 +19,13 @@ from deepzig.targets.emit import Buffer, Expr, Kernel, kernel, loop, store, symb
 from .attention import Attending, Block, Queries, Sizes
 from .cache import as_words, pages
 from .device import Gpu
-from .emit import barrier, launch, settled, shared, variable
+from .emit import Threads, barrier, launch, settled, shared, variable
 from .softmax import LOWEST
 
 JOINERS = 128
 """Threads of a block that joins sections."""
+PEAK, MASS = 0, 1
+"""What follows a line's sums."""
 PLACES_BYTES = 64 << 20
 """Memory for the sums of sections; with more of them rows take turns."""
 
@@ -89,10 +93,10 @@ class _Operands:
 
 
 @cache
-def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
+def mla_attend(s: Sizes, *, gpu: Gpu, least: int = 1) -> PrimFunc:
     """Kernel of causal attention in latent space for few rows of a sequence.
 
-    A block has one row, some heads, and a section.
+    A block has one row, some heads, and a section. The sections of fewer rows than `least` are not joined.
 
     Returns:
         (absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)], angles f32[n, rope],
@@ -100,11 +104,10 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
         latent_pitch + 4], latent f32[n, heads, latent_pitch]); `scratch` is the shape of the sums, which mean nothing
         afterwards. After those of a line are its peak and its mass.
     """
-    block, cut = _few(gpu, s)
+    block, cut = few_rows(gpu, s)
     places, lines, width = scratch(gpu, s)
-    peak_column, mass_column = s.latent_pitch, s.latent_pitch + 1
     groups = lines // block.count
-    with kernel("mla_attend", gpu.kind, *s.names) as f:
+    with kernel("mla_attend", gpu.kind, *s.names, *([f"join{least}"] if least > 1 else [])) as f:
         (n,) = symbols("n")
         given, positions = _Operands.of(f, gpu, s, n)
         SUMS = f.tensor("sums", "f32", places, lines, width)
@@ -130,33 +133,57 @@ def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
                     work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
-                        store(SUMS, peak, place, head + r, peak_column)
-                        store(SUMS, mass, place, head + r, mass_column)
+                        store(SUMS, peak, place, head + r, s.latent_pitch + PEAK)
+                        store(SUMS, mass, place, head + r, s.latent_pitch + MASS)
 
                     work.each_line(keep)
-            with launch(JOINERS, rows, s.heads) as t:
+            with when(n >= least) if least > 1 else nullcontext(), launch(JOINERS, rows, s.heads) as t:
                 row, head = settled(first + t.block[0]), t.block[1]
-                count = settled(given.count(row))
-                size = settled(cut.size(count))
-                number = settled(T.truncdiv(count + (size - 1), size))
                 place = settled(t.block[0] * bound)
-                share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
-                with loop(number) as i:
-                    store(top, T.max(top[0], SUMS[place + i, head, peak_column]), 0)
-                with t.each(cut.most) as i, when(i < number):
-                    store(share, T.exp(SUMS[place + i, head, peak_column] - top[0]), i)
-                barrier()
-                with loop(number) as i:
-                    store(mass, mass[0] + SUMS[place + i, head, mass_column] * share[i], 0)
-                with t.each(s.kv_lora) as c:
-                    total = variable(T.float32(0))
-                    with loop(number) as i:
-                        store(total, total[0] + SUMS[place + i, head, c] * share[i], 0)
-                    store(Y, total[0] / mass[0], row, head, c)
+                count = settled(given.count(row))
+
+                def write(c: Expr, value: Expr) -> None:
+                    store(Y, value, row, head, c)
+
+                join(t, cut, s, SUMS, count, place, head, write)
     return f.function
 
 
-def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
+def join(
+    t: Threads, cut: Sections, s: Sizes, sums: Buffer, count: Expr, place: Expr, head: Expr,
+    write: Callable[[Expr, Expr], None],
+) -> None:  # fmt: skip
+    """Emit write(column, value) for the attended latent of a head, by the threads of a block.
+
+    Args:
+        t: the threads.
+        cut: how positions were cut.
+        s: the sizes.
+        sums: of the sections.
+        count: positions that the row sees.
+        place: of the row's first section.
+        head: which.
+        write: emits what becomes of a column.
+    """
+    size = settled(cut.size(count))
+    number = settled(T.truncdiv(count + (size - 1), size))
+    share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
+    with loop(number) as i:
+        store(top, T.max(top[0], sums[place + i, head, s.latent_pitch + PEAK]), 0)
+    with t.each(cut.most) as i, when(i < number):
+        store(share, T.exp(sums[place + i, head, s.latent_pitch + PEAK] - top[0]), i)
+    barrier()
+    with loop(number) as i:
+        store(mass, mass[0] + sums[place + i, head, s.latent_pitch + MASS] * share[i], 0)
+    with t.each(s.kv_lora) as c:
+        total = variable(T.float32(0))
+        with loop(number) as i:
+            store(total, total[0] + sums[place + i, head, c] * share[i], 0)
+        write(c, total[0] / mass[0])
+
+
+def few_rows(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
+    """How blocks attend for few rows, and how positions are cut for them."""
     block = Block.of(gpu, s, s.heads)
     groups = -(-s.heads // block.count)
     return block, Sections.of(groups, groups * block.count * s.latent_pitch)
@@ -164,7 +191,7 @@ def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
 
 def scratch(gpu: Gpu, s: Sizes) -> tuple[int, int, int]:
     """Of the sums that `mla_attend` keeps: places, lines, columns."""
-    block, cut = _few(gpu, s)
+    block, cut = few_rows(gpu, s)
     return cut.places, -(-s.heads // block.count) * block.count, s.latent_pitch + 4
 
 

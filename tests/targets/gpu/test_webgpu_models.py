@@ -16,6 +16,7 @@ from deepzig.targets.gpu.device import WEBGPU, GpuTarget
 from deepzig.targets.gpu.lowering import LOWERINGS
 
 from ...compiler.test_lowering import TOLERANCE, Stored
+from ...compiler.traced import VARIANTS, Array, config, distance, parameters, rows, states, traced
 from .vulkan import device
 from .webgpu_plan import Model
 
