@@ -11,6 +11,7 @@ import numpy.typing as npt
 import tvm
 
 from deepzig.compiler.plan import Plan, Tensor
+from deepzig.compiler.weights import WeightSource
 from deepzig.ir import TensorType
 from deepzig.targets.gpu.device import GpuTarget
 from deepzig.targets.gpu.webgpu import WebGpuCode, compile_functions
@@ -46,6 +47,15 @@ def dispatches(plan: Plan, code: WebGpuCode, shapes: Sequence[tuple[int, ...]]) 
         program = code.programs[launch.kernel_name]
         for name, *_ in launches(program, [shape_of(t.type, sizes) for t in tensors]):
             yield launch.layer, name
+
+
+def stored(plans: list[Plan], source: WeightSource) -> dict[str, Array]:
+    """Name of a tensor -> the weight, as the target lays it out."""
+    packed = {weight: tensor for plan in plans for weight, tensor in plan.weights.items()}
+    return {
+        tensor.name: np.concatenate([chunk.reshape(-1) for chunk in source.packed(weight)])
+        for weight, tensor in packed.items()
+    }
 
 
 class Model:
