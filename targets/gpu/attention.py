@@ -187,7 +187,10 @@ class Attending:
         """
         s, self.block, self.unit, self.tile, self.t = block.s, block, block.unit, block.tile, t
         self.s, self.line, self.queries, self.matrices = s, line, queries, block.matrices
-        self.lane, self.part = settled(t.lane), settled(t.subgroup)
+        self.named = (
+            settled if block.gpu.compact else T.bind
+        )  # a bound expression is written out, but costs no register
+        self.lane, self.part = self.named(t.lane), self.named(t.subgroup)
         self.lines = Lines.of(self.unit)
         self.rows = self.tile.shared()
         turned_size = block.count * s.rope
@@ -255,7 +258,7 @@ class Attending:
             barrier()
             tile.copy(self.t, self.rows, T.int64(0), *given, begin, end, self.s.page)
         with loop(turns) as turn:
-            first, stage = settled(begin + turn * positions), T.bind(turn % 2)
+            first, stage = self.named(begin + turn * positions), T.bind(turn % 2)
             if tile.stages == 2:
                 tile.arrived()
                 with when(turn + 1 < turns):

@@ -115,21 +115,22 @@ def mla_attend(s: Sizes, *, gpu: Gpu, least: int = 1) -> PrimFunc:
         cached = as_words(given.cache, s.cdtype)
         bound = cut.bound(positions)
         at_once = cut.rows(bound)
+        named = settled if gpu.compact else T.bind  # see `Attending`
 
         with loop(T.truncdiv(n + (at_once - 1), at_once)) as turn:
             first = turn * at_once
             rows = T.min(at_once, n - first)
             with launch(block.threads, rows, groups, bound) as t:
-                row = settled(first + t.block[0])
-                count = settled(given.count(row))
-                size = settled(cut.size(count))
-                begin = settled(t.block[2] * size)
+                row = named(first + t.block[0])
+                count = named(given.count(row))
+                size = named(cut.size(count))
+                begin = named(t.block[2] * size)
                 with when(begin < count):
                     head = t.block[1] * block.count
                     work = Attending(block, t, given.queries, lambda r: (row, head + r, head + r < s.heads))
-                    end = settled(T.min(begin + size, count))
+                    end = named(T.min(begin + size, count))
                     work.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
-                    place = settled(t.block[0] * bound + t.block[2])
+                    place = named(t.block[0] * bound + t.block[2])
                     work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
@@ -223,7 +224,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
             low = T.bind(line(T.int64(0))[0])
             high = T.bind(T.min(n - 1, line(T.int64(block.count - 1))[0]))
             with loop(high - low + 1) as i:
-                row = settled(low + i)
+                row = T.bind(low + i)
                 seq = T.bind(given.seq[row])
                 # the last row of a sequence in the block sees what all of them see
                 with when((row == high) | (given.seq[T.min(row + 1, high)] != seq)):
