@@ -15,7 +15,7 @@ def seconds(rows: int, k: int, n: int) -> float:
     x = torch.randn(rows, k, device="cuda", dtype=torch.bfloat16)
     count = max(1, (1 << 28) // (2 * k * n))
     weights = [torch.randn(n, k, device="cuda", dtype=torch.bfloat16) for _ in range(count)]
-    begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    begin, end = (torch.Event("cuda", enable_timing=True) for _ in range(2))
     for i in range(LAUNCHES + 20):
         if i == 20:
             begin.record()
