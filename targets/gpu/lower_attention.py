@@ -89,9 +89,9 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     down = transposed_layout(w_uk.type.dtype)
     absorbed = _heads(e, gpu, e.value(q), w_uk, down, nope, latent, places(in_queries, in_latents), latents)
     args = [absorbed, *map(e.value, (q, angles, cache, *rows))]
+    least, sections = 1, None
     if e.graph == "prefill":
         attended = e.call(mla_flash(s, gpu=gpu.gpu), args, latents)
-        least = 1
     else:
         least = 1 if gpu.gpu.replay else 2
         sums = TensorType("f32", scratch(gpu.gpu, s))

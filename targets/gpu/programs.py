@@ -107,7 +107,7 @@ class _Writer:
             assert statement.else_case is None
             return [["if", expression(statement.condition), self.block(statement.then_case)]]
         if isinstance(statement, tirx.For):
-            assert int(statement.min) == 0
+            assert expression(statement.min) == 0
             body = self.block(statement.body)
             return [["for", str(statement.loop_var.name), expression(statement.extent), body]]
         if isinstance(statement, tirx.Evaluate) and isinstance(statement.value, Call):
@@ -125,7 +125,7 @@ class _Writer:
 
     def _place(self, data: Any) -> int | None:
         """Which argument the data is of; None if it is a number."""
-        if not isinstance(data, Call) or data.op.name != DATA:
+        if not _calls(data, DATA):
             return None
         of = data.args[0]
         return next(i for i, names in enumerate(self._buffers) if any(of.same_as(name) for name in names))
@@ -141,7 +141,12 @@ def expression(e: Any) -> Expression:
         return expression(e.value)
     if type(e) in OPERATORS:
         return [OPERATORS[type(e)], expression(e.a), expression(e.b)]
-    if isinstance(e, Call) and e.op.name in SHIFTS:
-        value, bits = e.args
-        return [SHIFTS[e.op.name], expression(value), 1 << int(bits)]
+    for name, operator in SHIFTS.items():
+        if _calls(e, name):
+            value, bits = e.args
+            return [operator, expression(value), 1 << int(bits)]
     raise TypeError(f"the host can't interpret {type(e).__name__}: {e}")
+
+
+def _calls(e: Any, name: str) -> bool:
+    return isinstance(e, Call) and str(getattr(e.op, "name", "")) == name

@@ -16,13 +16,13 @@ ONE = re.compile(r"^ *var (\w+) : array<(\w+), 1>;\n", re.M)
 SETTLED = re.compile(r"^( *)(\w+)\[0i\] = (.*);\n *let (\w+) : \w+ = \2\[0i\];\n", re.M)
 """A store, and a load of it at once."""
 TYPED = re.compile(r"\blet (\w+) : \w+ =")
-SPACES = re.compile(r" *([=+*/%<>&|,:;{}()\[\]!]) *| *(-) +")
-"""Minus signs keep what is between them: `--` is an operator."""
+SPACES = re.compile(r" *([=+*/%<>&|,:;{}()\[\]!]) *")
+"""Minus signs keep theirs: `--` is an operator."""
 
 BOUND = re.compile(r"let (\w+)=(\(.+\));")
-WORD = re.compile(r"[A-Za-z_]\w*")
+WORD = re.compile(r"\b[A-Za-z_]\w*")
 COUNTER = re.compile(r"for\(var (\w+):")
-FIXED = frozenset(("threadIdx", "blockIdx", "podArgs", "i32", "u32", "min", "max", "x", "y", "z"))
+FIXED = frozenset(("threadIdx", "blockIdx", "gridDim", "i32", "u32", "min", "max", "x", "y", "z"))
 """Words of expressions that are the same wherever they stand; names of numbers of `podArgs` follow a point."""
 
 
@@ -34,7 +34,7 @@ def shortened(text: str) -> str:
     single = {name for name in re.findall(r"\bvar (\w+): ", text)}
     text = re.sub(r"\b(\w+)\[0i\]", lambda found: found[1] if found[1] in single else found[0], text)
     lines = (TYPED.sub(r"let \1=", line).strip() for line in text.splitlines())
-    return "\n".join(_named(SPACES.sub(r"\1\2", line) for line in lines if line)) + "\n"
+    return "\n".join(_named(SPACES.sub(r"\1", line) for line in lines if line)) + "\n"
 
 
 def _named(lines: Iterable[str]) -> Iterator[str]:

@@ -28,6 +28,21 @@ from . import made_artifact
 from .software import cuda_features, load
 from .vulkan import Runner, device
 
+QUICK = (
+    "test_rope_angles[64-",
+    "test_embed[f16-",
+    "test_proj[q4-",
+    "test_heads[f16-",
+    "test_layer[h101-q8-",
+    "test_latent_write[q8-",
+    "test_route[sigmoid-e42-",
+    "test_rows_do_not_depend_on_their_neighbours[",
+    "test_a_mixture_in_shards[1-",
+    "test_sections_grow_and_rows_take_turns[",
+    "test_product[webgpu-f16",
+)
+"""Tests of WebGPU that are fast ones."""
+
 Array = npt.NDArray[Any]
 Run = Callable[..., None]
 GPUS = {gpu.kind: gpu for gpu in (CUDA, METAL)}
@@ -167,11 +182,14 @@ def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu | VulkanGpu]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the device "cuda" have its mark."""
+    """Tests of the device "cuda" have its mark; those of "webgpu" are slow, but for one of each kind of kernels."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if any(isinstance(value, str) and value == "cuda" for value in params.values()):  # others may be arrays
+        devices = {value for value in params.values() if isinstance(value, str)}  # others may be arrays
+        if "cuda" in devices:
             item.add_marker(pytest.mark.cuda)
+        if "webgpu" in devices and not any(name in item.nodeid for name in QUICK):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")
