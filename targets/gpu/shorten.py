@@ -45,7 +45,8 @@ def _named(lines: Iterable[str]) -> Iterator[str]:
             blocks.pop()
         for _, expressions in blocks:
             for expression, name in expressions:
-                line = line.replace(expression, name)
+                if expression in line:
+                    line = re.sub(rf"(?<![\w>]){re.escape(expression)}", name, line)
         yield line
         found = BOUND.fullmatch(line)
         if found and _closed(found[2]):

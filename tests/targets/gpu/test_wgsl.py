@@ -144,6 +144,9 @@ TEXT = """fn k() {
     v_2[0i] = (v_2[0i] + y_ptr[(v_5 + (podArgs.n * 7i))]);
   }
   v_2[1i] = f32((v_5 + (podArgs.n * 7i)));
+  if (podArgs.n * 7i) {
+    v_1[0i] = vec4<i32>(podArgs.n * 7i)[0];
+  }
 }
 """
 SHORT = """fn k(){
@@ -158,6 +161,9 @@ let v_6=(v_5+v_4);
 v_2[0i]=(v_2[0i]+y_ptr[v_6]);
 }
 v_2[1i]=f32((v_5+v_4));
+if(podArgs.n*7i){
+v_1=vec4<i32>(podArgs.n*7i)[0];
+}
 }
 """
 
