@@ -24,6 +24,11 @@ class WebGpuCode:
     programs: dict[str, Program]
     shaders: dict[str, Shader]
 
+    def to_json(self) -> dict[str, Any]:
+        """What a page reads; see `web/src/webgpu.js`."""
+        programs = {name: {"sizes": p.sizes, "body": p.body} for name, p in self.programs.items()}
+        return {"programs": programs, "shaders": {name: shader.text for name, shader in self.shaders.items()}}
+
 
 def compile_functions(module: Any, target: GpuTarget) -> WebGpuCode:
     """Compile the functions of a TVM module.
