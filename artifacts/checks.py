@@ -40,6 +40,14 @@ def parse(text: str, where: str) -> Any:
 
 
 @dataclass(frozen=True)
+class FileEntry:
+    """Size in bytes and SHA-256 of a file."""
+
+    size: int
+    sha256: str
+
+
+@dataclass(frozen=True)
 class Fields:
     """Checks of the values of a manifest's fields; `where` is the manifest."""
 
@@ -84,6 +92,14 @@ class Fields:
         if value > most:
             raise self.fail(field, f"is larger than {most}")
         return value
+
+    def file(self, value: Any, field: str) -> FileEntry:
+        """What is known of a file."""
+        data = self.object(value, field)
+        digest = self.text(data.get("sha256"), f"{field} sha256")
+        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
+            raise self.fail(field, "has no SHA-256")
+        return FileEntry(self.count(data.get("size"), f"{field} size"), digest)
 
     def unique(self, names: Iterable[str], field: str) -> None:
         """Refuse a name that is there twice."""

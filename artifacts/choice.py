@@ -12,7 +12,7 @@ from deepzig.errors import DeepZigError
 
 from .cuda_driver import cuda_gpu
 from .devices import CUDA, HOST, KINDS, Device, Gpu, compiled_for, fits
-from .machines import Machine, fitting
+from .machines import WASM, Machine, fitting
 from .manifest import Build, Manifest
 
 log = logging.getLogger(__name__)
@@ -75,7 +75,7 @@ def _choose(manifest: Manifest, machine: Machine, path: Path, device: Device, fi
     if not builds:
         what = f"the artifact is for the device {_either(b.device for b in manifest.builds)}, not for {device.kind}"
         raise DeepZigError(what, str(path), _mend(manifest, target))
-    same = [b for b in builds if b.platform == machine.platform]
+    same = [b for b in builds if b.platform == machine.platform] or [b for b in builds if b.platform == WASM]
     if not same:
         what = f"the artifact is for {_either(b.platform for b in builds)}, this machine is {machine.platform}"
         raise DeepZigError(what, str(path), _mend(manifest, target))
@@ -103,7 +103,9 @@ def _mend(manifest: Manifest, target: str) -> str:
 
 
 def lacking(build: Build, machine: Machine) -> list[str]:
-    """The instruction sets that a build needs and the CPU has not."""
+    """The instruction sets that a build needs and the CPU has not; what runs WebAssembly has all of its own."""
+    if build.platform == WASM:
+        return []
     return sorted(build.features - compiled_for(build.features) - machine.features)
 
 
@@ -116,7 +118,7 @@ def obstacle(build: Build, machine: Machine, device: Device | None = None, find:
     """Why a machine can't run a build, on a device or the first of the build's kind; an empty text if it can."""
     if device is None:
         device = Device(build.device)
-    if build.platform != machine.platform:
+    if build.platform not in (machine.platform, WASM):
         return f"this machine is {machine.platform}"
     if lacks := lacking(build, machine):
         return f"this CPU lacks {', '.join(lacks)}"

@@ -89,10 +89,10 @@ def _check_builds(manifest: Manifest, fields: Fields) -> None:
         if unknown := sorted(build.calls.keys() - manifest.entry_points.keys()):
             raise fields.fail(f"builds[{number}].calls", f"name {unknown[0]}, which is no entry point")
         libraries = (("libraries", part) for part in build.libraries)
-        for kind, part in (("code", build.code), ("runtime", build.runtime), *libraries):
-            if part.endswith(WEIGHTS):  # which would not be hashed
+        for kind, part in (("code", build.code), ("runtime", build.runtime), ("plan", build.plan), *libraries):
+            if part and part.endswith(WEIGHTS):  # which would not be hashed
                 raise fields.fail(f"builds[{number}].{kind}", "is a weight file")
-        fields.unique((build.runtime, *build.libraries), f"builds[{number}].libraries")
+        fields.unique(filter(None, (build.runtime, *build.libraries)), f"builds[{number}].libraries")
 
 
 def _check_bounds(bounds: Bounds, fields: Fields) -> None:

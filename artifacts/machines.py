@@ -18,6 +18,12 @@ class Machine:
     features: frozenset[str]
 
 
+WASM = "wasm32"
+"""The platform of WebAssembly: code for a machine of its own, which node and browsers run wherever they are."""
+
+WASM_BYTES = 1 << 32
+"""The most memory of it: addresses have 32 bits."""
+
 _V3 = frozenset({"avx2", "bmi2", "f16c", "fma"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}
 _AMX = _V4 | {"avx512bf16", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8"}
@@ -32,6 +38,7 @@ MACHINES = {
     "aarch64-linux": Machine("aarch64-linux", frozenset({"neon"})),
     "aarch64-macos": Machine("aarch64-macos", frozenset({"neon", "dotprod"})),
     "x86_64-windows": Machine("x86_64-windows", _V3),
+    "wasm": Machine(WASM, frozenset({"bulk-memory", "simd128"})),
 }
 """Names that `--target` knows; of a platform the most demanding first. x86-64-v2 to v4 as in the x86-64 psABI, where
 kernels can make use of it; avx512-vnni is Ice Lake, Zen 4 and later, amx Sapphire Rapids and later; dotprod has every

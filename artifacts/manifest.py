@@ -9,11 +9,11 @@ from typing import Any
 
 from deepzig.errors import DeepZigError
 
-from .checks import MEND, Fields, parse
+from .checks import MEND, Fields, FileEntry, parse
 from .consistency import ITEM_BYTES, check
 from .devices import CPU, KINDS
 
-FORMAT = 3
+FORMAT = 4
 
 MAX_DIMENSIONS = 16
 LIMITS = {"page_size": 1 << 16, "positions": (1 << 31) - 1}
@@ -72,10 +72,11 @@ class Build:
         features: for the CPU the instruction sets that a machine must have, as LLVM spells them; for another device the
             kinds of it that there is code for.
         code: the part that is the code.
-        runtime: the part that is TVM's runtime library.
+        runtime: the part that is TVM's runtime library; None where there is a plan.
         calls: entry point -> its kernel calls, in order.
         device: what kernels run on.
         libraries: further parts that are libraries, to be loaded after the runtime and before the code, in this order.
+        plan: the part that tells which kernels to call, for code that is kernels and nothing else.
     """
 
     name: str
@@ -83,15 +84,16 @@ class Build:
     triple: str
     features: frozenset[str]
     code: str
-    runtime: str
+    runtime: str | None
     calls: Mapping[str, tuple[Call, ...]]
     device: str = CPU
     libraries: tuple[str, ...] = ()
+    plan: str | None = None
 
     @property
     def parts(self) -> tuple[str, ...]:
         """All of its parts."""
-        return (self.code, self.runtime, *self.libraries)
+        return tuple(filter(None, (self.code, self.runtime, *self.libraries, self.plan)))
 
     def to_json(self) -> dict[str, Any]:
         """The entry of manifest.json."""
@@ -110,14 +112,6 @@ class Bounds:
     decode_rows: int
     page_size: int
     positions: int
-
-
-@dataclass(frozen=True)
-class FileEntry:
-    """Size in bytes and SHA-256 of a part."""
-
-    size: int
-    sha256: str
 
 
 @dataclass(frozen=True)
@@ -237,9 +231,11 @@ class _Reader(Fields):
 
     def build(self, value: Any, field: str) -> Build:
         data = self.object(value, field)
-        name, platform, triple, code, runtime = (
-            self.name(data.get(key), f"{field}.{key}") for key in ("name", "platform", "triple", "code", "runtime")
+        name, platform, triple, code = (
+            self.name(data.get(key), f"{field}.{key}") for key in ("name", "platform", "triple", "code")
         )
+        plan = None if data.get("plan") is None else self.name(data["plan"], f"{field}.plan")
+        runtime = None if plan is not None else self.name(data.get("runtime"), f"{field}.runtime")
         calls = {
             entry: tuple(self.call(c, f"{field}.calls.{entry}") for c in self.list(listed, f"{field}.calls.{entry}"))
             for entry, listed in self.object(data.get("calls"), f"{field}.calls").items()
@@ -249,7 +245,7 @@ class _Reader(Fields):
         if device not in KINDS:
             raise self.fail(f"{field}.device", f"is {device!r}, which this DeepZig does not know")
         libraries = self.texts(data.get("libraries", []), f"{field}.libraries")
-        return Build(name, platform, triple, features, code, runtime, calls, device, libraries)
+        return Build(name, platform, triple, features, code, runtime, calls, device, libraries, plan)
 
     def call(self, value: Any, field: str) -> Call:
         data = self.object(value, field)
@@ -257,10 +253,3 @@ class _Reader(Fields):
         layer = data.get("layer")
         number = None if layer is None else self.count(layer, f"{field} layer")
         return Call(kernel, op, number, where, self.texts(data.get("values"), f"{field} values"))
-
-    def file(self, value: Any, field: str) -> FileEntry:
-        data = self.object(value, field)
-        digest = self.text(data.get("sha256"), f"{field} sha256")
-        if len(digest) != 64 or set(digest) - set("0123456789abcdef"):
-            raise self.fail(field, "has no SHA-256")
-        return FileEntry(self.count(data.get("size"), f"{field} size"), digest)

@@ -14,10 +14,11 @@ from typing import Protocol
 from deepzig.cache import cache_folder
 from deepzig.errors import DeepZigError
 
-from .manifest import FileEntry
+from .checks import FileEntry
 from .package import read_package
 
 MANIFEST = "manifest.json"
+ONNX = ".onnx"
 COPY_AGAIN = "copy or compile the artifact again"
 BLOCK = 1 << 22
 
@@ -77,6 +78,11 @@ class Parts(Protocol):
         ...
 
 
+def is_onnx(path: Path) -> bool:
+    """Whether a path names an ONNX model and no artifact."""
+    return path.suffix == ONNX and not path.is_dir()
+
+
 def open_parts(path: Path) -> Parts:
     """The parts of the artifact at `path`.
 
@@ -84,6 +90,8 @@ def open_parts(path: Path) -> Parts:
         DeepZigError: there is no artifact.
     """
     with suppress(OSError):
+        if is_onnx(path) and path.is_file():
+            raise DeepZigError("an ONNX model is no artifact", str(path), "use it with deepzig run, chat or verify")
         if path.is_file() and path.name != MANIFEST:
             return _Packed(path)
         if (path / MANIFEST).exists():

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 import mmap
+import re
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,9 @@ from .machines import Machine
 from .manifest import Build, Manifest
 from .parts import COPY_AGAIN, MANIFEST, Part, Parts, open_parts
 from .writer import ALIGNMENT, STORED
+
+PIECE = re.compile(r"(.*)\[(\d+):(\d+)\]")
+"""The name of a piece of a weight: that of the weight, and the part along its first dimension."""
 
 MAX_MANIFEST = 64 << 20
 """Bytes; a manifest of a thousand layers has a few million."""
@@ -121,6 +125,8 @@ def manifest_bytes(parts: Parts) -> bytes:
 
 
 def _check_abi(manifest: Manifest, path: Path) -> None:
+    if not any(build.runtime for build in manifest.builds):
+        return
     have, want = version("apache-tvm-ffi"), manifest.abi["tvm_ffi"]
     if have != want:
         raise DeepZigError(
@@ -162,12 +168,16 @@ def _check_weights(manifest: Manifest, weights: Iterable[Part], path: Path) -> N
     """Every weight is there once, aligned, and of the type and shape that the code takes it for."""
     wanted = {spec.name: (STORED[spec.dtype], spec.shape) for spec in manifest.weights}
     seen: set[str] = set()
-    for part, entry in _entries(weights):
+    entries = list(_entries(weights))
+    for part, entry in entries:
+        if entry.begin % ALIGNMENT:
+            where = f"{part.where}, tensor {entry.name}"
+            raise DeepZigError(f"a weight is not aligned to {ALIGNMENT} bytes", where, COPY_AGAIN)
+    cut = any(build.plan for build in manifest.builds)
+    for part, entry in _joined(entries) if cut else entries:
         where = f"{part.where}, tensor {entry.name}"
         if entry.name in seen:
             raise DeepZigError("a weight is in two files", where, COPY_AGAIN)
-        if entry.begin % ALIGNMENT:
-            raise DeepZigError(f"a weight is not aligned to {ALIGNMENT} bytes", where, COPY_AGAIN)
         dtype, shape = wanted.get(entry.name, (entry.dtype, entry.shape))
         if (entry.dtype, entry.shape) != (dtype, shape):
             raise DeepZigError(
@@ -179,6 +189,28 @@ def _check_weights(manifest: Manifest, weights: Iterable[Part], path: Path) -> N
             raise DeepZigError("a weight is missing", f"{path}, tensor {name}", COPY_AGAIN)
     for name in seen - wanted.keys():
         raise DeepZigError("a weight is not in the manifest", f"{path}, tensor {name}", COPY_AGAIN)
+
+
+def _joined(entries: Iterable[tuple[Part, TensorEntry]]) -> Iterator[tuple[Part, TensorEntry]]:
+    """Weights that lie in pieces as one, with the shape that all pieces have together."""
+    whole: tuple[Part, TensorEntry] | None = None
+    for part, entry in entries:
+        found = PIECE.fullmatch(entry.name)
+        name, begin, end = (found[1], int(found[2]), int(found[3])) if found else (entry.name, 0, 0)
+        if whole and begin:
+            before = whole[1]
+            if (name, begin, entry.dtype, entry.shape[1:]) != (
+                before.name, before.shape[0], before.dtype, before.shape[1:]
+            ) or entry.shape[0] != end - begin:  # fmt: skip
+                what = f"a piece of a weight does not follow that of {before.name} up to {before.shape[0]}"
+                raise DeepZigError(what, f"{part.where}, tensor {entry.name}", COPY_AGAIN)
+            whole = whole[0], replace(before, shape=(end, *entry.shape[1:]))
+            continue
+        if whole:
+            yield whole
+        whole = part, replace(entry, name=name)
+    if whole:
+        yield whole
 
 
 def map_weights(artifact: Artifact) -> dict[str, tuple[TensorEntry, npt.NDArray[Any]]]:

@@ -18,8 +18,9 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
+from .checks import FileEntry
 from .consistency import ITEM_BYTES
-from .manifest import FileEntry, Manifest
+from .manifest import Manifest
 from .parts import MANIFEST, check_name
 from .workplace import NEW, SCRATCH, Workplace, clear_leftovers
 
@@ -27,6 +28,10 @@ ALIGNMENT = 64
 """Bytes; kernels crash on less."""
 
 SHARD_BYTES = 2 << 30
+PIECE_BYTES = 63 << 20
+"""The most bytes of weights in a file that programs such as browsers hash and keep as a whole; with its header it has
+less than 64 MiB."""
+
 STORED = {"f32": "F32", "u32": "U32", "i32": "I32", "bf16": "BF16", "f16": "F16", "i8": "I8"}
 """Names of the IR -> names of safetensors."""
 
@@ -39,16 +44,19 @@ class ArtifactWriter:
     Args:
         out: where the artifact shall be.
         force: replace what is there, if it is an artifact.
-        shard_bytes: the most bytes of a weight file, unless one tensor is larger.
+        shard_bytes: the most bytes of weights in a file, unless one tensor is larger.
+        cut: write larger tensors in pieces along their first dimension.
 
     Raises:
         DeepZigError: `out` is taken, or the disk is full.
     """
 
-    def __init__(self, out: Path, force: bool = False, shard_bytes: int = SHARD_BYTES) -> None:
+    def __init__(
+        self, out: Path, force: bool = False, shard_bytes: int = SHARD_BYTES, cut: bool = False
+    ) -> None:  # fmt: skip
         self.out = out
         self._force = force
-        self._shard_bytes = shard_bytes
+        self._shard_bytes, self._cut = shard_bytes, cut
         self._files: dict[str, FileEntry] = {}
         clear_leftovers(out)
         _check_free(out, force)
@@ -95,7 +103,7 @@ class ArtifactWriter:
 
     def weights(self) -> WeightWriter:
         """The writer of the weight files."""
-        return WeightWriter(self._folder, self.out, self._files, self._shard_bytes)
+        return WeightWriter(self._folder, self.out, self._files, self._shard_bytes, self._cut)
 
     def finish(self, manifest: Manifest) -> None:
         """Write the manifest, with sizes and hashes of all parts, and move the artifact to its place."""
@@ -127,10 +135,12 @@ class _Tensor:
 class WeightWriter:
     """Weight files, streamed: first `declare` every tensor, then `write` each in the same order."""
 
-    def __init__(self, folder: Path, out: Path, files: dict[str, FileEntry], shard_bytes: int) -> None:
-        self._folder, self._out, self._files, self._shard_bytes = folder, out, files, shard_bytes
+    def __init__(
+        self, folder: Path, out: Path, files: dict[str, FileEntry], shard_bytes: int, cut: bool
+    ) -> None:  # fmt: skip
+        self._folder, self._out, self._files, self._shard_bytes, self._cut = folder, out, files, shard_bytes, cut
         self._shards: list[list[_Tensor]] = []
-        self._queue: list[tuple[str, _Tensor]] = []
+        self._queue: list[tuple[str, list[tuple[str, _Tensor]]]] = []
         self._open: tuple[str, BinaryIO, _Part] | None = None
 
     def __enter__(self) -> WeightWriter:
@@ -141,7 +151,7 @@ class WeightWriter:
     ) -> None:
         if kind is None:
             if self._queue:
-                raise ValueError(f"{self._queue[0][1].name} was declared and not written")
+                raise ValueError(f"{self._queue[0][0]} was declared and not written")
             with disk_errors(self._out):
                 self._close()
         elif self._open is not None:
@@ -151,10 +161,15 @@ class WeightWriter:
     def declare(self, name: str, dtype: str, shape: tuple[int, ...]) -> None:
         """Announce a tensor."""
         tensor = _Tensor(name, dtype, shape)
+        pieces = list(_pieces(tensor, self._shard_bytes)) if self._cut and tensor.size > self._shard_bytes else [tensor]
+        self._queue.append((name, [(self._place(piece), piece) for piece in pieces]))
+
+    def _place(self, tensor: _Tensor) -> str:
+        """The file that a tensor will be in."""
         if not self._shards or sum(_aligned(t.size) for t in self._shards[-1]) + tensor.size > self._shard_bytes:
             self._shards.append([])
         self._shards[-1].append(tensor)
-        self._queue.append((f"weights-{len(self._shards):05}.safetensors", tensor))
+        return f"weights-{len(self._shards):05}.safetensors"
 
     def write(self, name: str, chunks: Iterable[npt.NDArray[Any]]) -> None:
         """Write the next declared tensor from consecutive arrays.
@@ -163,21 +178,33 @@ class WeightWriter:
             ValueError: out of order, or not as many bytes as declared.
             DeepZigError: the disk is full.
         """
-        shard, tensor = self._queue.pop(0)
-        if tensor.name != name:
-            raise ValueError(f"{tensor.name} is next, not {name}")
+        declared, pieces = self._queue.pop(0)
+        if declared != name:
+            raise ValueError(f"{declared} is next, not {name}")
+        left = [piece.size for _, piece in pieces]
+        written, number = 0, 0
         with disk_errors(self._out):
-            if self._open is None or self._open[0] != shard:
-                self._start(shard)
-            assert self._open is not None
-            part, written = self._open[2], 0
             for chunk in chunks:
-                block = np.ascontiguousarray(chunk)
-                part.write(block.reshape(-1).view(np.uint8).data)
-                written += block.nbytes
-            if written != tensor.size:
-                raise ValueError(f"{name} has {tensor.size} bytes, {written} were written")
-            part.write(bytes(_aligned(written) - written))
+                block = np.ascontiguousarray(chunk).reshape(-1).view(np.uint8).data
+                written += len(block)
+                while block and number < len(pieces):
+                    some = block[: left[number]]
+                    part = self._part(pieces[number][0])
+                    part.write(some)
+                    block = block[len(some) :]
+                    left[number] -= len(some)
+                    if not left[number]:
+                        part.write(bytes(-pieces[number][1].size % ALIGNMENT))
+                        number += 1
+        if written != (size := sum(piece.size for _, piece in pieces)):
+            raise ValueError(f"{name} has {size} bytes, {written} were written")
+
+    def _part(self, shard: str) -> _Part:
+        """The file to write to, which is begun if it is the next."""
+        if self._open is None or self._open[0] != shard:
+            self._start(shard)
+        assert self._open is not None
+        return self._open[2]
 
     def _start(self, shard: str) -> None:
         self._close()
@@ -192,6 +219,15 @@ class WeightWriter:
             self._files[shard] = part.entry()
             file.close()
             self._open = None
+
+
+def _pieces(tensor: _Tensor, most: int) -> Iterator[_Tensor]:
+    """Consecutive parts along the first dimension, of `most` bytes unless a single index has more."""
+    count, *rest = tensor.shape
+    step = max(most // (tensor.size // count), 1)
+    for begin in range(0, count, step):
+        end = min(begin + step, count)
+        yield _Tensor(f"{tensor.name}[{begin}:{end}]", tensor.dtype, (end - begin, *rest))
 
 
 def _header(tensors: list[_Tensor]) -> bytes:
@@ -241,14 +277,14 @@ class _Part:
 
 
 @contextmanager
-def disk_errors(out: Path, work: str = "compile") -> Iterator[None]:
-    """Errors of the file system as DeepZig's."""
+def disk_errors(out: Path, work: str = "compile", what: str = "artifact") -> Iterator[None]:
+    """Errors of the file system, met while doing some work on what shall be at `out`, as DeepZig's."""
     try:
         yield
     except OSError as error:
         full = error.errno in (errno.ENOSPC, errno.EFBIG, errno.EDQUOT)
         hint = f"make room and {work} again" if full else "check the path and its permissions"
-        raise DeepZigError(f"the artifact can't be written: {error.strerror}", str(out), hint) from error
+        raise DeepZigError(f"the {what} can't be written: {error.strerror}", str(out), hint) from error
 
 
 def _check_free(out: Path, force: bool) -> None:

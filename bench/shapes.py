@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ ROOT = Path(__file__).parents[1]
 SOURCES = ("artifacts", "compiler", "ir", "models", "targets")
 """Rooms on which an artifact depends."""
 
+COMPILER = Path(sys.executable).parent / "deepzig-compile"
 GIB = 1 << 30
 MOST_EXPERTS = 256
 
@@ -97,17 +98,27 @@ def artifact(shape: Shape, form: Format, work: Path, say: Say) -> Path | None:
     """The shape compiled by the sources as they are; None where this DeepZig does not know the format."""
     folder = work / shape.name / form.name
     source = checkpoint(shape, work, say)
-    parts = (path for room in SOURCES for path in (ROOT / room).rglob("*.py"))
-    if _newer(folder / "manifest.json", source / "config.json", *parts):
+    if _newer(folder / "manifest.json", source / "config.json", *_sources()):
         return folder
     say(f"compiling {folder}")
-    compiler = Path(sys.executable).parent / "deepzig-compile"
-    command: list[str | Path] = [compiler, source, *form.options, "--self-check", "none", "--force", "-o", folder]
+    command: list[str | Path] = [COMPILER, source, *form.options, "--self-check", "none", "--force", "-o", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return folder
     say(f"{shape.name} {form.name}: {' '.join(done.stderr.split())}; left out")
     return None
+
+
+def onnx_model(shape: Shape, form: Format, domain: str, work: Path, say: Say) -> Path:
+    """The shape exported by the sources as they are, with ops of a domain: `standard` or `microsoft`."""
+    path = work / shape.name / f"{form.name}-{domain}" / "model.onnx"
+    source = checkpoint(shape, work, say)
+    if not _newer(path, source / "config.json", *_sources()):
+        say(f"exporting {path}")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        options = [*form.options, "--onnx-domain", domain, "--self-check", "none", "--force"]
+        subprocess.run([COMPILER, source, *options, "--onnx", path], check=True)
+    return path
 
 
 def gguf(shape: Shape, kind: str, work: Path, say: Say) -> Path:
@@ -118,6 +129,11 @@ def gguf(shape: Shape, kind: str, work: Path, say: Say) -> Path:
         say(f"writing {path}")
         to_gguf.write(source, path, kind)
     return path
+
+
+def _sources() -> Iterator[Path]:
+    """All code that an artifact or an export is made by."""
+    return (path for room in SOURCES for path in (ROOT / room).rglob("*.py"))
 
 
 def _newer(made: Path, *parts: Path) -> bool:

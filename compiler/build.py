@@ -42,17 +42,26 @@ def build(module: tvm.IRModule, target: Target, out: Path) -> None:
 
 def code_part(target: Target) -> str:
     """The name of the part that is a target's code."""
-    return f"code/{target.name}.{PLATFORMS[target.platform].suffix}"
+    return f"code/{target.name}{PLATFORMS[target.platform].suffix}"
+
+
+def plan_part(target: Target) -> str | None:
+    """The name of the part that tells which kernels to call, for a target without a virtual machine."""
+    return None if target.virtual_machine else f"code/{target.name}.plan.json"
 
 
 def libraries(target: Target) -> dict[str, Path]:
     """TVM's runtime library for a target, then that for its device: names of parts -> files.
+
+    There are none where code needs none.
 
     Raises:
         DeepZigError: TVM has none; or it comes from a wheel for another platform, and that can't be fetched or is not
             known for the installed version of TVM.
     """
     platform = PLATFORMS[target.platform]
+    if not platform.libraries:
+        return {}
     wanted = [platform.runtime]
     if target.device != CPU:
         device = platform.device_library(target.device)

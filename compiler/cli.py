@@ -8,8 +8,10 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 from deepzig import __version__
 from deepzig.artifacts.machines import MACHINES
@@ -18,8 +20,11 @@ from deepzig.log import configure
 from deepzig.targets.gpu.names import GPUS
 from deepzig.targets.registry import DEFAULT, NATIVE
 
-from .options import SELF_CHECKS
+from .options import ONNX_DOMAINS, SELF_CHECKS
 from .trace import Bounds
+
+if TYPE_CHECKING:
+    from .driver import Report
 
 EXAMPLES = """
 \b
@@ -30,9 +35,13 @@ Examples:
   deepzig-compile ./model --target cuda -o out                         (needs pip install 'deepzig[compile-cuda]')
   deepzig-compile deepseek-ai/DeepSeek-V3 -o artifacts/built/v3    (after `hf download deepseek-ai/DeepSeek-V3`)
   deepzig-compile ./model.gguf -o artifacts/built/gguf
+  deepzig-compile ./model --onnx out/model.onnx --dtype f16            (needs pip install 'deepzig[onnx]')
   deepzig-compile ./model --stop-after fuse_mla
 """
 
+
+ARTIFACT_ONLY = ("output", "target", "chunk", "dump_ir", "fuse_limit", "debug_route")
+"""Parameters that say how an artifact is made."""
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 INTERRUPTED = "interrupted; nothing was written"
@@ -42,16 +51,28 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.argument("model", type=click.Path(path_type=Path))
 @click.option("-o", "--output", type=click.Path(path_type=Path), help="The artifact's folder.")
 @click.option(
+    "--onnx", type=click.Path(path_type=Path), help="Write an ONNX model to this file instead, its weights beside it."
+)
+@click.option(
+    "--onnx-domain",
+    default="standard",
+    type=click.Choice(list(ONNX_DOMAINS)),
+    help="Ops that multiply by quantised matrices: standard ones, or onnxruntime's, which are faster in experts.",
+)
+@click.option(
     "--target",
     default=DEFAULT,
     help=f"One of {DEFAULT}, {NATIVE}, {', '.join(MACHINES)}; several, joined by +, share one artifact. Or a GPU: "
     f"{', '.join(GPUS)}, with options as in cuda:arch=sm_80+sm_90a.",
 )
-@click.option("--dtype", default="bf16", help="How weights are stored: f32, bf16 or f16.")
+@click.option("--dtype", help="How weights are stored: f32, bf16 or f16.  [default: bf16; in ONNX f32]")
 @click.option("--quant", help="Quantise matrices: q8, q4 or fp8, then rules such as experts.down_proj=q8,o_proj=float.")
 @click.option("--cache", help="How the cache is stored: f32, bf16, f16 or q8 (8 bits).  [default: as --dtype]")
 @click.option(
     "--chunk", default=Bounds.chunk, type=click.IntRange(64, 4096), help="Prompts are cut at multiples of this."
+)
+@click.option(
+    "--embeddings", is_flag=True, help="Return hidden states too, for `embed`; models that guess ahead do anyhow."
 )
 @click.option(
     "--self-check",
@@ -70,11 +91,12 @@ INTERRUPTED = "interrupted; nothing was written"
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 @click.version_option(__version__)
 def command(
-    model: Path, output: Path | None, target: str, dtype: str, quant: str | None, cache: str | None, chunk: int,
-    self_check: str, force: bool, dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None,
-    debug_route: bool, as_json: bool, traceback: bool,
+    model: Path, output: Path | None, onnx: Path | None, onnx_domain: str, target: str, dtype: str | None,
+    quant: str | None, cache: str | None, chunk: int, embeddings: bool, self_check: str, force: bool,
+    dump_ir: Path | None, stop_after: str | None, fuse_limit: int | None, debug_route: bool, as_json: bool,
+    traceback: bool,
 ) -> None:  # fmt: skip
-    """Compile MODEL to an artifact.
+    """Compile MODEL to an artifact, or export it to ONNX.
 
     MODEL is a Hugging Face checkpoint folder, a GGUF file, the name of a model that `hf download` has fetched, or
     `reference`, a small model that comes with DeepZig.
@@ -86,16 +108,22 @@ def command(
 
         bounds = Bounds(chunk=chunk, rows=max(Bounds.rows, chunk))
         options = Options(
-            target=target, dtype=dtype, quant=quant, cache=cache, bounds=bounds, debug_route=debug_route,
-            dump_ir=dump_ir, stop_after=stop_after, fuse_limit=fuse_limit, force=force, self_check=self_check,
+            target=target, dtype=dtype or ("f32" if onnx else Options.dtype), quant=quant, cache=cache, bounds=bounds,
+            embeddings=embeddings, debug_route=debug_route, dump_ir=dump_ir, stop_after=stop_after,
+            fuse_limit=fuse_limit, force=force, self_check=self_check,
         )  # fmt: skip
         if stop_after is not None:
             click.echo(ir_text(model, options), nl=False)
             return
-        if output is None:
-            raise DeepZigError("there is nowhere to write the artifact", "--output", "name a folder with -o DIR")
+        if onnx is not None:
+            _check_fit_onnx()
         with _bars(quiet=as_json) as progress:
-            report = compile_model(model, output, options, progress)
+            if onnx is not None:
+                report = _onnx_exporter()(model, onnx, options, onnx_domain, progress)
+            elif output is not None:
+                report = compile_model(model, output, options, progress)
+            else:
+                raise DeepZigError("there is nowhere to write the artifact", "--output", "name a folder with -o DIR")
     except DeepZigError as error:
         if traceback:
             raise
@@ -105,7 +133,7 @@ def command(
         click.echo(INTERRUPTED, err=True)
         sys.exit(130)
     summary = {
-        "artifact": str(report.out),
+        "artifact" if onnx is None else "onnx": str(report.out),
         "seconds": round(report.seconds, 2),
         "kernels": report.kernels,
         "weights_bytes": report.weights_bytes,
@@ -113,10 +141,30 @@ def command(
     if as_json:
         click.echo(json.dumps(summary))
         return
-    click.echo(
-        f"wrote {report.out}: {report.weights_bytes / 1e6:.1f} MB of weights, {report.kernels} kernels, "
-        f"{report.seconds:.1f} s"
-    )
+    kernels = "" if onnx is not None else f" {report.kernels} kernels,"
+    click.echo(f"wrote {report.out}: {report.weights_bytes / 1e6:.1f} MB of weights,{kernels} {report.seconds:.1f} s")
+
+
+def _check_fit_onnx() -> None:
+    """Refuse options that say nothing about an ONNX model."""
+    context = click.get_current_context()
+    for option in context.command.params:
+        given = context.get_parameter_source(str(option.name)) is ParameterSource.COMMANDLINE
+        if given and option.name in ARTIFACT_ONLY:
+            name = option.opts[-1]
+            raise DeepZigError(f"{name} is for artifacts, not for ONNX models", name, f"leave out {name} or --onnx")
+
+
+def _onnx_exporter() -> Callable[..., Report]:
+    """The function that exports; says which extra to install where the package onnx is missing."""
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        hint = "pip install 'deepzig[onnx]'"
+        raise DeepZigError("ONNX models need the package onnx, which is not installed", "--onnx", hint) from None
+    from .onnx.driver import compile_onnx
+
+    return compile_onnx
 
 
 @contextmanager

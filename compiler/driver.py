@@ -15,7 +15,7 @@ from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.graphs import GRAPHS
 from deepzig.artifacts.manifest import FORMAT, Build, Call, Manifest
 from deepzig.artifacts.selfcheck import PART as SELF_CHECK
-from deepzig.artifacts.writer import ArtifactWriter
+from deepzig.artifacts.writer import PIECE_BYTES, SHARD_BYTES, ArtifactWriter
 from deepzig.errors import DeepZigError
 from deepzig.ir import Module, Value, show
 from deepzig.models.config import ModelConfig
@@ -64,7 +64,9 @@ def read_model(path: Path, options: Options) -> tuple[Source, Module]:
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
     rule = parse_quant(options.quant, whole_blocks(config))
-    module = trace(config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache)
+    module = trace(
+        config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache, options.embeddings
+    )  # fmt: skip
     predicting = dict(mtp_tensors(config))
     expected = {
         v.name: tuple(map(int, v.shape))
@@ -102,9 +104,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     Raises:
         DeepZigError: something does not fit; nothing was written.
     """
-    from .build import build, code_part, libraries, versions
-    from .lower import lower
-    from .memory import memory_plan
+    from .arena import arena, check_fits, with_logits
+    from .build import build, code_part, libraries, plan_part, versions
+    from .lower import kernel_module, lower
+    from .memory import greatest, memory_plan, pooled, stored_bytes
+    from .plan_json import plan_json
 
     start, progress = time.perf_counter(), logged(progress)
     progress("fuse", 0, 1)
@@ -116,8 +120,11 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
     plans_of = {target: [plan_graph(graph, module, target, table) for graph in module.graphs] for target in targets}
     plans, states = _shared(plans_of, module)
     progress("fuse", 1, 1)
-    with ArtifactWriter(out, force=options.force) as writer:
-        builds, modules = [], {}
+    positions = source.config.max_position_embeddings
+    sizes = greatest(options.bounds, positions)
+    cut = not all(target.virtual_machine for target in targets)
+    with ArtifactWriter(out, options.force, PIECE_BYTES if cut else SHARD_BYTES, cut) as writer:
+        builds, values = [], {}
         for number, target in enumerate(targets):
             progress("kernels", number, len(targets))
             code = code_part(target)
@@ -126,26 +133,38 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             runtime = libraries(target)  # first, since they may be out of reach
             for part, library in runtime.items():
                 writer.add_file(part, library)
-            modules[target] = lower(plans_of[target], target.replay)
-            build(modules[target], target, file)
+            mine = plans_of[target]
+            plan = plan_part(target)
+            if plan is None:
+                lowered = lower(mine, target.replay)
+                values[target] = pooled(lowered, mine, sizes)
+            else:
+                lowered = kernel_module(mine)
+                most = with_logits(sizes, int(source.config.vocab_size))
+                room = arena(mine, most)
+                values[target] = room.bytes
+                writer.add_file(plan, plan_json(mine, room, most))
+            build(lowered, target, file)
             writer.add_file(code, file)
-            builds.append(_build(target, code, list(runtime), plans_of[target]))
+            builds.append(_build(target, code, list(runtime), plan, mine))
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
+        if cut:
+            check_fits(sum(map(stored_bytes, _weights(plans))) + max(values.values()))
         writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
         if options.self_check != "none":
             layers = sampled_layers(module, None if options.self_check == "full" else BUDGET)
             told = partial(progress, "check")
-            vectors = record(module, weights, source.config.max_position_embeddings, options.bounds, layers, told)
+            vectors = record(module, weights, positions, options.bounds, layers, told)
             writer.add_file(SELF_CHECK, vectors.to_json().encode())
         size = _write_weights(writer, plans, weights, progress)
         manifest = {
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": {"name": source.name, **_stored(options), **source.config.summary()},
-            "abi": {**versions(), "symbols": ["vm_load_executable"]},
+            "abi": {**versions(), "symbols": ["workspace"] if cut else ["vm_load_executable"]},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, source.config),
@@ -154,7 +173,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "memory": {
                 "weights_bytes": size,
                 "cache_bytes_per_token": _cache_bytes(states),
-                **memory_plan(modules, plans_of, module, options.bounds, source.config.max_position_embeddings),
+                **memory_plan(values, plans_of, module, sizes),
             },
             "passes": pass_names(),
             "files": {},
@@ -185,7 +204,9 @@ def _shared(plans_of: Mapping[Target, Sequence[Plan]], module: Module) -> tuple[
     return plans_of[first], [Tensor(s.name, first.state_type(s.type)) for s in module.states]
 
 
-def _build(target: Target, code: str, runtime: Sequence[str], plans: Sequence[Plan]) -> Build:
+def _build(
+    target: Target, code: str, runtime: Sequence[str], plan: str | None, plans: Sequence[Plan]
+) -> Build:  # fmt: skip
     calls = {
         plan.name: tuple(
             Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs))
@@ -193,10 +214,10 @@ def _build(target: Target, code: str, runtime: Sequence[str], plans: Sequence[Pl
         )
         for plan in plans
     }
-    first, *more = runtime
     return Build(
-        target.name, target.platform, target.triple, target.features, code, first, calls, target.device, tuple(more)
-    )
+        target.name, target.platform, target.triple, target.features, code, next(iter(runtime), None), calls,
+        target.device, tuple(runtime[1:]), plan,
+    )  # fmt: skip
 
 
 def _write_weights(

@@ -40,7 +40,7 @@ def link(objects: Sequence[str], out: str, platform: str, native: bool) -> None:
         for name, text in data.sources:
             (Path(scratch) / name).write_text(text)
             sources.append(str(Path(scratch) / name))
-        words = [*command, "-shared", "-s", *objects, *sources, *data.flags, "-o", out]
+        words = [*command, *data.output, *objects, *sources, *data.flags, "-o", out]
         done = subprocess.run(words, capture_output=True, text=True, check=False, env=_environment())
     if done.returncode and any(sign in done.stderr for sign in FULL):
         raise DeepZigError("the code can't be linked: the disk is full", out, "make room and compile again")

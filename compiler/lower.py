@@ -31,15 +31,24 @@ def lower(plans: Sequence[Plan], replay: bool = False) -> tvm.IRModule:
             The caller has to give arguments of the same dimensions at the same addresses every time.
     """
     builder = relax.BlockBuilder()
+    symbols = {name: builder.add_func(kernel, name) for name, kernel in _kernels(plans).items()}
+    for plan in plans:
+        _Function(builder, symbols).build(plan, replay and plan.name in REPLAYED)
+    return builder.finalize()
+
+
+def kernel_module(plans: Sequence[Plan]) -> tvm.IRModule:
+    """The TVM module of the kernels alone, to be linked without TVM's runtime."""
+    return tvm.IRModule(_kernels(plans)).with_attr("system_lib_prefix", "")
+
+
+def _kernels(plans: Sequence[Plan]) -> dict[str, Any]:
     kernels: dict[str, Any] = {}
     for launch in (launch for plan in plans for launch in plan.launches):
         first = kernels.setdefault(launch.kernel_name, launch.kernel)
         if not first.same_as(launch.kernel) and not tvm_ffi.structural_equal(first, launch.kernel):
             raise ValueError(f"two kernels are called {launch.kernel_name}")  # a bug of the target's
-    symbols = {name: builder.add_func(kernel, name) for name, kernel in kernels.items()}
-    for plan in plans:
-        _Function(builder, symbols).build(plan, replay and plan.name in REPLAYED)
-    return builder.finalize()
+    return kernels
 
 
 class _Function:

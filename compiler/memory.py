@@ -17,16 +17,13 @@ from deepzig.ir import Module, Node, Value
 from deepzig.models.kinds import KINDS, kind_of
 from deepzig.targets.base import Target
 
+from .arena import Sizes, dimension
 from .plan import Launch, Plan
 from .trace import Bounds
 from .weights import Packed
 
 STACK_BYTES = 1024
 """What is smaller, a kernel has on its stack (TVM's kMaxStackAlloca)."""
-
-Sizes = Mapping[str, int]
-"""Of each named dimension of a call the value."""
-
 
 def greatest(bounds: Bounds, positions: int) -> Sizes:
     """The greatest dimensions of a call, but that each sequence asks for the logits of one row only."""
@@ -35,24 +32,22 @@ def greatest(bounds: Bounds, positions: int) -> Sizes:
 
 
 def memory_plan(
-    lowered: Mapping[Target, tvm.IRModule],
+    values: Mapping[Target, int],
     plans_of: Mapping[Target, Sequence[Plan]],
     module: Module,
-    bounds: Bounds,
-    positions: int,
+    sizes: Sizes,
 ) -> dict[str, int]:
     """What the manifest says of memory, beside the sum of the weights and the cache; FORMAT.md has the meanings.
 
     Args:
-        lowered: the TVM module of each target.
+        values: of each target the bytes of values between kernels and of outputs.
         plans_of: the plans of each target, which agree on the weights.
         module: the fused module.
-        bounds: the sizes that the artifact fixes.
-        positions: the most tokens of a sequence.
+        sizes: the greatest dimensions of a call.
     """
     plans = next(iter(plans_of.values()))
     reads = active_weights(next(plan for plan in plans if plan.name == "decode"))
-    works = [workspace(lowered[target], plans_of[target], greatest(bounds, positions)) for target in lowered]
+    works = [workspace(values[target], plans_of[target], sizes) for target in values]
     return {
         **{f"{kind}_bytes": size for kind, size in weights_by_kind(plans, module).items()},
         "active_bytes_per_token": reads.bytes,
@@ -150,13 +145,22 @@ class Workspace:
     per_thread: int
 
 
-def workspace(lowered: tvm.IRModule, plans: Sequence[Plan], sizes: Sizes) -> Workspace:
+def workspace(values: int, plans: Sequence[Plan], sizes: Sizes) -> Workspace:
     """The most memory for intermediate results that calls take whose dimensions are not above `sizes`.
 
-    Counted are the storage that TVM's static plan allots to values between kernels, the outputs, and what kernels
-    allocate on the heap. TVM pools what is freed by its size: what entry points can use in turn counts once, for
-    storages of equal size only. Of the scratch memory of kernels the greatest counts, with all of a kernel's arrays as
-    if they lived at once. Not counted are arguments: weights, caches and the caller's arrays.
+    Counted are `values`, the bytes of values between kernels and of outputs, and what kernels allocate on the heap. Of
+    this scratch memory the greatest counts, with all of a kernel's arrays as if they lived at once. Not counted are
+    arguments: weights, caches and the caller's arrays.
+    """
+    scratch = [_scratch(launch, sizes) for plan in plans for launch in plan.launches]
+    shared, own = (max((part[i] for part in scratch), default=0) for i in range(2))
+    return Workspace(values + shared, own)
+
+
+def pooled(lowered: tvm.IRModule, plans: Sequence[Plan], sizes: Sizes) -> int:
+    """Bytes of the storage that TVM's static plan allots to values between kernels, and of outputs.
+
+    TVM pools what is freed by its size: what entry points can use in turn counts once, for storages of equal size only.
     """
     planned = tvm.transform.Sequential([relax.transform.CallTIRRewrite(), relax.transform.StaticPlanBlockMemory()])(
         lowered
@@ -164,9 +168,7 @@ def workspace(lowered: tvm.IRModule, plans: Sequence[Plan], sizes: Sizes) -> Wor
     pool: Counter[int] = Counter()
     for plan in plans:
         pool |= Counter(_storages(planned[plan.name], sizes))
-    scratch = [_scratch(launch, sizes) for plan in plans for launch in plan.launches]
-    shared, own = (max((part[i] for part in scratch), default=0) for i in range(2))
-    return Workspace(sum(size * number for size, number in pool.items()) + shared, own)
+    return sum(size * number for size, number in pool.items())
 
 
 def _storages(function: Any, sizes: Sizes) -> Iterator[int]:
@@ -209,14 +211,6 @@ def _scratch(launch: Launch, sizes: Sizes) -> tuple[int, int]:
         size = _count(buffer.shape, own) * tvm.DataType(str(buffer.dtype)).itemsize
         total[in_thread] += size if size >= STACK_BYTES else 0
     return total[0], total[1]
-
-
-def dimension(dim: int | str, sizes: Sizes) -> int:
-    """A dimension of the IR, such as 7, `n` or `p*64`, at its most."""
-    if isinstance(dim, int):
-        return dim
-    name, *factors = dim.split("*")
-    return sizes[name] * math.prod(map(int, factors))
 
 
 def _allocations(statement: Any, in_thread: bool) -> Iterator[tuple[Any, bool]]:

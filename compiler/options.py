@@ -5,12 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from deepzig.artifacts.onnx_file import MICROSOFT
 from deepzig.targets.registry import DEFAULT
 
 from .trace import Bounds
 
 DTYPES = ("f32", "bf16", "f16")
 CACHES = (*DTYPES, "q8")
+ONNX_DOMAINS = {"standard": "", "microsoft": MICROSOFT}
+"""Names of `--onnx-domain` -> the domain whose ops multiply by quantised matrices."""
 SELF_CHECKS = ("sampled", "full", "none")
 
 DEFAULT_BOUNDS = Bounds()
@@ -26,6 +29,8 @@ class Options:
         quant: which matrices are quantised, see `precision.parse_quant`; None for none.
         cache: how the cache is stored: one of CACHES; None: as matrices.
         bounds: the sizes that the artifact fixes.
+        embeddings: `prefill` and `decode` return hidden states too, as they do anyhow for a model with a layer for
+            multi-token prediction.
         debug_route: adds an input that forces the expert choice.
         dump_ir: a folder for the module's text before and after each pass.
         stop_after: a pass after which to stop; nothing is written.
@@ -39,6 +44,7 @@ class Options:
     quant: str | None = None
     cache: str | None = None
     bounds: Bounds = DEFAULT_BOUNDS
+    embeddings: bool = False
     debug_route: bool = False
     dump_ir: Path | None = None
     stop_after: str | None = None

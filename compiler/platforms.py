@@ -34,10 +34,12 @@ class Platform:
 
     Attributes:
         zig: what zig calls it; with the oldest C library, or system, that code shall run on.
-        suffix: of shared libraries.
+        suffix: of files of code.
         libraries: TVM's runtime library, then those for devices that the platform has, which are loaded after it.
+            None where code needs no runtime.
         flags: more arguments of the linker. Without a name a dylib calls itself by the temporary path it is linked at.
         sources: C sources to link in: file name -> text.
+        output: arguments that say what is made.
     """
 
     zig: str
@@ -45,10 +47,11 @@ class Platform:
     libraries: tuple[WheelFile, ...]
     flags: tuple[str, ...] = ()
     sources: tuple[tuple[str, str], ...] = ()
+    output: tuple[str, ...] = ("-shared", "-s")
 
     @property
     def runtime(self) -> WheelFile:
-        """TVM's runtime library."""
+        """TVM's runtime library, of a platform that has one."""
         return self.libraries[0]
 
     def device_library(self, device: str) -> WheelFile | None:
@@ -68,12 +71,40 @@ def _wheel(tag: str, sha256: str, *members: tuple[str, str]) -> tuple[WheelFile,
     return tuple(WheelFile(f"apache-tvm=={TVM}", (tag,), sha256, f"tvm/lib/{name}", h) for name, h in members)
 
 
+_WORKSPACE = """\
+/* Workspaces of kernels lie behind all else in memory, one behind the other: the last that was taken is freed first. */
+typedef unsigned char byte;
+typedef unsigned long long u64;
+#define PAGE 65536ull
+#define LINE 64ull
+
+static byte *top;
+
+__attribute__((export_name("workspace"))) void workspace(byte *begin) { top = begin; }
+
+void *TVMBackendAllocWorkspace(int device, int number, u64 size, int code, int bits) {
+  byte *place = top;
+  u64 end = (__UINTPTR_TYPE__)place + ((size + LINE - 1) & ~(LINE - 1));
+  u64 have = __builtin_wasm_memory_size(0) * PAGE;
+  if (end > have && __builtin_wasm_memory_grow(0, (end - have + PAGE - 1) / PAGE) == -1ul) return 0;
+  top = (byte *)(__UINTPTR_TYPE__)end;
+  return place;
+}
+
+int TVMBackendFreeWorkspace(int device, int number, void *place) {
+  top = place;
+  return 0;
+}
+
+int TVMFFIEnvModRegisterSystemLibSymbol(const char *name, void *symbol) { return 0; }
+"""
+
 _FLTUSED = "int _fltused = 0x9875; /* code for MSVC wants it, zig links MinGW's C library, which lacks it */\n"
 
 PLATFORMS = {
     "x86_64-linux": Platform(
         zig="x86_64-linux-gnu.2.17",
-        suffix="so",
+        suffix=".so",
         libraries=_wheel(
             "manylinux_2_28_x86_64",
             "f503fc903b6e16fda5daacac6698ecb8bc38937f57da7aa29f6c7ab169d08657",
@@ -83,7 +114,7 @@ PLATFORMS = {
     ),
     "aarch64-linux": Platform(
         zig="aarch64-linux-gnu.2.17",
-        suffix="so",
+        suffix=".so",
         libraries=_wheel(
             "manylinux_2_28_aarch64",
             "4acfdb7653e4e1ba7a707bdf2833db72eb8fda7d04d99141f2a4e1da43171fb7",
@@ -93,7 +124,7 @@ PLATFORMS = {
     ),
     "aarch64-macos": Platform(
         zig="aarch64-macos.11.0",
-        suffix="dylib",
+        suffix=".dylib",
         flags=("-Wl,-undefined,dynamic_lookup", "-Wl,-install_name,@rpath/code.dylib"),
         libraries=_wheel(
             "macosx_11_0_arm64",
@@ -104,7 +135,7 @@ PLATFORMS = {
     ),
     "x86_64-windows": Platform(
         zig="x86_64-windows-gnu",
-        suffix="dll",
+        suffix=".dll",
         sources=(("fltused.c", _FLTUSED),),
         libraries=_wheel(
             "win_amd64",
@@ -112,6 +143,14 @@ PLATFORMS = {
             ("tvm_runtime.dll", "6eb136b908d5e7a279c21ea2735ea5ca23f30852fdc2b8db4a31a7bf5826b711"),
             ("tvm_runtime_cuda.dll", "a423d3a194595ada26a797675d9bade51cded2d536e95ba75314b5f8e5173527"),
         ),
+    ),
+    "wasm32": Platform(
+        zig="wasm32-freestanding",
+        suffix=".wasm",
+        flags=("-O2", "-mcpu=generic+simd128+bulk_memory", "-Wl,--no-entry", "-Wl,--gc-sections"),
+        libraries=(),
+        sources=(("workspace.c", _WORKSPACE),),
+        output=("-Wl,--export-dynamic", "-Wl,--strip-all"),
     ),
 }
 """Platform -> how to link for it. The hashes are those of the wheels on PyPI."""

@@ -29,6 +29,8 @@ from .trace import Bounds
 from .weights import WeightSource, as_f32
 
 Array = npt.NDArray[Any]
+Reader = Callable[[Array, TensorType], Any]
+"""A parameter of some type, or a piece of one, as it is stored -> as ops take it."""
 
 BUDGET = 600_000_000
 """Parameters that are read for the recorded layers, together; the first of each kind and the last always are."""
@@ -53,11 +55,17 @@ EXPERTS = ("moe", "expert_linear")
 
 
 class LazyStack:
-    """A parameter whose slices, rows of a matrix or matrices of a stack, are read as f32 when they are asked for."""
+    """A parameter whose slices, rows of a matrix or matrices of a stack, are read when they are asked for.
 
-    def __init__(self, source: WeightSource, value: Value) -> None:
+    Args:
+        source: where from.
+        value: the parameter.
+        read: what makes of it, or of a slice, what ops take.
+    """
+
+    def __init__(self, source: WeightSource, value: Value, read: Reader) -> None:
         self.shape = tuple(map(int, value.shape))
-        self._source, self._value = source, value
+        self._source, self._value, self._read = source, value, read
         self._stored: Array | None = None
 
     def __len__(self) -> int:
@@ -67,14 +75,14 @@ class LazyStack:
         """One slice, or those at an array of indices."""
         if isinstance(index, np.ndarray):
             return np.stack([self[i] for i in index])
-        return _operand(self._source.piece(self._value, int(index)), self._value.type)
+        return self._read(self._source.piece(self._value, int(index)), self._value.type)
 
     @property
     def T(self) -> _Transposed:  # noqa: N802 - numpy's name
         """A matrix's transpose, to multiply by; the matrix is kept as it is stored."""
         if self._stored is None:
             self._stored = self._source.whole(self._value)
-        return _Transposed(self._stored, self._value.type)
+        return _Transposed(self._stored, self._value.type, self._read)
 
 
 @dataclass(frozen=True)
@@ -83,11 +91,12 @@ class _Transposed:
 
     stored: Array
     type: TensorType
+    read: Reader
     __array_ufunc__ = None
 
     def __rmatmul__(self, x: Array) -> Array:
         blocks = (self.stored[i : i + BLOCK_ROWS] for i in range(0, len(self.stored), BLOCK_ROWS))
-        return np.concatenate([x @ _operand(block, self.type).T for block in blocks], -1)
+        return np.concatenate([x @ self.read(block, self.type).T for block in blocks], -1)
 
 
 @dataclass
@@ -299,11 +308,11 @@ def _parameter(node: Node, value: Value, source: WeightSource, params: dict[Valu
     if value not in params:
         large = len(value.shape) == 2 and int(value.shape[0]) > BLOCK_ROWS
         lazy = large or (len(value.shape) == 3 and node.op.name in EXPERTS)
-        params[value] = LazyStack(source, value) if lazy else _operand(source.whole(value), value.type)
+        params[value] = LazyStack(source, value, operand) if lazy else operand(source.whole(value), value.type)
     return params[value]
 
 
-def _operand(stored: Array, type_: TensorType) -> Any:
+def operand(stored: Array, type_: TensorType) -> Any:
     """A parameter of this type, or a piece of one, as ops take it."""
     if type_.dtype == FP8:
         return values_fp8(stored, int(type_.shape[-1]))

@@ -32,7 +32,7 @@ class Bounds:
 
 def trace(
     config: ModelConfig, dtype: str, bounds: Bounds, debug_route: bool = False, draft: bool = False,
-    quant: Rule = quantize_nothing, cache: str | None = None,
+    quant: Rule = quantize_nothing, cache: str | None = None, hidden: bool = False,
 ) -> Module:  # fmt: skip
     """Trace the definition into the graphs `prefill`, `decode` and `sample`, and `draft` if asked for.
 
@@ -44,12 +44,14 @@ def trace(
         draft: the model has a layer for multi-token prediction, which shall be a graph too.
         quant: which matrices are quantised.
         cache: how the cache is stored: f32, bf16, f16 or q8; None: as matrices.
+        hidden: `prefill` and `decode` return hidden states too; with `draft` they do anyhow.
     """
     m = ModuleBuilder(dtype, quant, cache)
+    hidden = hidden or draft
     graphs = []
     for name, rows_per_seq in (("prefill", bounds.chunk), ("decode", bounds.decode_rows)):
         b = Builder()
-        outputs = define(b, m, config, Rows.inputs(b, config, debug_route), bounds.page_size, hidden_too=draft)
+        outputs = define(b, m, config, Rows.inputs(b, config, debug_route), bounds.page_size, hidden_too=hidden)
         graphs.append(b.graph(name, outputs, {"rows": bounds.rows, "rows_per_seq": rows_per_seq}))
     if draft:
         graphs.append(_draft_graph(m, config, bounds))

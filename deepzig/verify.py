@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,7 @@ Examples:
   deepzig verify artifacts/built/demo
   deepzig verify artifacts/built/demo --all-builds
   deepzig verify artifacts/built/demo --against ./checkpoint    (needs deepzig[compile])
+  deepzig verify model.onnx                                     (needs deepzig[onnx])
 """
 
 
@@ -37,13 +39,19 @@ def verify(
     """Check ARTIFACT on this machine: the hashes of its files, then what its kernels compute.
 
     Each kernel's results are compared with those recorded when the model was compiled. The first that is wrong is
-    named, and the exit status is 2.
+    named, and the exit status is 2. Of an ONNX model that DeepZig exported it is the outputs of the graph, computed by
+    onnxruntime, that are compared.
     """
     from deepzig.artifacts.cpu_features import this_machine
     from deepzig.artifacts.devices import parse_device
+    from deepzig.artifacts.parts import is_onnx
     from deepzig.artifacts.reader import open_artifact
     from deepzig.runtime.verify import check, read_vectors, replay, runnable
 
+    if is_onnx(artifact):
+        _refuse(artifact, {"--against": against, "--all-builds": all_builds, "--device": device})
+        _verify_onnx(artifact, threads, as_json)
+        return
     opened = open_artifact(artifact, full=True, device=None if device is None else parse_device(device))
     vectors = read_vectors(opened)
     if against is not None:
@@ -59,6 +67,40 @@ def verify(
         wrong += [(one, verdict)] if verdict.wrong else []
     for one, verdict in wrong:
         check(one, verdict)
+
+
+def _refuse(model: Path, options: Mapping[str, Any]) -> None:
+    """Raises DeepZigError if an option is given that an ONNX model has no use for."""
+    for name, value in options.items():
+        if value:
+            raise DeepZigError(f"{name} is for artifacts", str(model), "leave the option out")
+
+
+def _verify_onnx(model: Path, threads: int | None, as_json: bool) -> None:
+    from deepzig.artifacts.onnx_file import open_onnx
+    from deepzig.runtime.onnx_verify import check_onnx, read_calls, replay_onnx, worst
+
+    file = open_onnx(model, full=True)
+    calls = read_calls(file)
+    with _bar(len(calls)) as advance:
+        findings = replay_onnx(file, calls, threads, advance)
+    most = worst(findings)
+    if as_json:
+        report = {
+            "model": str(model), "ok": all(f.ok for f in findings), "num_hidden_layers": len(file.caches),
+            "values": len(findings), "worst": _output(most), "wrong": [_output(f) for f in findings if not f.ok],
+        }  # fmt: skip
+        click.echo(json.dumps(report))
+    elif most.ok:
+        click.echo(
+            f"ok: all files, {len(file.caches)} layers, {len(findings)} outputs of {', '.join(calls)}; the worst is "
+            f"{most.distance:.1e} off ({most.output}), allowed is {most.allowed:.0e}"
+        )
+    check_onnx(file, findings)
+
+
+def _output(finding: Any) -> dict[str, Any]:
+    return {**asdict(finding), "distance": min(finding.distance, sys.float_info.max)}
 
 
 @contextmanager

@@ -12,9 +12,10 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
+from deepzig.sampling import sample_tokens
+
 from .op import ShapeError, op
 from .records import Attr, Dim, TensorType
-from .sampling import sample_tokens
 
 F32 = npt.NDArray[np.float32]
 I32 = npt.NDArray[np.int32]

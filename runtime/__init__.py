@@ -2,8 +2,14 @@
 
 from deepzig.artifacts.manifest import Manifest
 
-from .model import Model, load
+from .chat import ChatResult, Message, ToolCall
+from .engine import Engine, EngineBusyError, Generation, Settings
+from .loading import load
+from .model import Model
 from .result import Choice, Piece, Result
 from .sampling import SamplingOptions, TokenLogprob
 
-__all__ = ["Choice", "Manifest", "Model", "Piece", "Result", "SamplingOptions", "TokenLogprob", "load"]
+__all__ = [
+    "ChatResult", "Choice", "Engine", "EngineBusyError", "Generation", "Manifest", "Message", "Model", "Piece",
+    "Result", "SamplingOptions", "Settings", "TokenLogprob", "ToolCall", "load",
+]  # fmt: skip

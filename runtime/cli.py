@@ -11,7 +11,8 @@ from typing import Any
 
 import click
 
-from .model import Model, load
+from .loading import load
+from .model import Model
 from .prompt import Prompt
 from .result import Piece
 

@@ -18,7 +18,7 @@ def main() -> None:
     """Load, make one token, and write a byte."""
     # as the command does: tvm_ffi imports PyTorch wherever it is installed
     sys.modules.setdefault("torch", None)  # type: ignore[arg-type]
-    from .model import load
+    from .loading import load
 
     path, threads, device = sys.argv[1:]
     with load(path, threads=int(threads), cache_tokens=CACHE_TOKENS, device=device) as model:

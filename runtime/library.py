@@ -37,7 +37,7 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
         DeepZigError: the process has another build of one of them, or one can't be loaded.
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(threads or default_threads()))
-    for part in (artifact.build.runtime, *artifact.build.libraries):
+    for part in filter(None, (artifact.build.runtime, *artifact.build.libraries)):
         _load(artifact, part)
 
 

@@ -72,6 +72,16 @@ class Memory(Protocol):
         """A tensor as others see it; nothing is copied."""
         ...
 
+    def copy_page(self, cache: Any, source: int, target: int) -> None:
+        """Copy one page of a cache, [pages, ...], to another."""
+
+    def read_page(self, cache: Any, page: int) -> Array:
+        """The bytes of a page of a cache, u8 [n]."""
+        ...
+
+    def write_page(self, cache: Any, page: int, data: Array) -> None:
+        """Put such bytes there."""
+
     def wait(self) -> None:
         """Return when all kernels that were started are done."""
 
@@ -114,6 +124,20 @@ class HostMemory:
         place, tensor = self._small[key]
         place[...] = array
         return tensor
+
+    def copy_page(self, cache: Any, source: int, target: int) -> None:
+        """By numpy."""
+        pages = self.take(cache)
+        pages[target] = pages[source]
+
+    def read_page(self, cache: Any, page: int) -> Array:
+        """A copy."""
+        return self.take(cache)[page].reshape(-1).view(np.uint8).copy()
+
+    def write_page(self, cache: Any, page: int, data: Array) -> None:
+        """By numpy."""
+        place = self.take(cache)[page]
+        place[...] = np.ascontiguousarray(data).view(place.dtype).reshape(place.shape)
 
     def wait(self) -> None:
         """Kernels are done when they return."""
@@ -202,6 +226,26 @@ class DeviceMemory:
     def take(self, tensor: Any) -> DeviceTensor:
         """A handle."""
         return DeviceTensor(self, tensor)
+
+    def copy_page(self, cache: Any, source: int, target: int) -> None:
+        """On the device."""
+        self._from_to(self._page(cache, source), self._page(cache, target))
+
+    def read_page(self, cache: Any, page: int) -> Array:
+        """A copy, when all that writes it is done."""
+        place = self._page(cache, page)
+        array = np.empty(math.prod(place.shape) * np.dtype(str(place.dtype)).itemsize, np.uint8)
+        self.read(place, array)
+        return array
+
+    def write_page(self, cache: Any, page: int, data: Array) -> None:
+        """A copy."""
+        self.write(self._page(cache, page), np.ascontiguousarray(data))
+
+    def _page(self, cache: Any, page: int) -> Any:
+        shape = tuple(cache.shape[1:])
+        size = math.prod(shape) * np.dtype(str(cache.dtype)).itemsize
+        return self._view(cache, tvm_ffi.Shape(shape), cache.dtype, page * size)
 
     def wait(self) -> None:
         """Kernels run behind the back of who starts them."""

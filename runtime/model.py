@@ -1,34 +1,37 @@
-"""A loaded artifact that answers."""
+"""A loaded model that answers."""
 
 from __future__ import annotations
 
+import hashlib
 import logging
-import secrets
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
-from numbers import Integral
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from deepzig.artifacts.devices import parse_device
 from deepzig.artifacts.manifest import Manifest
-from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
-from deepzig.log import configure
 
-from .draw import NO_TOKEN, Backend, Sampler, edited
+from .backend import Backend
+from .chat import ChatGeneration, ChatResult
+from .engine import Engine, Generation, Settings
+from .engine.reading import Embedding, Reading, Score
+from .executor import Executor
+from .guide import Guide, GuideFactory
 from .pages import PagePool
 from .pages import Sequence as CacheSequence
+from .parsers import Parser, parser_for, tool_guide
 from .prompt import ChatOptions, Prompt, prompt_tokens, token_ids
-from .result import END, Choice, Piece, Result
+from .result import Piece, Result
 from .rows import check_range, checked_rows
-from .sampling import SamplingOptions, logprob_of
-from .speculate import Speculator
+from .sampling import SamplingOptions, TokenLogprob
+from .structured import StructuredOutputs
 from .tensors import Tensor
-from .text import Detokenizer, StopFinder
 from .tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
@@ -36,34 +39,22 @@ log = logging.getLogger(__name__)
 Array = npt.NDArray[Any]
 F32 = npt.NDArray[np.float32]
 
-DEFAULT_CACHE_TOKENS = 16384
-DRAFT = "draft"
-
-
-@dataclass(frozen=True)
-class Read:
-    """What the model made of consecutive rows of a sequence.
-
-    Attributes:
-        begin: position of the first row.
-        logits: of the wanted rows, f32 [r, vocab].
-        hidden: what the output head reads, of all rows, f32 [n, hidden]; none where the artifact has no use for it.
-    """
-
-    begin: int
-    logits: Tensor
-    hidden: Tensor | None = None
+HIDDEN = "hidden"
 
 
 @dataclass
 class Model:
-    """An artifact ready to run; made by `deepzig.runtime.load`. Safe to use from several threads."""
+    """An artifact or ONNX model ready to run; made by `deepzig.runtime.load`. Safe to use from several threads."""
 
     manifest: Manifest
     tokenizer: Tokenizer
     backend: Backend
     pool: PagePool
     path: Path = field(default_factory=Path)
+    settings: Settings = field(default_factory=Settings)
+
+    def __post_init__(self) -> None:
+        self.engine = Engine(self.manifest, self.backend, self.pool, self._decode_piece, self.path, self.settings)
 
     def __enter__(self) -> Model:
         return self
@@ -72,7 +63,8 @@ class Model:
         self.close()
 
     def close(self) -> None:
-        """Stop the model's thread and free its memory."""
+        """End what is being answered, stop the model's threads and free its memory."""
+        self.engine.close()
         self.backend.close()
 
     @property
@@ -88,59 +80,197 @@ class Model:
         """Text of token ids, special tokens left out."""
         return self.tokenizer.decode(token_ids)
 
-    def generate(
+    def submit(
         self,
         prompt: Prompt,
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
         **options: Any,
-    ) -> Result:
-        """Answer a prompt.
+    ) -> Generation:
+        """Ask for answers, beside whatever else the model is asked, and return at once.
 
         Args:
             prompt: a text, chat messages or token ids.
             tools: as in `ChatOptions`.
             chat_template: as in `ChatOptions`.
             chat_template_kwargs: as in `ChatOptions`.
+            priority: requests with a lower number go first.
+            cache_salt: prompts with different ones share no pages of the cache.
             options: those of `SamplingOptions`.
 
         Raises:
-            DeepZigError: an option or a prompt that does not fit, or a full cache.
+            DeepZigError: an option or a prompt that does not fit.
+            EngineBusyError: too many requests wait.
         """
         parsed = self._options(options)
-        tokens = self._prompt(prompt, ChatOptions(tools, chat_template, chat_template_kwargs or {}))
-        seed = _seed(parsed)
-        with CacheSequence(self.pool) as sequence:
-            speculator = self._speculator(parsed, sequence)
-            read = self._read_prompt(tokens, sequence, speculator)
-            # one after another on the pages of the prompt: each writes over what the one before wrote after them
-            choices = tuple(
-                _choice(self._answer(tokens, parsed, parsed.key(seed, i), sequence, read, speculator), parsed.logprobs)
-                for i in range(parsed.n)
-            )
-        return Result(
-            **vars(choices[0]), prompt_tokens=len(tokens), choices=choices,
-            guessed_tokens=speculator.guessed if speculator else 0,
-            accepted_tokens=speculator.right if speculator else 0,
-        )  # fmt: skip
+        chat = ChatOptions(tools, chat_template, chat_template_kwargs or {})
+        tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, chat), self.context - 1)
+        guides: list[Guide] = []
+        if structure := parsed.structured_outputs:
+            guides = self._guides(structure, parser_for(self.tokenizer, None, tokens), parsed.n)
+        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
 
-    def stream(
+    def submit_chat(
         self,
-        prompt: Prompt,
+        messages: Sequence[Mapping[str, Any]],
         *,
         tools: Sequence[Mapping[str, Any]] | None = None,
+        tool_choice: Any = None,
+        parallel_tool_calls: bool = True,
+        parser: str | None = None,
         chat_template: str | None = None,
         chat_template_kwargs: Mapping[str, Any] | None = None,
+        priority: int = 0,
+        cache_salt: str | None = None,
         **options: Any,
-    ) -> Iterator[Piece]:
-        """As `generate`, one piece per token as it comes; what does not fit is told at once."""
+    ) -> ChatGeneration:
+        """As `submit`, for chat messages; answers are taken apart in content, reasoning and calls of tools.
+
+        Args:
+            messages: what was said.
+            tools: as in `ChatOptions`.
+            tool_choice: as in OpenAI's API: `none`, `auto`, `required`, or one function. All but `none` and None, where
+                the model is free, need the extra `[structured]`: its calls are held to the schemas of the tools.
+            parallel_tool_calls: whether one answer may have several calls, where they are held to schemas.
+            parser: how the model writes calls, a name of `parsers.FORMATS` or `plain`; by default found by its tokens.
+            chat_template: as in `ChatOptions`.
+            chat_template_kwargs: as in `ChatOptions`.
+            priority: as in `submit`.
+            cache_salt: as in `submit`.
+            options: those of `SamplingOptions`.
+
+        Raises:
+            DeepZigError: an option or a message that does not fit.
+            EngineBusyError: too many requests wait.
+        """
         parsed = self._options(options)
-        if parsed.n > 1:
-            raise DeepZigError(f"a stream has one answer, not {parsed.n}", "option n", "use generate, or n=1")
-        tokens = self._prompt(prompt, ChatOptions(tools, chat_template, chat_template_kwargs or {}))
-        return self._stream(tokens, parsed)
+        shown = None if tool_choice == "none" else tools
+        chat = ChatOptions(shown, chat_template, chat_template_kwargs or {})
+        tokens = self._fitting(prompt_tokens(messages, self.tokenizer, chat), self.context - 1)
+        parsers = [parser_for(self.tokenizer, shown, tokens, parser) for _ in range(parsed.n)]
+        structure = parsed.structured_outputs
+        if tool_choice is not None and tools is not None:
+            structure = tool_guide(parsers[0], tools, tool_choice, parallel_tool_calls) or structure
+        guides = self._guides(structure, parsers[0], parsed.n) if structure else []
+        generation = self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        return ChatGeneration(generation, parsers)
+
+    def generate(self, prompt: Prompt, **asked: Any) -> Result:
+        """Answer a prompt; the arguments and errors are those of `submit`."""
+        with self.submit(prompt, **asked) as generation:
+            return generation.result()
+
+    def stream(self, prompt: Prompt, **asked: Any) -> Iterator[Piece]:
+        """As `generate`, one piece per token as it comes; what does not fit is told at once."""
+        _check_one_answer(asked)
+        return self.submit(prompt, **asked).pieces()
+
+    def chat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatResult:
+        """Answer chat messages; the arguments and errors are those of `submit_chat`."""
+        with self.submit_chat(messages, **asked) as generation:
+            return generation.result()
+
+    async def achat(self, messages: Sequence[Mapping[str, Any]], **asked: Any) -> ChatResult:
+        """As `chat`, for an event loop."""
+        with self.submit_chat(messages, **asked) as generation:
+            return await generation.aresult()
+
+    async def agenerate(self, prompt: Prompt, **asked: Any) -> Result:
+        """As `generate`, for an event loop."""
+        with self.submit(prompt, **asked) as generation:
+            return await generation.aresult()
+
+    def astream(self, prompt: Prompt, **asked: Any) -> AsyncIterator[Piece]:
+        """As `stream`, for an event loop."""
+        _check_one_answer(asked)
+        return self.submit(prompt, **asked).apieces()
+
+    def score(self, prompt: Prompt, top_logprobs: int = 0) -> tuple[TokenLogprob | None, ...]:
+        """The log-probability of each token of a text after those before it; none for the first.
+
+        Args:
+            prompt: a text, chat messages or token ids; as long as the context at most.
+            top_logprobs: how many likeliest alternatives to tell, 0 to 20.
+
+        Raises:
+            DeepZigError: the prompt or the option does not fit.
+        """
+        SamplingOptions(logprobs=True, top_logprobs=top_logprobs)  # checks it
+        tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
+        score = Score(tokens, top_logprobs)
+        with self.engine.read(tokens, score) as generation:
+            generation.wait()
+        return tuple(score.logprobs)
+
+    def embed(self, texts: Sequence[str | Sequence[int]]) -> F32:
+        """Embeddings: of each text the state of its last token, after the last norm, of length 1; f32 [n, hidden].
+
+        A language model that was not trained for it gives rough ones.
+
+        Args:
+            texts: texts or lists of token ids.
+
+        Raises:
+            DeepZigError: a text that does not fit, or the artifact has no hidden states to give.
+        """
+        if isinstance(texts, str):
+            raise DeepZigError("embed is given one text", "texts", "give a list of texts")
+        if not any(spec.name == HIDDEN for spec in self.manifest.entry_points["decode"].outputs):
+            what = "the artifact gives no hidden states"
+            raise DeepZigError(what, str(self.path), "compile the model with --embeddings")
+        prompts = [
+            self._fitting(prompt_tokens(text, self.tokenizer, ChatOptions()), self.context) for text in texts
+        ]  # fmt: skip
+        wanted = [Embedding() for _ in prompts]
+        with ExitStack() as stack:
+            asked = [
+                stack.enter_context(self.engine.read(tokens, one)) for tokens, one in zip(prompts, wanted, strict=True)
+            ]
+            for generation in asked:
+                generation.wait()
+        vectors = [one.vector for one in wanted]
+        return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
+
+    def save_prefix(self, path: str | Path, prompt: Prompt | None = None, cache_salt: str | None = None) -> int:
+        """Keep what was read of prompts for another process that loads the same artifact on the same kind of machine.
+
+        Args:
+            path: the file to write.
+            prompt: is read first, if it is given.
+            cache_salt: of the prompts.
+
+        Returns:
+            How many tokens are kept: those of whole pages that other prompts can use.
+
+        Raises:
+            DeepZigError: the prompt does not fit, or the file can't be written.
+        """
+        if prompt is not None:
+            tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
+            with self.engine.read(tokens, Reading(), salt=cache_salt) as generation:
+                generation.wait()
+        return self.engine.save_prefixes(Path(path), self._identity, cache_salt)
+
+    def load_prefix(self, path: str | Path, cache_salt: str | None = None) -> int:
+        """Take up what `save_prefix` wrote: prompts that begin so are answered sooner, and the same.
+
+        Returns:
+            How many tokens it holds.
+
+        Raises:
+            DeepZigError: the file is damaged or was saved with another artifact, or the cache has no room for it.
+        """
+        return self.engine.load_prefixes(Path(path), self._identity, cache_salt)
+
+    @cached_property
+    def _identity(self) -> bytes:
+        """Whose cache it is: pages of another artifact, or of other code for it, are of no use."""
+        build = self.backend.artifact.build.name if isinstance(self.backend, Executor) else ""
+        return hashlib.sha256(f"{build}\n{self.manifest.to_json()}".encode()).digest()
 
     def logits(self, token_ids: Sequence[int], route: Array | None = None) -> F32:
         """Logits of all positions, f32 [n, vocab].
@@ -150,13 +280,19 @@ class Model:
             route: the expert choice to force, i32 [n, MoE layers, k], for an artifact made with --debug-route.
         """
         tokens = self._fitting(token_ids, self.context)
-        parts = []
+        parts, chunk = [], self.manifest.bounds.chunk
         with CacheSequence(self.pool) as sequence:
-            for begin, end in self._cuts(len(tokens)):
-                sequence.reserve(end)
-                forced = None if route is None else np.asarray(route)[begin:end]
-                read = self._read(tokens[begin:end], begin, sequence, range(end - begin), forced)
-                parts.append(np.asarray(read.logits))
+            for begin in range(0, len(tokens), chunk):
+                part = np.array(tokens[begin : begin + chunk], np.int32)
+                sequence.reserve(begin + len(part))
+                rows = np.arange(len(part), dtype=np.int32)
+                given = {
+                    "tokens": part, "seq": np.zeros_like(rows), "pos": begin + rows, "out_rows": rows,
+                    "block_table": np.array([sequence.pages], np.int32),
+                }  # fmt: skip
+                if route is not None:
+                    given["route"] = np.asarray(route)[begin : begin + len(part)]
+                parts.append(np.asarray(self._run(None, given)[0]))
         return np.concatenate(parts)
 
     def forward(
@@ -184,7 +320,16 @@ class Model:
         return np.asarray(self.run(entry, given if route is None else {**given, "route": route})[0])
 
     def run(self, entry: str | None, given: Mapping[str, Array], hidden: Tensor | None = None) -> tuple[Tensor, ...]:
-        """Outputs of an entry point, where they lie, for rows that are checked first as those of `forward` are."""
+        """Outputs of an entry point, where they lie, for rows that are checked first as those of `forward` are.
+
+        `hidden` is an input of `draft`: states of the model, f32 [n, hidden]. Pages are the caller's choice, so what
+        the cache has of prompts is forgotten.
+        """
+        if self.engine.tree:
+            self.engine.tree.clear()
+        return self._run(entry, given, hidden)
+
+    def _run(self, entry: str | None, given: Mapping[str, Array], hidden: Tensor | None = None) -> tuple[Tensor, ...]:
         inputs = checked_rows(self.manifest, self.pool.count, given)
         if entry is None:
             longest = np.bincount(inputs["seq"]).max()
@@ -205,16 +350,17 @@ class Model:
     def _options(self, options: Mapping[str, Any]) -> SamplingOptions:
         parsed = SamplingOptions.parse(options)
         parsed.check_tokens(int(self.manifest.model["vocab_size"]))
-        if parsed.speculate and DRAFT not in self.manifest.entry_points:
-            raise DeepZigError(
-                "the artifact has no layer for multi-token prediction",
-                "option speculate",
-                "compile a checkpoint that has one, or leave the option out",
-            )
         return parsed
 
-    def _prompt(self, prompt: Prompt, chat: ChatOptions) -> list[int]:
-        return self._fitting(prompt_tokens(prompt, self.tokenizer, chat), self.context - 1)
+    def _guides(self, structure: StructuredOutputs, parser: Parser, count: int) -> list[Guide]:
+        """A guide for each answer; what is thought before an answer is free."""
+        make = self._guide_factory.guide
+        return [make(structure, parser.armed_after, parser.opened_by) for _ in range(count)]
+
+    @cached_property
+    def _guide_factory(self) -> GuideFactory:
+        model = self.manifest.model
+        return GuideFactory(self.tokenizer, int(model["vocab_size"]), model["eos_token_ids"])
 
     def _fitting(self, tokens: Iterable[int], most: int) -> list[int]:
         ids = token_ids(tokens)
@@ -228,160 +374,10 @@ class Model:
         check_range("prompt", np.array(ids, object), int(self.manifest.model["vocab_size"]))
         return ids
 
-    def _cuts(self, end: int) -> Iterator[tuple[int, int]]:
-        """Chunks of a prompt, cut at absolute multiples so that load never changes a result."""
-        chunk = self.manifest.bounds.chunk
-        return ((begin, min(begin + chunk, end)) for begin in range(0, end, chunk))
-
-    def _read(
-        self, tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Iterable[int],
-        route: Array | None = None,
-    ) -> Read:  # fmt: skip
-        """Run consecutive rows of one sequence."""
-        given = _rows_of(tokens, begin, sequence, out_rows)
-        return Read(begin, *self.run(None, given if route is None else {**given, "route": route}))
-
-    def _speculator(self, options: SamplingOptions, sequence: CacheSequence) -> Speculator | None:
-        """What guesses ahead in a sequence, if it shall."""
-        if not options.speculate:
-            return None
-
-        def draft(tokens: Sequence[int], begin: int, hidden: Tensor, out_rows: Sequence[int]) -> tuple[Tensor, Tensor]:
-            logits, states = self.run(DRAFT, _rows_of(tokens, begin, sequence, out_rows), hidden)
-            return logits, states
-
-        greedy = Sampler(self.backend, SamplingOptions(), np.zeros(2, np.int32))
-        return Speculator(draft, lambda logits: greedy.draw(logits, 0)[0])
-
-    def _read_prompt(self, prompt: list[int], sequence: CacheSequence, speculator: Speculator | None) -> Read:
-        """Run a prompt through the model; its last chunk, with the logits of the last token only."""
-        read = Read(0, np.empty((0, 0), np.float32))
-        for begin, end in self._cuts(len(prompt)):
-            sequence.reserve(end)
-            last = [end - begin - 1] if end == len(prompt) else []
-            read = self._read(prompt[begin:end], begin, sequence, last)
-            if speculator and read.hidden is not None and not last:
-                speculator.read(prompt[begin + 1 : end + 1], begin, read.hidden)
-        return read
-
-    def _stream(self, prompt: list[int], options: SamplingOptions) -> Iterator[Piece]:
-        key = options.key(_seed(options), 0)
-        with CacheSequence(self.pool) as sequence:
-            speculator = self._speculator(options, sequence)
-            read = self._read_prompt(prompt, sequence, speculator)
-            yield from self._answer(prompt, options, key, sequence, read, speculator)
-
-    def _answer(
-        self, prompt: list[int], options: SamplingOptions, key: Array, sequence: CacheSequence, read: Read,
-        speculator: Speculator | None,
-    ) -> Iterator[Piece]:  # fmt: skip
-        """Generate after a prompt whose last chunk was read."""
-        room = self.context - len(prompt)
-        limit = min(options.max_tokens or room, room)
-        ends = {*options.stop_token_ids}
-        if not options.ignore_eos:
-            ends.update(self.manifest.model["eos_token_ids"])
-        texts, stops, generated = Detokenizer(self._decode_piece), StopFinder(options.stop), list[int]()
-        guesses: list[int] = []
-        sampler = Sampler(self.backend, options, key)
-        while True:
-            logits, known = read.logits, len(generated)
-            if options.edits:
-                logits = edited(logits, options, prompt, [*generated, *guesses], known)
-            drawn = sampler.draw(logits, len(prompt) + known)
-            told = np.asarray(read.logits) if options.logprobs else None
-            for row, token in enumerate(drawn):
-                if token == NO_TOKEN:
-                    what = "the model computed logits that are no numbers"
-                    raise DeepZigError(what, str(self.path), "compile with another --dtype")
-                if token in ends:
-                    yield Piece(stops.last(texts.flush())[0], END, None, "stop")
-                    return
-                logprob = None if told is None else logprob_of(told[row], token, options.top_logprobs)
-                generated.append(token)
-                text, found = stops.push(texts.push(token))
-                if not found and len(generated) == limit:
-                    tail, found = stops.last(texts.flush())
-                    yield Piece(text + tail, token, logprob, "stop" if found else "length")
-                    return
-                yield Piece(text, token, logprob, "stop" if found else None)
-                if found:
-                    return
-                if guesses[row : row + 1] != [token]:
-                    break  # the rows after this one belong to another text
-                if speculator:
-                    speculator.right += 1
-            position = len(prompt) + len(generated) - 1
-            count = min(options.speculate, limit - len(generated) - 1, self.manifest.bounds.decode_rows - 1)
-            sequence.reserve(position + 1 + count)
-            if speculator and read.hidden is not None:
-                after = [*prompt[read.begin + 1 :], *generated[max(read.begin + 1 - len(prompt), 0) :]]
-                guesses = speculator.guess(after, read.begin, read.hidden[: len(after)], count)
-            read = self._read([generated[-1], *guesses], position, sequence, range(1 + len(guesses)))
-
     def _decode_piece(self, tokens: Sequence[int]) -> str:
         return self.tokenizer.decode(tokens) if self.tokenizer.present else ""
 
 
-def _rows_of(
-    tokens: Sequence[int], begin: int, sequence: CacheSequence, out_rows: Iterable[int]
-) -> dict[str, Array]:  # fmt: skip
-    """The inputs for consecutive rows of one sequence."""
-    rows = len(tokens)
-    return {
-        "tokens": np.array(tokens, np.int32),
-        "seq": np.zeros(rows, np.int32),
-        "pos": np.arange(begin, begin + rows, dtype=np.int32),
-        "block_table": np.array([sequence.pages], np.int32),
-        "out_rows": np.array([*out_rows], np.int32),
-    }
-
-
-def _seed(options: SamplingOptions) -> int:
-    return secrets.randbits(63) if options.seed is None else options.seed
-
-
-def _choice(pieces: Iterator[Piece], logprobs: bool) -> Choice:
-    told = list(pieces)
-    shown = [p for p in told if p.token_id != END]
-    return Choice(
-        text="".join(p.text for p in told),
-        token_ids=tuple(p.token_id for p in shown),
-        finish_reason=told[-1].finish_reason or "length",
-        logprobs=tuple(p.logprob for p in shown if p.logprob) if logprobs else None,
-    )
-
-
-def load(
-    path: str | Path, *, threads: int | None = None, cache_tokens: int | None = None, full_check: bool = False,
-    device: str | None = None,
-) -> Model:  # fmt: skip
-    """Load an artifact.
-
-    Args:
-        path: the artifact: a folder, or a file made by `deepzig pack`.
-        threads: threads of the kernels; by default DEEPZIG_THREADS, else all processors.
-        cache_tokens: tokens that the cache holds, for all sequences together.
-        full_check: hash the weights before use.
-        device: where it runs, such as `cpu`, `cuda`, `cuda:1` or `metal`; by default where the artifact can, on a GPU
-            before the CPU.
-
-    Raises:
-        DeepZigError: the artifact is damaged, or does not fit this machine, device or process.
-    """
-    for name, value in (("threads", threads), ("cache_tokens", cache_tokens)):
-        if value is not None and (not isinstance(value, Integral) or isinstance(value, bool) or value < 1):
-            raise DeepZigError(f"{name} is {value!r}", f"option {name}", "give a whole number from 1")
-    configure()
-    chosen = None if device is None else parse_device(device)
-    artifact = open_artifact(Path(path), full=full_check, device=chosen)
-    made_by, build = artifact.manifest.created_by, artifact.build.name
-    log.info("checked %s, made by %s; chose build %s for the device %s", path, made_by, build, artifact.device)
-    bounds = artifact.manifest.bounds
-    tokens = min(bounds.positions, DEFAULT_CACHE_TOKENS) if cache_tokens is None else int(cache_tokens)
-    pages = -(-tokens // bounds.page_size)
-    from .vm import VirtualMachine
-
-    machine = VirtualMachine(artifact, pages, threads)
-    tokenizer = Tokenizer(artifact.folder, artifact.manifest.files)
-    return Model(artifact.manifest, tokenizer, machine, PagePool(pages, bounds.page_size), Path(path))
+def _check_one_answer(asked: Mapping[str, Any]) -> None:
+    if asked.get("n") not in (None, 1):
+        raise DeepZigError(f"a stream has one answer, not {asked['n']}", "option n", "use generate, or n=1")

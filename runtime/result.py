@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from .sampling import TokenLogprob
 
@@ -34,12 +34,15 @@ class Result(Choice):
     Attributes:
         prompt_tokens: length of the prompt in tokens.
         choices: the `n` answers.
+        cached_tokens: how many tokens of the prompt the cache had already, from a prompt that began alike; makes no
+            difference between two results.
         guessed_tokens: tokens that were guessed ahead, with the option `speculate`.
         accepted_tokens: how many of the guesses were right.
     """
 
     prompt_tokens: int
     choices: tuple[Choice, ...]
+    cached_tokens: int = field(default=0, compare=False)
     guessed_tokens: int = 0
     accepted_tokens: int = 0
 

@@ -13,6 +13,8 @@ import numpy.typing as npt
 
 from deepzig.errors import DeepZigError
 
+from .structured import StructuredOutputs
+
 WHOLE: dict[str, tuple[float, float]] = {
     "max_tokens": (1, math.inf),
     "top_k": (0, 2**31 - 1),
@@ -61,12 +63,14 @@ class SamplingOptions:
         logprobs: report the log-probability of each token.
         top_logprobs: report that many likeliest alternatives too; needs `logprobs`.
         n: how many answers to draw. The first is the one that n=1 gives.
-        speculate: how many tokens to guess ahead, where the artifact has a layer for multi-token prediction. The answer
-            is the same, and comes sooner where guesses are right.
+        speculate: how many tokens to guess ahead: by the artifact's layer for multi-token prediction, or without one
+            from what the text has repeated. The answer is the same, and comes sooner where guesses are right.
         presence_penalty: taken from the logit of every token that was generated.
         frequency_penalty: taken once for each time it was.
         repetition_penalty: divides positive and multiplies negative logits of all tokens so far (Keskar et al., 2019).
         logit_bias: added to the logits of these tokens, from -100 to 100.
+        structured_outputs: what the answer has to be: a mapping with one of `json`, `json_object`, `regex`, `choice`
+            and `grammar`, see `StructuredOutputs.parse`; needs the extra `[structured]`. Reasoning comes before it.
 
     Raises:
         DeepZigError: a value of the wrong type or range.
@@ -89,11 +93,12 @@ class SamplingOptions:
     frequency_penalty: float = 0.0
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
+    structured_outputs: StructuredOutputs | None = None
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self)):
             value = getattr(self, name)
-            if value is not None or name not in ("max_tokens", "seed"):
+            if value is not None or name not in ("max_tokens", "seed", "structured_outputs"):
                 object.__setattr__(self, name, _checked(name, value))
         if self.top_logprobs and not self.logprobs:
             what = "top_logprobs is given without logprobs"
@@ -208,6 +213,7 @@ CHECKS: dict[str, Callable[[str, Any], Any]] = {
     "stop": _texts,
     "stop_token_ids": _tokens,
     "logit_bias": _bias,
+    "structured_outputs": lambda _, value: StructuredOutputs.parse(value),
 }
 """Option -> its check, which gives the value in the type that is declared."""
 

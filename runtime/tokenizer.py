@@ -82,6 +82,15 @@ class Tokenizer:
         token = self._tokenizer.token_to_id(self._special[name]) if name in self._special else None
         return [] if token is None else [token]
 
+    def token_id(self, token: str) -> int | None:
+        """The id of the token that is written so; None if there is none, or no tokenizer."""
+        return self._tokenizer.token_to_id(token) if self.present else None
+
+    def to_json(self) -> str:
+        """What tokenizer.json says, as the tokenizers library writes it."""
+        text: str = self._tokenizer.to_str()
+        return text
+
     def encode(self, text: str, special: bool = True) -> list[int]:
         """Token ids of a text.
 
@@ -152,7 +161,7 @@ class Tokenizer:
         )
 
     def _template(self, name: str | None, tools: bool) -> str:
-        templates = self._templates
+        templates = self.templates
         if name is None:
             name = "tool_use" if tools and "tool_use" in templates else "default"
         elif name not in templates and "{" in name:
@@ -168,8 +177,8 @@ class Tokenizer:
         )
 
     @cached_property
-    def _templates(self) -> dict[str, str]:
-        """Name -> source. Files come before the config, as in transformers."""
+    def templates(self) -> dict[str, str]:
+        """Name -> source of the chat templates. Files come before the config, as in transformers."""
         files = {p.stem: p for p in sorted((self._folder / MORE_TEMPLATES).glob("*.jinja")) if self._has(p)}
         if self._has(self._folder / TEMPLATE):
             files["default"] = self._folder / TEMPLATE

@@ -19,9 +19,9 @@ from deepzig.artifacts.reader import Artifact
 from deepzig.artifacts.selfcheck import PART, CheckedCall, SelfCheck
 from deepzig.errors import DeepZigError
 
+from .executor import open_executor
 from .rows import RANKS, checked_rows
 from .tensors import Tensor
-from .vm import VirtualMachine
 
 Array = npt.NDArray[Any]
 
@@ -126,20 +126,20 @@ def replay(
     """
     cache = artifact.manifest.cache[0].dtype if artifact.manifest.cache else "f32"
     verdict = Verdict(vectors.layers)
-    machine = VirtualMachine(artifact, vectors.pages, threads)
+    executor = open_executor(artifact, vectors.pages, threads)
     try:
         for number, checked in enumerate(vectors.calls):
             progress(f"verify {checked.entry}", number, len(vectors.calls))
             inputs = _inputs(artifact, checked, vectors.pages)
             calls = artifact.build.calls.get(checked.entry, ())
             replayer = _Replay(calls, checked, verdict, cache, floats_allowed(artifact.build, artifact.manifest.model))
-            with machine.watch(replayer):
-                machine.call(checked.entry, inputs)
+            with executor.watch(replayer):
+                executor.call(checked.entry, inputs)
             if fault := replayer.fault or replayer.missing():
                 raise DeepZigError(fault, f"{artifact.path}, {checked.entry}", "compile the model again")
         progress("verify", len(vectors.calls), len(vectors.calls))
     finally:
-        machine.close()
+        executor.close()
     return verdict
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -16,18 +16,15 @@ from typing import Any
 from deepzig.artifacts.reader import Artifact, map_weights
 from deepzig.errors import DeepZigError
 
+from .executor import LESS_CACHE, Observer
 from .library import code_path, default_threads, load_runtime
-from .tensors import Tensor
+from .tensors import Array, Tensor
 
 log = logging.getLogger(__name__)
-
-Observer = Callable[[str, list[Tensor], bool], None]
-"""Called with a kernel's symbol, its tensors (inputs, then outputs), and whether it is yet to run."""
 
 NO_ROOM = "out of memory"
 """What drivers say."""
 
-LESS_CACHE = "load the model with fewer cache_tokens"
 LESS_WEIGHTS = "choose a device with more memory, or compile the model with --quant"
 
 
@@ -72,12 +69,12 @@ class VirtualMachine:
             weights = {name: self._memory.weight(entry, data) for name, (entry, data) in mapped.items()}
         where = f"cache of {pages * manifest.bounds.page_size} tokens"
         with _room("the cache does not fit", where, LESS_CACHE):
-            caches = {
+            self._caches = {
                 spec.name: self._memory.zeros(tuple(pages if isinstance(d, str) else d for d in spec.shape), spec.dtype)
                 for spec in manifest.cache
             }
         self._functions = {
-            name: (self._vm[name], [caches[s] for s in e.states] + [weights[w] for w in e.weights])
+            name: (self._vm[name], [self._caches[s] for s in e.states] + [weights[w] for w in e.weights])
             for name, e in manifest.entry_points.items()
         }
         done = "copied" if self._memory.copies else "mapped"
@@ -125,6 +122,31 @@ class VirtualMachine:
         result: tuple[Tensor, ...] = self._run(work)
         return result
 
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        """Copy pages of the cache: from the first to the second of each pair."""
+
+        def work() -> None:
+            for cache in self._caches.values():
+                for source, target in pairs:
+                    self._memory.copy_page(cache, source, target)
+
+        self._run(work)
+
+    def read_page(self, page: int) -> dict[str, Array]:
+        """What a page of the cache holds: name of a state -> its bytes, u8 [n]."""
+        read = self._memory.read_page
+        pages: dict[str, Array] = self._run(lambda: {name: read(cache, page) for name, cache in self._caches.items()})
+        return pages
+
+    def write_page(self, page: int, data: Mapping[str, Array]) -> None:
+        """Put there what `read_page` gave."""
+
+        def work() -> None:
+            for name, cache in self._caches.items():
+                self._memory.write_page(cache, page, data[name])
+
+        self._run(work)
+
     def wait(self) -> None:
         """Return when all kernels that were started are done."""
         self._run(self._memory.wait)
@@ -159,6 +181,7 @@ class VirtualMachine:
         """Stop the dispatcher thread and free caches and weights; the instance can't be used any more."""
         with suppress(DeepZigError):
             self._run(self._functions.clear)
+            self._run(self._caches.clear)
             self._run(self._memory.close)
         self._executor.shutdown()
 

@@ -93,6 +93,11 @@ class Target(Protocol):
         """Whether launches can be recorded and replayed as one."""
         ...
 
+    @property
+    def virtual_machine(self) -> bool:
+        """Whether TVM's virtual machine calls the kernels; else whoever loads an artifact does, after its plan."""
+        ...
+
     def compile(self, module: Any) -> Any:
         """Compile a TVM module: an executable that can be exported as a library."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from deepzig.artifacts.machines import MACHINES, Machine
+from deepzig.artifacts.machines import MACHINES, WASM, Machine
 from deepzig.errors import DeepZigError
 
 from .base import Table, Target
@@ -39,8 +39,9 @@ def find_targets(spec: str, here: Machine) -> tuple[tuple[Target, ...], Table]:
     if spec.partition(":")[0] in GPUS:
         return (gpu_target(spec, here.platform),), GPU_LOWERINGS
     names = (NATIVE if spec == DEFAULT else spec.removeprefix(KIND)).split("+")
-    for name in sorted(names, key=lambda name: name not in GPUS):
-        if name in GPUS:
+    alone = [*GPUS, *(name for name, kind in MACHINES.items() if kind.platform == WASM)]
+    for name in sorted(names, key=lambda name: name not in alone):
+        if name in alone and len(names) > 1:
             what = f"{name} lays out weights in its own way and shares no artifact"
             raise DeepZigError(what, "--target", "make an artifact for each")
         if name not in (NATIVE, *MACHINES):

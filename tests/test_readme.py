@@ -97,6 +97,21 @@ def test_python_blocks_parse() -> None:
             ast.parse(block)
 
 
+def test_the_program_of_the_onnx_page_runs(tmp_path: Path) -> None:
+    """With nothing of ours, it says what `deepzig run` says."""
+    run("deepzig-compile", ROOT / "models" / "reference", "--onnx", tmp_path / "out" / "model.onnx", cwd=tmp_path)
+    (program,) = blocks((ROOT / "docs" / "onnx.md").read_text(), "python")
+    words = ("out/model.onnx", "12+30=", "--max-tokens", "16", "--ignore-eos")
+    assert run(sys.executable, "-c", program, cwd=tmp_path) == run("deepzig", "run", *words, cwd=tmp_path)
+
+
+def test_the_program_of_the_engine_page_runs(tmp_path: Path) -> None:
+    run("deepzig-compile", "reference", "-o", tmp_path / "artifact", cwd=tmp_path)
+    first, *others = blocks((ROOT / "docs" / "engine.md").read_text(), "python")
+    told = run(sys.executable, "-c", "\n".join([first, *others]), cwd=tmp_path)
+    assert "42" in told and "pmal stop" in told
+
+
 @pytest.mark.slow
 def test_the_example_runs(tmp_path: Path) -> None:
     """The section "Use", from a checkpoint to Python, beside the models; then its look at the IR, and the session."""

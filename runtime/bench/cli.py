@@ -19,9 +19,10 @@ from deepzig.artifacts.reader import Artifact, open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.runtime import first_token, machine
 from deepzig.runtime.child import measure
+from deepzig.runtime.executor import Executor
 from deepzig.runtime.library import default_threads
-from deepzig.runtime.model import Model, load
-from deepzig.runtime.vm import VirtualMachine
+from deepzig.runtime.loading import load
+from deepzig.runtime.model import Model
 
 from .cases import Plan, make_plan
 from .plot import check_plot, plot
@@ -94,7 +95,7 @@ def bench(
         _folder(profile, "--profile")
     opened = open_artifact(artifact, device=None if device is None else parse_device(device))
     gpu = None if opened.device == HOST else find_gpu(opened.device)
-    count = threads or default_threads()
+    count = threads or (1 if opened.build.plan else default_threads())
     memory = machine.memory()
     free = memory.available
     if gpu is not None and gpu.memory is not None:
@@ -163,7 +164,7 @@ def _measure(
 
 def _profile(opened: Artifact, model: Model, plan: Plan, runner: Runner, folder: Path) -> list[Account]:
     """Run every case once more, watched, and write the timeline."""
-    assert isinstance(model.backend, VirtualMachine)
+    assert isinstance(model.backend, Executor)
     recorder = Recorder(opened.build.calls, str(opened.path))
     runner.around = recorder.around
     with model.backend.watch(recorder, tensors=False):

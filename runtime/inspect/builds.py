@@ -89,7 +89,7 @@ def verdict_of(manifest: Manifest, machine: Machine, path: Path, device: Device 
     except DeepZigError as error:
         return Verdict(False, error.what, error.hint)
     have, want = version("apache-tvm-ffi"), str(manifest.abi["tvm_ffi"])
-    if have != want:
+    if chosen.build.runtime and have != want:
         what = f"the artifact needs apache-tvm-ffi {want}, {have} is installed"
         return Verdict(False, what, f"pip install apache-tvm-ffi=={want}")
     where = "" if chosen.device == HOST else f" on {chosen.device}"

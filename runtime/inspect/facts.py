@@ -8,11 +8,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from deepzig.artifacts.checks import FileEntry
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.graphs import Graphs, read_graphs
-from deepzig.artifacts.machines import fitting
-from deepzig.artifacts.manifest import FORMAT, EntryPoint, FileEntry, TensorSpec
+from deepzig.artifacts.machines import WASM_BYTES, fitting
+from deepzig.artifacts.manifest import FORMAT, EntryPoint, TensorSpec
 from deepzig.artifacts.reader import read_manifest
 from deepzig.runtime.library import default_threads
 from deepzig.runtime.machine import memory
@@ -143,6 +144,9 @@ def inspect_artifact(
     shown = next((n for n, build in enumerate(builds) if build.chosen), 0)
     build = manifest.builds[shown]
     kinds = layer_kinds(build)
+    room = memory().total if ram is None else ram
+    if build.plan is not None:
+        room = WASM_BYTES if room is None else min(room, WASM_BYTES)
     facts = Facts(
         path=str(path),
         format=FORMAT,
@@ -154,7 +158,7 @@ def inspect_artifact(
         verdict=verdict_of(manifest, machine, path, device),
         builds=builds,
         memory=memory_of(
-            manifest, memory().total if ram is None else ram, default_threads(), HOST if gpu is None else gpu.device
+            manifest, room, 1 if build.plan else default_threads(), HOST if gpu is None else gpu.device, not build.plan
         ),
         reading=reading_of(manifest, bandwidth),
         layers=kinds,

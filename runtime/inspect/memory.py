@@ -24,6 +24,7 @@ class Memory:
 
     Attributes:
         device: whose memory it is.
+        mapped: whether weights are used where they lie in the artifact; else they are copied.
         weights: all weights.
         weights_by_kind: the same by what they are for; empty if the artifact does not tell.
         cache_per_token: of all layers together.
@@ -38,6 +39,7 @@ class Memory:
     """
 
     device: str
+    mapped: bool
     weights: int
     weights_by_kind: Mapping[str, int]
     cache_per_token: int
@@ -51,7 +53,9 @@ class Memory:
     cache_tokens: int | None
 
 
-def memory_of(manifest: Manifest, ram: int | None, threads: int, device: Device = HOST) -> Memory:
+def memory_of(
+    manifest: Manifest, ram: int | None, threads: int, device: Device = HOST, mapped: bool = True
+) -> Memory:  # fmt: skip
     """The memory plan for a machine, or a device of it, with `ram` bytes."""
     told, positions = manifest.memory, manifest.bounds.positions
     weights, per_token = told.get("weights_bytes", 0), told.get("cache_bytes_per_token", 0)
@@ -66,6 +70,7 @@ def memory_of(manifest: Manifest, ram: int | None, threads: int, device: Device 
     sums = ("weights_bytes", "workspace_bytes")
     return Memory(
         device=str(device),
+        mapped=mapped and device == HOST,
         weights=weights,
         weights_by_kind={
             name.removesuffix(suffix): size

@@ -73,7 +73,7 @@ def _memory(m: Memory) -> Iterator[str]:
             (f"  {KIND_WORDS.get(kind, kind)}", size(amount), f"{amount / max(m.weights, 1):6.1%} of the weights")
         )
     on_cpu = m.device == str(HOST)
-    how = "mapped from the artifact, not copied" if on_cpu else f"copied to {m.device}"
+    how = "mapped from the artifact, not copied" if m.mapped else f"copied to {'node' if on_cpu else m.device}"
     rows.insert(0, ("weights", size(m.weights), how))
     rows.append(("cache", size(m.cache_per_token), f"a token; {size(m.cache_full_context)} for {m.full_context:,}"))
     threads = f", with {m.threads} threads" if on_cpu else ""

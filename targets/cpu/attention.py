@@ -233,17 +233,18 @@ def mla_attend(
 
         done = variable(T.int64(0), "int64")
         with repeat(done[0] < n):
-            begin = T.bind(done[0])
-            with repeat(start[done[0] + 1] - start[begin] <= most):
+            # in memory of its own: where TVM makes code of a loop's bounds, it reads again what a name was bound to
+            begin = variable(done[0], "int64")
+            with repeat(start[done[0] + 1] - start[begin[0]] <= most):
                 store(done, done[0] + 1, 0)
-            end, before = T.bind(done[0]), T.bind(start[begin])
+            end, before = T.bind(done[0]), T.bind(start[begin[0]])
             with parallel((start[end] - before) * groups) as task:
-                place, row = T.bind(task // groups), variable(begin, "int64")
+                place, row = T.bind(task // groups), variable(begin[0], "int64")
                 with repeat(start[row[0] + 1] <= before + place):
                     store(row, row[0] + 1, 0)
                 attend(T.bind(before + place), place, T.bind(row[0]), T.bind(task % groups * group))
-            with parallel((end - begin) * heads) as task:
-                row = T.bind(begin + task // heads)
+            with parallel((end - begin[0]) * heads) as task:
+                row = T.bind(begin[0] + task // heads)
                 join(row, T.bind(start[row] - before), T.bind(task % heads))
     return f.function
 

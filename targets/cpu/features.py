@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from deepzig.artifacts.machines import WASM
 from deepzig.ir import TensorType
 
 from .layout import LANES, cache_row
@@ -19,12 +20,14 @@ class Vectors:
         lanes: f32 elements in each.
         integers: instructions for products of bytes; see `integers.DOTS`.
         matrices: instructions for products of matrices; see `methods.METHODS`.
+        fused: whether there are multiply-adds with one rounding; else products and sums are rounded each.
     """
 
     registers: int
     lanes: int
     integers: str = ""
     matrices: str = ""
+    fused: bool = True
 
     @property
     def tile(self) -> tuple[int, int]:
@@ -46,8 +49,10 @@ VECTORS: dict[frozenset[str], Vectors] = {
     frozenset({"avx2"}): Vectors(registers=16, lanes=8, integers="avx2"),
     frozenset({"dotprod"}): Vectors(registers=32, lanes=4, integers="dotprod"),
     frozenset({"neon"}): Vectors(registers=32, lanes=4),
+    frozenset({"simd128"}): Vectors(registers=16, lanes=4, integers="simd128", fused=False),
 }
-"""Instruction sets -> registers; the first of which a CPU has all count."""
+"""Instruction sets -> registers; the first of which a CPU has all count. WebAssembly names no registers: it becomes
+code for CPUs, of which many have 16."""
 
 
 TRIPLES = {
@@ -55,6 +60,7 @@ TRIPLES = {
     "aarch64-linux": "aarch64-unknown-linux-gnu",
     "aarch64-macos": "arm64-apple-macos11.0",
     "x86_64-windows": "x86_64-pc-windows-msvc",
+    WASM: "wasm32-unknown-unknown-wasm",
 }
 """Platform -> LLVM's name of architecture and system."""
 
@@ -82,6 +88,11 @@ class CpuTarget:
         return next((v for needed, v in VECTORS.items() if needed <= self.features), BASELINE)
 
     @property
+    def virtual_machine(self) -> bool:
+        """Whether TVM's virtual machine calls the kernels."""
+        return self.platform != WASM
+
+    @property
     def triple(self) -> str:
         """LLVM's name of architecture and system."""
         return TRIPLES[self.platform]
@@ -91,13 +102,19 @@ class CpuTarget:
         from tvm.target import Target
 
         attributes = [f"+{feature}" for feature in sorted(self.features)]
-        return Target({"kind": "llvm", "mtriple": self.triple, "mattr": attributes})
+        # LLVM has no idea of WebAssembly's registers, and warns
+        width = {"vector-width": 32 * self.vectors.lanes} if self.platform == WASM else {}
+        return Target({"kind": "llvm", "mtriple": self.triple, "mattr": attributes, **width})
 
     def compile(self, module: Any) -> Any:
         """Compile a TVM module."""
+        from .legalize import on_one_thread, separate_multiply_adds
         from .pipeline import compile_module
 
-        return compile_module(module, self.tvm_target())
+        lacking = [] if self.vectors.fused else [separate_multiply_adds()]
+        if self.platform == WASM:
+            lacking.append(on_one_thread())
+        return compile_module(module, self.tvm_target(), lacking)
 
     def state_type(self, state: TensorType) -> TensorType:
         """Rows of a cache lie as `cache_row` says."""

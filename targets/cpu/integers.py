@@ -238,7 +238,43 @@ class _Sdot(_Fused):
     name, lanes, weights = "llvm.aarch64.neon.sdot", 4, "int8"
 
 
+class _Simd128(Dots):
+    """i32x4.dot_i16x8_s adds the products of two numbers of 16 bits to each other: here those of even and odd bytes."""
+
+    lanes: ClassVar[int] = 4
+
+    def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        factors = [self._halves(self._shorts(codes, g, word)) for codes in self.rows]
+        for first in range(0, LANES, self.lanes):
+            weights = self._halves(T.bind(T.reinterpret("int16x8", load(at(first, self.lanes)))))
+            self._add(column, first, weights, factors)
+
+    def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
+        for shift, further in NIBBLES:
+            factors = [self._halves(self._shorts(codes, g, word + further)) for codes in self.rows]
+            for first in range(0, LANES, self.lanes):
+                packed = T.bind(load(at(first, self.lanes)))
+                both = [T.shift_right(packed, words(shift + by, self.lanes)) for by in (0, 8)]
+                low = [T.bitwise_and(half, words(0x000F000F, self.lanes)) for half in both]
+                self._add(column, first, [T.bind(T.reinterpret("int16x8", half)) for half in low], factors)
+
+    def _shorts(self, codes: Codes, g: Expr, word: Expr) -> Expr:
+        return T.bind(T.reinterpret("int16x8", T.broadcast(codes.word(g, word), self.lanes)))
+
+    def _halves(self, shorts: Expr) -> list[Expr]:
+        """Even and odd bytes, with their signs, as numbers of 16 bits."""
+        by = T.broadcast(T.int16(8), 2 * self.lanes)
+        return [T.bind(T.shift_right(half, by)) for half in (T.shift_left(shorts, by), shorts)]
+
+    def _add(self, column: int, first: int, weights: Sequence[Expr], factors: Sequence[Sequence[Expr]]) -> None:
+        lanes = at(T.int64(first), self.lanes)
+        for line, halves in zip(self.parts, factors, strict=True):
+            for weight, factor in zip(weights, halves, strict=True):
+                dot = T.call_llvm_pure_intrin("int32x4", "llvm.wasm.dot", weight, factor)
+                store(line[column], line[column][lanes] + dot, lanes)
+
+
 DOTS: Mapping[str, type[Dots]] = MappingProxyType(
-    {"": _Portable, "avx2": _Avx2, "avx512": _Avx512, "vnni": _Vnni, "dotprod": _Sdot}
+    {"": _Portable, "avx2": _Avx2, "avx512": _Avx512, "vnni": _Vnni, "dotprod": _Sdot, "simd128": _Simd128}
 )
 """`Vectors.integers` -> what works with it."""

@@ -6,6 +6,7 @@ rest, and the machine code is as fast in half of the time.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import tvm
@@ -39,13 +40,14 @@ def _pipeline() -> tuple[Any, Any, Any]:
 PIPELINE_MAP[PIPELINE] = _pipeline
 
 
-def compile_module(module: Any, target: Any) -> Any:
-    """Compile a TVM module for a TVM target.
+def compile_module(module: Any, target: Any, first: Sequence[Any] = ()) -> Any:
+    """Compile a TVM module for a TVM target; `first` are passes that come before all others.
 
     Kernels don't check their arguments: that was half of the code. The entry points, which alone call them, do.
     Kernels that copy, of ops that no pass has fused, are called all the same: as views, two values would be one memory,
     and the code would make other calls than the manifest lists.
     """
     views = ["RewriteDataflowReshape"]
+    module = tvm.transform.Sequential(first)(module)
     with tvm.transform.PassContext(config={"tirx.disable_assert": True}, disabled_pass=views):
         return tvm.compile(module, target=target, tir_pipeline=PIPELINE)

@@ -15,7 +15,7 @@ from .emit import each_row, local, variable, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks
 from .product import Columns, Elements, fused, product, rows_of
-from .vector import at, exp, largest, sigmoid, splat, total
+from .vector import at, exp, sigmoid, splat, total, tree_max
 
 NEVER = float("-inf")
 EPSILON = 1e-20
@@ -133,7 +133,7 @@ def softmax(scores: Buffer, row: Expr, experts: int) -> None:
     peak, mass = vector_of(scores[row, at(0)]), vector_sum()
     with loop(vectors, 1) as c:
         store(peak, T.max(peak[at(0)], scores[row, at(c * LANES)]), at(0))
-    top = T.bind(largest(peak[at(0)]))
+    top = T.bind(tree_max(peak[at(0)]))
     with loop(vectors) as c:
         weight = T.bind(exp(T.bind(scores[row, at(c * LANES)] - splat(top))))
         store(scores, weight, row, at(c * LANES))
@@ -154,7 +154,7 @@ def argmax(x: Elements, vectors: int) -> Expr:
         store(best, T.max(value, best[at(0)]), at(0))
     index = where[at(0)] * T.broadcast(T.int32(LANES), LANES) + T.ramp(T.int32(0), 1, LANES)
     none = T.broadcast(T.int32(vectors * LANES), LANES)
-    candidates = T.Select(best[at(0)] == splat(T.bind(largest(best[at(0)]))), index, none)
+    candidates = T.Select(best[at(0)] == splat(T.bind(tree_max(best[at(0)]))), index, none)
     return T.call_llvm_pure_intrin("int32", "llvm.vector.reduce.smin", candidates)
 
 

@@ -1,6 +1,6 @@
 """Sampling: thresholds by radix selection instead of a sort, and a draw by exact integer mass.
 
-The meaning, bit for bit, is `deepzig.ir.sampling`, which also says why the weights are integers.
+The meaning, bit for bit, is `deepzig.sampling`, which also says why the weights are integers.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.ir.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE, NO_TOKEN
+from deepzig.sampling import EXP2_COEFFICIENTS, MIN_TEMPERATURE, NO_TOKEN
 from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols, when
 
 from .emit import each_vector, local, parallel, variable, vector_of, workspace

@@ -75,11 +75,6 @@ def _tree(x: Expr, combine: Callable[[Expr, Expr], Expr], base: str = "float32")
     return combine(*(T.Shuffle([x], [lane]) for lane in range(2)))
 
 
-def largest(x: Expr) -> Expr:
-    """The greatest of a vector's lanes."""
-    return T.call_llvm_pure_intrin("float32", "llvm.vector.reduce.fmax", x)
-
-
 def exp(x: Expr, lanes: int = LANES) -> Expr:
     """e^x in f32 with a relative error below 2e-7; 0 below `EXP_MIN`, e^EXP_MAX above `EXP_MAX`.
 

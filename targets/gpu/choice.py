@@ -12,7 +12,7 @@ from typing import Any
 from tvm import tirx
 from tvm.script import tirx as T
 
-from deepzig.ir.sampling import EXP2_COEFFICIENTS
+from deepzig.sampling import EXP2_COEFFICIENTS
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP

@@ -108,6 +108,8 @@ class GpuTarget:
         """Whether launches can be recorded and replayed as one."""
         return self.gpu.replay
 
+    virtual_machine = True
+
     @property
     def triple(self) -> str:
         """LLVM's name of the host's architecture and system."""

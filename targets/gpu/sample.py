@@ -1,6 +1,6 @@
 """Sampling: thresholds by narrowing a range instead of a sort, and a draw by exact integer mass.
 
-The meaning, bit for bit, is `deepzig.ir.sampling`, which also says why the weights are integers. One block of threads
+The meaning, bit for bit, is `deepzig.sampling`, which also says why the weights are integers. One block of threads
 has a row. It reads the row a few times: for the greatest logit; for each filter until few tokens are left to decide
 about, whose keys it then keeps; and for the draw.
 """
@@ -15,7 +15,7 @@ from tvm import tirx
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.ir.sampling import MIN_TEMPERATURE, NO_TOKEN
+from deepzig.sampling import MIN_TEMPERATURE, NO_TOKEN
 from deepzig.targets.emit import Expr, kernel, loop, store, symbols, when
 
 from .choice import Choice, each_read, halves

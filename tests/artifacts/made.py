@@ -39,7 +39,7 @@ def manifest_json() -> dict[str, Any]:
     }
     call = {"kernel": "proj_16", "op": "proj", "layer": 0, "where": "definition:3", "values": ["4.0"]}
     data = {
-        "format": 3,
+        "format": 4,
         "created_by": "a test",
         "model": {"name": "m", "vocab_size": 11, "num_hidden_layers": 1, "eos_token_ids": [1]},
         "abi": {"tvm_ffi": version("apache-tvm-ffi"), "tvm": "0.1"},
@@ -54,6 +54,7 @@ def manifest_json() -> dict[str, Any]:
                 "calls": {"prefill": [call], "decode": [call], "sample": []},
                 "device": "cpu",
                 "libraries": [],
+                "plan": None,
             }
         ],
         "entry_points": {"prefill": point, "decode": point, "sample": {**point, "states": [], "weights": []}},

@@ -10,7 +10,7 @@ import pytest
 from deepzig.artifacts import choice
 from deepzig.artifacts.choice import choose, find_gpu, obstacle
 from deepzig.artifacts.devices import HOST, Device, Gpu
-from deepzig.artifacts.machines import Machine
+from deepzig.artifacts.machines import WASM, Machine
 from deepzig.artifacts.manifest import Build, Manifest
 from deepzig.errors import DeepZigError
 
@@ -53,6 +53,15 @@ def refusal(*builds: Build, device: Device | None = None, machine: Machine = LIN
 AMPERE = build("ampere", features="sm_80 ptx_80")
 HOPPER = build("hopper", features="sm_90a sm_90 avx2")
 PLAIN = build("plain", "cpu")
+
+
+def test_webassembly_runs_everywhere() -> None:
+    """Where there is nothing better, whatever instruction sets the machine has."""
+    web = build("web", "cpu", "simd128", WASM)
+    for machine in (LINUX, MAC):
+        assert chosen(web, machine=machine) == ("web", HOST) and obstacle(web, machine) == ""
+    assert chosen(web, PLAIN) == ("plain", HOST) and chosen(web, PLAIN, machine=MAC) == ("web", HOST)
+    assert refusal(web, device=Device("cuda")).startswith("the artifact is for the device cpu, not for cuda\n")
 
 
 def test_a_gpu_comes_before_the_cpu() -> None:

@@ -50,6 +50,14 @@ def test_round_trip() -> None:
     assert manifest.builds[0].calls["prefill"] == (Call("proj_16", "proj", 0, "definition:3", ("4.0",)),)
 
 
+def test_a_plan_stands_for_the_runtime() -> None:
+    data = manifest_json()
+    data["builds"][0] |= {"runtime": None, "plan": "code/x.plan.json"}
+    manifest = parsed(data)
+    assert manifest.builds[0].parts == ("code/x86-64-v3.so", "code/x.plan.json")
+    assert json.loads(manifest.to_json()) == data
+
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("created_by", 3, "the manifest's created_by is not a text"),
     ("model", [], "the manifest's model is not an object"),
@@ -60,6 +68,9 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("builds", [], "the manifest's builds are none"),
     ("builds.0.features", "avx2", "the manifest's builds[0].features is not a list"),
     ("builds.0.code", ..., "the manifest's builds[0].code is not a text"),
+    ("builds.0.runtime", None, "the manifest's builds[0].runtime is not a text"),
+    ("builds.0.plan", "", "the manifest's builds[0].plan is empty"),
+    ("builds.0.plan", "plan.safetensors", "the manifest's builds[0].plan is a weight file"),
     ("builds.0.calls", [], "the manifest's builds[0].calls is not an object"),
     (
         "builds.0.calls.decode.0.layer",
@@ -99,7 +110,7 @@ def test_a_wrong_field_is_named(path: str, value: Any, what: str) -> None:
 def test_another_format() -> None:
     for version in (1, "2", None):
         assert refusal(edited("format", version)) == (
-            f"the artifact has format {version!r}, this DeepZig reads 3\n"
+            f"the artifact has format {version!r}, this DeepZig reads 4\n"
             "  at: there/manifest.json\n"
             "  fix: compile the model again with this DeepZig"
         )

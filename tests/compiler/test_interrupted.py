@@ -217,7 +217,7 @@ def test_the_checkpoint_is_never_replaced(model: Path, tmp_path: Path) -> None:
     copy = shutil.copytree(model, tmp_path / "checkpoint" / "inner")
     before = {p: p.read_bytes() for p in copy.iterdir()}
     (tmp_path / "link").symlink_to(tmp_path / "checkpoint")
-    fake = json.dumps({"format": 3, "created_by": "deepzig", "files": {}})
+    fake = json.dumps({"format": 4, "created_by": "deepzig", "files": {}})
     (tmp_path / "checkpoint" / "manifest.json").write_text(fake)
     for out in (copy, copy.parent, tmp_path / "link"):
         with pytest.raises(DeepZigError) as caught:

@@ -10,9 +10,10 @@ from pathlib import Path
 import pytest
 
 from deepzig.artifacts.cpu_features import this_machine
+from deepzig.compiler.arena import dimension
 from deepzig.compiler.driver import Options, compile_model
 from deepzig.compiler.lower import lower
-from deepzig.compiler.memory import active_weights, dimension, greatest, stored_bytes, weights_by_kind, workspace
+from deepzig.compiler.memory import active_weights, greatest, pooled, stored_bytes, weights_by_kind, workspace
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Plan, plan_graph
 from deepzig.compiler.trace import Bounds
@@ -130,7 +131,8 @@ def test_the_workspace_of_a_small_graph() -> None:
     module = parse(PARAMETERS + GRAPH)
     plans = plans_of(module)
     n, r = 131, 17
-    planned = workspace(lower(plans), plans, {"n": n, "r": r})
+    sizes = {"n": n, "r": r}
+    planned = workspace(pooled(lower(plans), plans, sizes), plans, sizes)
     # TVM knows the bound of n from the graph (7), and allots the blocks of r rows by their own size
     assert planned.bytes == 4 * (2 * 7 * 300 + r * 300 + r * 23)
     assert planned.per_thread == 0
@@ -139,14 +141,15 @@ def test_the_workspace_of_a_small_graph() -> None:
 def test_workspaces_of_entry_points_are_used_in_turn() -> None:
     once, twice = parse(PARAMETERS + GRAPH), parse(PARAMETERS + GRAPH + GRAPH.replace("decode", "prefill"))
     sizes = {"n": 7, "r": 3}
-    both, one = (workspace(lower(plans), plans, sizes) for plans in map(plans_of, (twice, once)))
+    both, one = (workspace(pooled(lower(plans), plans, sizes), plans, sizes) for plans in map(plans_of, (twice, once)))
     assert len(twice.graphs) == 2 and both == one
 
 
 def test_scratch_grows_with_the_rows(fused: Module) -> None:
     plans = plans_of(fused)
     lowered = lower(plans)
-    small, large = (workspace(lowered, plans, greatest(Bounds(rows=rows), 512)) for rows in (600, 1200))
+    both = (greatest(Bounds(rows=rows), 512) for rows in (600, 1200))
+    small, large = (workspace(pooled(lowered, plans, sizes), plans, sizes) for sizes in both)
     assert large.bytes > small.bytes and 1.5 * small.per_thread < large.per_thread < 2 * small.per_thread
 
 

@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import load_file
 
 from deepzig.compiler.driver import compile_model
+from deepzig.compiler.onnx.driver import compile_onnx
 from deepzig.compiler.options import Options
 from deepzig.models.reference.batches import Encoder
 from deepzig.models.reference.corpus import heldout
@@ -30,6 +31,15 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
     out = tmp_path_factory.mktemp("reference") / "f32"
     compile_model(FOLDER, out, Options(dtype="f32"))
     with load(out) as model:
+        yield model
+
+
+@pytest.fixture(scope="module")
+def exported(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Artifact]:
+    """The model in onnxruntime."""
+    path = tmp_path_factory.mktemp("exported") / "model.onnx"
+    compile_onnx(FOLDER, path, Options(dtype="f32", self_check="none"))
+    with load(path) as model:
         yield model
 
 
@@ -103,13 +113,45 @@ def test_speculation_changes_no_token(artifact: Artifact) -> None:
     assert accepted / guessed >= 0.75
 
 
+def test_an_onnx_export_answers_alike(artifact: Artifact, exported: Artifact) -> None:
+    """Greedy, one question of each kind, with equal log-probabilities."""
+    for question in heldout(None, 1):
+        chat = asked(question.question)
+        ours, theirs = (m.generate(chat, max_tokens=96, logprobs=True) for m in (artifact, exported))
+        assert (theirs.text, theirs.token_ids, theirs.finish_reason) == (ours.text, ours.token_ids, ours.finish_reason)
+        assert theirs.logprobs is not None and ours.logprobs is not None
+        pairs = [[p.logprob for p in each] for each in (theirs.logprobs, ours.logprobs)]
+        np.testing.assert_allclose(*pairs, rtol=1e-3, atol=2e-5)
+
+
+@pytest.mark.slow
+def test_an_onnx_export_answers_150_questions_alike(artifact: Artifact, exported: Artifact) -> None:
+    questions = heldout(None, 12)
+    assert len(questions) >= 150
+    for question in questions:
+        ours, theirs = (m.generate(asked(question.question), max_tokens=96) for m in (artifact, exported))
+        assert theirs.choices == ours.choices
+
+
 @pytest.mark.slow
 def test_speculation_changes_no_token_of_500_answers(artifact: Artifact) -> None:
-    questions = heldout(None, 36)
+    """Alone, and eight at once, which takes less than two thirds of the steps."""
+    questions = [asked(question.question) for question in heldout(None, 36)]
     assert len(questions) >= 500
-    for question in questions:
-        plain, ahead = (artifact.generate(asked(question.question), max_tokens=96, speculate=k) for k in (0, 2))
-        assert ahead.choices == plain.choices
+    steps = []
+    for ahead in (0, 1):
+        before = artifact.engine.stats().steps
+        answers = []
+        for at in range(0, len(questions), 8):
+            together = [artifact.submit(q, max_tokens=96, speculate=ahead) for q in questions[at : at + 8]]
+            answers += [generation.result().choices for generation in together]
+        steps.append(artifact.engine.stats().steps - before)
+        if not ahead:
+            plain = answers
+        assert answers == plain
+    assert steps[0] >= 1.5 * steps[1]
+    for question, want in zip(questions, plain, strict=True):
+        assert artifact.generate(question, max_tokens=96, speculate=2).choices == want
 
 
 @pytest.mark.slow

@@ -31,7 +31,7 @@ BOUNDS = Bounds(chunk=64, decode_rows=8, rows=96, batch=6, page_size=16)
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runtime")
     random_checkpoint.write(folder / "checkpoint", CONFIG)
-    compile_model(folder / "checkpoint", folder / "artifact", Options(bounds=BOUNDS))
+    compile_model(folder / "checkpoint", folder / "artifact", Options(bounds=BOUNDS, embeddings=True))
     return folder / "artifact"
 
 

@@ -12,10 +12,11 @@ import tokenizers
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
 from deepzig.artifacts.manifest import Manifest
-from deepzig.ir.sampling import sample_tokens
+from deepzig.runtime.engine import Settings
 from deepzig.runtime.model import Model
 from deepzig.runtime.pages import PagePool
 from deepzig.runtime.tokenizer import Tokenizer
+from deepzig.sampling import sample_tokens
 
 BOS, EOS = "<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>"
 TEMPLATE = (
@@ -62,7 +63,7 @@ def manifest(vocab: int, **bounds: int) -> Manifest:
     sizes = {"rows": 24, "batch": 3, "chunk": 8, "decode_rows": 3, "page_size": 4, "positions": 60}
     return Manifest.from_json(
         {
-            "format": 3, "created_by": "a test", "cache": [], "weights": [], "memory": {}, "passes": [], "files": {},
+            "format": 4, "created_by": "a test", "cache": [], "weights": [], "memory": {}, "passes": [], "files": {},
             "builds": [build],
             "model": {"vocab_size": vocab, "num_hidden_layers": 1, "eos_token_ids": [1]},
             "abi": {"tvm_ffi": "", "tvm": ""},
@@ -118,13 +119,26 @@ class Backend:
             wanted.append(self.logits(past))
         return (np.array(wanted, np.float32) if wanted else np.empty((0, 1), np.float32),)
 
+    def copy_pages(self, pairs: Sequence[tuple[int, int]]) -> None:
+        for source, target in pairs:
+            self.cache[target] = self.cache[source]
+
+    def read_page(self, page: int) -> dict[str, np.ndarray]:
+        return {"cache": self.cache[page].view(np.uint8).copy()}
+
+    def write_page(self, page: int, data: Mapping[str, np.ndarray]) -> None:
+        self.cache[page] = data["cache"].view(self.cache.dtype)
+
     def close(self) -> None:
         self.closed = True
 
 
-def model(folder: Path | None, logits: Logits, vocab: int = 300, pages: int = 15, **bounds: int) -> Model:
+def model(
+    folder: Path | None, logits: Logits, vocab: int = 300, pages: int = 15, settings: Settings | None = None,
+    **bounds: int,
+) -> Model:  # fmt: skip
     """A model over the fake backend; without a folder it has no tokenizer."""
     made = manifest(vocab, **bounds)
     size = made.bounds.page_size
-    backend = Backend(pages, size, logits)
-    return Model(made, Tokenizer(folder or Path("nowhere")), backend, PagePool(pages, size), Path("fake"))
+    backend, tokenizer = Backend(pages, size, logits), Tokenizer(folder or Path("nowhere"))
+    return Model(made, tokenizer, backend, PagePool(pages, size), Path("fake"), settings or Settings())

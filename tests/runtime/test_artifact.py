@@ -163,11 +163,11 @@ def test_two_artifacts_and_two_models_in_one_process(artifact: Path, model: Mode
 
 def test_a_closed_model(artifact: Path) -> None:
     loaded = load(artifact)
-    stream = loaded.stream("hello", max_tokens=5, ignore_eos=True)
+    stream = loaded.stream("hello", max_tokens=900, ignore_eos=True)
     next(stream)
     loaded.close()
     loaded.close()
-    for use in (lambda: next(stream), lambda: loaded.generate("hello"), lambda: loaded.logits([5])):
+    for use in (lambda: list(stream), lambda: loaded.generate("hello"), lambda: loaded.logits([5])):
         with pytest.raises(DeepZigError) as caught:
             use()
         assert str(caught.value) == f"the model is closed\n  at: {artifact}\n  fix: load it again"

@@ -32,7 +32,8 @@ def test_run_json(cli: Any, artifact: Path, model: Model) -> None:
     result = model.generate("The quick", **options)
     assert (code, errors) == (0, "") and json.loads(out) == {
         "text": result.text, "token_ids": list(result.token_ids), "finish_reason": result.finish_reason,
-        "logprobs": None, "prompt_tokens": result.prompt_tokens, "guessed_tokens": 0, "accepted_tokens": 0,
+        "logprobs": None, "prompt_tokens": result.prompt_tokens, "cached_tokens": 0, "guessed_tokens": 0,
+        "accepted_tokens": 0,
     }  # fmt: skip
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,10 @@ import numpy as np
 import pytest
 
 from deepzig.errors import DeepZigError
-from deepzig.runtime.draw import NO_TOKEN, Sampler, edited
+from deepzig.runtime.engine.batch import draw
 from deepzig.runtime.model import Model
 from deepzig.runtime.sampling import SamplingOptions, logprob_of
+from deepzig.sampling import NO_TOKEN
 
 from . import fake
 
@@ -230,14 +232,13 @@ def test_the_same_seed_says_the_same() -> None:
 
 
 def test_several_choices() -> None:
-    """The first is the answer of n=1; all differ; the prompt is read once; none sees another's tokens."""
-    model = fake.model(None, fake.babble(VOCAB))
+    """The first is the answer of n=1; all differ; the prompt is read once, and one call reads a row of each."""
+    model = fake.model(None, fake.babble(VOCAB), pages=40, batch=4)
     options = {"temperature": 1.0, "max_tokens": 9, "ignore_eos": True, "seed": 11, "logprobs": True}
     prompt = list(range(2, 12))
-    alone = model.generate(prompt, **options)
-    calls = len(backend(model).calls)
     many = model.generate(prompt, **options, n=4)
-    assert len(backend(model).calls) == calls + 2 + 4 * 8
+    assert [len(pos) for _, pos in backend(model).calls] == [8, 2, *[4] * 8]
+    alone = model.generate(prompt, **options)
     assert many.choices[0] == alone.choices[0] and len({c.token_ids for c in many.choices}) == 4
     assert (many.text, many.token_ids, many.logprobs) == (alone.text, alone.token_ids, alone.logprobs)
     for choice in many.choices:
@@ -246,7 +247,8 @@ def test_several_choices() -> None:
         for token, logprob in zip(choice.token_ids, choice.logprobs, strict=True):
             assert logprob == logprob_of(fake.babble(VOCAB)(past), token, 0)
             past.append(token)
-    assert alone.choices == (alone.choices[0],) and model.pool.free == 15
+    assert alone.choices == (alone.choices[0],) and model.pool.free == 40
+    assert (many.cached_tokens, alone.cached_tokens) == (0, 8)
 
 
 def test_a_stream_has_one_answer() -> None:
@@ -278,34 +280,24 @@ def test_logits_that_are_no_numbers() -> None:
 
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_told_by_the_op(value: float) -> None:
-    """Edited or not; and not those of rows behind a wrong guess, which nobody reads."""
+    """Not those of rows behind a wrong guess, which nobody reads."""
     logits = np.random.default_rng(4).standard_normal((3, VOCAB)).astype(np.float32)
     logits[1, 7] = value
     model = fake.model(None, fake.babble(VOCAB))
-    for options in (SamplingOptions(), SamplingOptions(presence_penalty=1, logit_bias={7: -100})):
-        given = edited(logits, options, [5], [3, 4, 9], 1) if options.edits else logits
-        drawn = Sampler(model.backend, options, options.key(1, 0)).draw(given, 4)
-        assert [token == NO_TOKEN for token in drawn] == [False, True, False]
-
-
-def test_rows_are_edited_as_if_the_guesses_were_right() -> None:
-    options = SamplingOptions(frequency_penalty=0.5, repetition_penalty=1.5)
-    logits = np.random.default_rng(4).standard_normal((3, VOCAB)).astype(np.float32)
-    got = edited(logits, options, [5, 6], [3, 9, 9, 11], 2)
-    for row, answer in enumerate(([3, 9], [3, 9, 9], [3, 9, 9, 11])):
-        want = logits[row].copy()
-        options.edit(want, [5, 6], answer)
-        assert np.array_equal(got[row], want)
+    options = SamplingOptions(temperature=0.5)
+    drawn = draw(model.backend, logits, [options] * 3, [options.key(1, 0)] * 3, [4, 5, 6])
+    assert [token == NO_TOKEN for token in drawn] == [False, True, False]
 
 
 def test_a_stream_that_is_left_early_gives_its_pages_back() -> None:
     model = fake.model(None, fake.babble(VOCAB))
-    stream = model.stream([5] * 9, ignore_eos=True)
-    assert model.pool.free == 15
-    next(stream)
-    assert model.pool.free == 12
-    stream.close()  # type: ignore[attr-defined]
-    assert model.pool.free == 15
+    for leave in ("close", "break"):
+        stream = model.stream([5] * 9, ignore_eos=True)
+        next(stream)
+        if leave == "close":
+            stream.close()  # type: ignore[attr-defined]
+        del stream
+        assert model.pool.free == 15
     for _ in model.stream([5], ignore_eos=True):
         break
     assert model.pool.free == 15
@@ -330,17 +322,16 @@ def test_a_failing_call_gives_the_pages_back(error: Any, at: int) -> None:
     assert model.pool.free == model.pool.count
 
 
-def test_a_cache_that_others_filled() -> None:
+def test_a_cache_that_others_hold_is_waited_for() -> None:
     model = fake.model(None, fake.babble(VOCAB))
+    want = model.generate([5] * 11, ignore_eos=True, max_tokens=9)
     held = model.pool.take(12)
-    with pytest.raises(DeepZigError) as caught:
-        model.generate([5] * 11, ignore_eos=True)
-    assert str(caught.value) == (
-        "the cache is full: 1 more pages are needed, 0 are free\n  at: cache of 60 tokens\n"
-        "  fix: load the model with a larger cache_tokens, or ask for fewer max_tokens"
-    )
-    assert model.pool.free == 3
+    generation = model.submit([5] * 11, ignore_eos=True, max_tokens=9)
+    stop = time.monotonic() + 0.2
+    while time.monotonic() < stop:
+        assert model.engine.stats().running == 0 and model.pool.free <= 3
     model.pool.give_back(held)
+    assert generation.result().token_ids == want.token_ids
 
 
 def test_threads_do_not_disturb_each_other() -> None:

@@ -10,6 +10,7 @@ import pytest
 
 from deepzig.errors import DeepZigError
 from deepzig.runtime.sampling import SamplingOptions, logprob_of
+from deepzig.runtime.structured import StructuredOutputs
 
 REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"temperature": 2.5}, "temperature is 2.5", "temperature", "give a number from 0 to 2"),
@@ -34,6 +35,12 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"logit_bias": {"a": 1}}, "logit_bias is {'a': 1}", "logit_bias", "give token ids with a number for each"),
     ({"logit_bias": {5: -math.inf}}, "logit_bias is {5: -inf}", "logit_bias", "give numbers from -100 to 100"),
     ({"repetition_penalty": 0}, "repetition_penalty is 0", "repetition_penalty", "give a number from 0.01 to 100"),
+    (
+        {"structured_outputs": {"regex": ""}},
+        "regex is ''",
+        "structured_outputs",
+        "give a text that is not empty",
+    ),
     ({"seed": 2**64}, f"seed is {2**64}", "seed", "give a whole number from -9.22337e+18 to 1.84467e+19"),
 ]
 
@@ -50,7 +57,7 @@ def test_an_unknown_option() -> None:
         SamplingOptions.parse({"best_of": 2})
     known = (
         "max_tokens, temperature, top_p, top_k, min_p, stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, "
-        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias"
+        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias, structured_outputs"
     )
     assert str(caught.value) == f"there is no option 'best_of'\n  at: generate\n  fix: choose from {known}"
 
@@ -76,6 +83,8 @@ def test_values_are_brought_to_one_type() -> None:
         assert options.stop == ("ab",) and options.logit_bias == {7: 1.0, 8: 2.0}
         assert (options.top_k, type(options.top_k)) == (3, int)
         assert (options.temperature, type(options.temperature)) == (0.5, float)
+    one, other = SamplingOptions(structured_outputs={"json": {}}), SamplingOptions(structured_outputs={"json": "{}"})
+    assert one.structured_outputs == other.structured_outputs == StructuredOutputs.parse({"json": {}})
     assert SamplingOptions(stop=["a", "b"]).stop == ("a", "b")  # type: ignore[arg-type]
     assert SamplingOptions(stop_token_ids=np.array([3, 4])).stop_token_ids == (3, 4)  # type: ignore[arg-type]
 

@@ -329,7 +329,7 @@ def test_a_full_disk(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     wheels._keep(kept, data, wanted)  # somebody else was faster, and has it open on Windows
 
 
-@pytest.mark.parametrize("platform", PLATFORMS)
+@pytest.mark.parametrize("platform", [name for name, platform in PLATFORMS.items() if platform.libraries])
 def test_another_tvm_makes_code_for_this_platform_only(platform: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(build, "versions", lambda: {"tvm": "0.28.0", "tvm_ffi": "0.1"})
     target = CpuTarget(frozenset(), platform, "some-target")
@@ -364,5 +364,5 @@ def test_no_home_folder(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_pinned_versions_are_those_that_are_installed() -> None:
     """A new TVM needs new hashes."""
     installed = build.versions()
-    for platform in PLATFORMS.values():
-        assert {file.requirement for file in platform.libraries} == {f"apache-tvm=={installed['tvm']}"}
+    files = [file for platform in PLATFORMS.values() for file in platform.libraries]
+    assert {file.requirement for file in files} == {f"apache-tvm=={installed['tvm']}"}

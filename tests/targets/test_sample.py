@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import tvm
 
-from deepzig.ir.sampling import philox4x32, sample_tokens, weights
+from deepzig.sampling import philox4x32, sample_tokens, weights
 from deepzig.targets.cpu.sample import sample
 
 from .conftest import compile_kernel

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from deepzig.ir.sampling import sample_tokens
 from deepzig.runtime.sampling import SamplingOptions
+from deepzig.sampling import sample_tokens
 from deepzig.targets.cpu.sample import sample
 
 from .conftest import compile_kernel

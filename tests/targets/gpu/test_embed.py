@@ -58,7 +58,7 @@ def libraries(tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, Path]:
     made = {}
     for gpu, platform in ((CUDA, "x86_64-linux"), (CUDA, "aarch64-linux"), (METAL, "aarch64-macos")):
         folder = tmp_path_factory.mktemp(platform)
-        made[platform] = folder / f"code.{PLATFORMS[platform].suffix}"
+        made[platform] = folder / f"code{PLATFORMS[platform].suffix}"
         build(module(), target(gpu, platform), made[platform])
     return made
 

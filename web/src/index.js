@@ -1,0 +1,3 @@
+export { DeepZigError } from "./errors.js";
+export { load } from "./fetch.js";
+export { Model, loadFrom } from "./model.js";

@@ -1,0 +1,56 @@
+/**
+ * Where tensors lie and kernels find them. Addresses are numbers that can be added to.
+ *
+ * @typedef {import("./tensors.js").Bytes} Bytes
+ * @typedef {object} Memory
+ * @property {number} device the type of the device (DLDeviceType of dlpack.h)
+ * @property {(bytes: number) => number} allocate memory of zeros, aligned for kernels: its address
+ * @property {(address: number, data: Uint8Array) => void} write
+ * @property {(from: number, to: number, bytes: number) => void} copy
+ * @property {(address: number, bytes: number) => Promise<Bytes>} read a copy, once all kernels called so far are done
+ */
+
+const CPU = 1;
+
+/**
+ * The memory of the kernels' own module.
+ * @implements {Memory}
+ */
+export class HostMemory {
+  /** @param {import("./host.js").Host} host */
+  constructor(host) {
+    this.device = CPU;
+    this.host = host;
+  }
+
+  /** @param {number} bytes */
+  allocate(bytes) {
+    return this.host.allocate(bytes);
+  }
+
+  /**
+   * @param {number} address
+   * @param {Uint8Array} data
+   */
+  write(address, data) {
+    this.host.bytes().set(data, address);
+  }
+
+  /**
+   * @param {number} from
+   * @param {number} to
+   * @param {number} bytes
+   */
+  copy(from, to, bytes) {
+    this.host.bytes().copyWithin(to, from, from + bytes);
+  }
+
+  /**
+   * @param {number} address
+   * @param {number} bytes
+   * @returns {Promise<Bytes>}
+   */
+  async read(address, bytes) {
+    return this.host.bytes().slice(address, address + bytes);
+  }
+}
