@@ -50,7 +50,7 @@ demo: $(VENV)/compile.stamp ## compile the reference model and ask it three ques
 
 # `.venv/bin/pytest`, not `python -m pytest`: the latter puts the checkout on sys.path, where `import ir` works and
 # every class exists twice.
-test: setup ## run the fast tests (under 5 minutes)
+test: setup ## run the fast tests (under 10 minutes)
 	@echo "== Fast tests; the slow ones are \`make test-slow\`"
 	$(BIN)/pytest --numprocesses auto --dist worksteal
 

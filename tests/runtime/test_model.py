@@ -278,6 +278,28 @@ def test_logits_that_are_no_numbers() -> None:
     assert model.pool.free == model.pool.count
 
 
+def test_edits_do_not_hide_logits_that_are_no_numbers() -> None:
+    model = fake.model(None, lambda past: np.full(VOCAB, np.nan, np.float32))
+    with pytest.raises(DeepZigError, match="logits that are no numbers"):
+        model.generate([5, 6], presence_penalty=1, repetition_penalty=1.5, logit_bias={7: -100})
+
+
+@pytest.mark.parametrize("options", [{"frequency_penalty": 0.5, "repetition_penalty": 1.5}, {"presence_penalty": 1.0}])
+def test_rows_are_edited_as_if_the_guesses_were_right(options: dict[str, Any]) -> None:
+    """Three tokens take turns, which are guessed; each row is edited for the tokens before it, guesses among them."""
+    model = fake.model(None, lambda past: np.where(np.arange(VOCAB) == past[-1] % 3 + 2, 4, 0).astype(np.float32))
+    prompt = [2, 3, 4, 2, 3, 4, 2]
+    plain = model.generate(prompt, max_tokens=30, ignore_eos=True, logprobs=True, **options)
+    ahead = model.generate(prompt, max_tokens=30, ignore_eos=True, logprobs=True, speculate=2, **options)
+    assert ahead.choices == plain.choices and ahead.guessed_tokens > 0
+    past = list(prompt)
+    for token in plain.token_ids:
+        row = np.where(np.arange(VOCAB) == past[-1] % 3 + 2, 4, 0).astype(np.float32)
+        SamplingOptions(**options).edit(row, prompt, past[len(prompt) :])
+        assert token == int(row.argmax())
+        past.append(token)
+
+
 @pytest.mark.parametrize("value", [np.nan, np.inf])
 def test_logits_that_are_no_numbers_are_told_by_the_op(value: float) -> None:
     """Not those of rows behind a wrong guess, which nobody reads."""
