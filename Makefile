@@ -56,7 +56,7 @@ test: setup ## run the fast tests (under 10 minutes)
 
 test-slow: setup ## run the slow tests: packaging, README, large shapes
 	@echo "== Slow tests"
-	$(BIN)/pytest -m slow
+	$(BIN)/pytest -m slow --numprocesses auto --dist worksteal
 
 lint: setup ## check style and formatting of imports with ruff
 	$(BIN)/ruff check .
