@@ -74,7 +74,7 @@ def _router(e: Emitter, node: Node, target: GpuTarget) -> Any:
         taken = prepared(e, target.gpu, e.value(x), rows, k, dtype, x_shape=(k,))
         scores = e.call(tiled(target.gpu, product), [taken, weight], logits)
     else:
-        scores = e.call(few(product), [e.value(x), weight], logits)
+        scores = e.call(few(target.gpu, product), [e.value(x), weight], logits)
     numbers = {name: int(str(node.attrs[name])) for name in ("groups", "keep", "best")}
     kernel = router.route(
         experts, int(str(node.attrs["top_k"])), scoring=str(node.attrs["scoring"]), **numbers,
