@@ -25,7 +25,7 @@ LIMITS = {
 MOST = {"max_threads": 256, "binding_bytes": (1 << 31) - 4}
 """Field -> what kernels make use of at most: device functions exchange among so many threads, indices have 32 bits."""
 
-WHERE = "--webgpu-limits"
+WHERE = "--target"
 HINT = 'write there what a page finds in `adapter.limits`, such as {"maxStorageBufferBindingSize": 1073741824}'
 
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepzig.artifacts.machines import WEB
 from deepzig.ir import TensorType
 from deepzig.targets.cpu.features import TRIPLES
 
@@ -108,7 +109,15 @@ class GpuTarget:
         """Whether launches can be recorded and replayed as one."""
         return self.gpu.replay
 
-    virtual_machine = True
+    @property
+    def virtual_machine(self) -> bool:
+        """Whether TVM's virtual machine calls the kernels; a page has none."""
+        return self.platform != WEB
+
+    @property
+    def binding_bytes(self) -> int | None:
+        """The largest buffer that kernels can be given, where no two values of a call may lie in one."""
+        return None if self.virtual_machine else self.gpu.binding_bytes
 
     @property
     def triple(self) -> str:
@@ -125,7 +134,9 @@ class GpuTarget:
             limits["thread_warp_size"] = SUBGROUP
         # the generated source is the same for all architectures: they matter to the device's compiler only
         arch = {"arch": "sm_80"} if self.gpu.kind == "cuda" else {}
-        host = {"kind": "llvm", "mtriple": self.triple}
+        # of the host for a page nothing is compiled; LLVM warns where it does not know the width of vectors
+        width = {} if self.virtual_machine else {"vector-width": 128}
+        host = {"kind": "llvm", "mtriple": self.triple, **width}
         return Target({"kind": self.gpu.kind, **limits, **arch}, host=host)
 
     def compile(self, module: Any) -> Any:
@@ -136,6 +147,11 @@ class GpuTarget:
         """
         from . import embed, limits, nvcc
         from .pipeline import compile_module
+
+        if not self.virtual_machine:
+            from .webgpu import compile_functions
+
+            return compile_functions(module, self)
 
         lowered = limits.Lowered()
         executable = compile_module(module, self.tvm_target(), [lowered])

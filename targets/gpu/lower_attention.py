@@ -96,7 +96,7 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
         least = 1 if gpu.gpu.replay else 2
         sums = TensorType("f32", scratch(gpu.gpu, s))
         sections, attended = e.call(mla_attend(s, gpu=gpu.gpu, least=least), args, sums, latents)
-    up, up_places = rows_layout(w_uv.type.dtype), places(in_latents, in_outputs) | {"least": least}
+    up, up_places = rows_layout(w_uv.type.dtype, None), places(in_latents, in_outputs) | {"least": least}
     y = _heads(e, gpu, attended, w_uv, up, latent, v, up_places, node.output.type)
     if least == 1:
         return y

@@ -73,9 +73,9 @@ def _moe(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     sizes = (experts, top_k, shared)
     first_of_one = one_gate_up(gpu.gpu, hidden, width, *sizes, gate_type)
     second_of_one = one_down(gpu.gpu, width, hidden, *sizes, down_type, residual=residual is not None)
-    gate_up = e.weight(gate_up_layout(gate_type), gate, up)
+    gate_up = e.weight(gate_up_layout(gate_type, None), gate, up)
     opened = e.update(first_of_one, [of_rows, e.value(ids), gate_up, opened])
-    args = [opened, e.value(ids), e.value(weights), e.weight(rows_layout(down_type), down), *added]
+    args = [opened, e.value(ids), e.value(weights), e.weight(rows_layout(down_type, None), down), *added]
     return e.update(second_of_one, [*args, y])
 
 

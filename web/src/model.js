@@ -1,30 +1,40 @@
 import { chooseBuild, readManifest, readPart } from "./artifact.js";
 import { DeepZigError } from "./errors.js";
-import { Executor } from "./executor.js";
-import { Host } from "./host.js";
-import { HostMemory } from "./memory.js";
+import { Executor, largestBlock } from "./executor.js";
+import { openHost } from "./host.js";
 import { PagePool, Sequence } from "./pages.js";
 import { parseOptions } from "./sampling.js";
+import { openGpu } from "./webgpu.js";
 import { loadWeights } from "./weights.js";
 
 const DEFAULT_CACHE_TOKENS = 16384;
 const NO_TOKEN = -1; // what is drawn from logits that are no numbers
 
 /**
+ * Kind of device -> what makes an artifact's code ready on it. It is told the bytes of the largest block of memory.
+ * @type {Record<string, (code: import("./tensors.js").Bytes, where: string, largest: number) => Promise<Opened>>}
+ *
+ * @typedef {{kernels: import("./executor.js").Kernels, memory: import("./memory.js").Memory}} Opened
+ */
+const OPEN = { cpu: openHost, webgpu: openGpu };
+
+/**
  * The executor of an artifact.
  * @param {import("./artifact.js").Source} source
  * @param {import("./artifact.js").Manifest} manifest
  * @param {number} pages of the cache
- * @param {import("./artifact.js").Options & {verify?: boolean}} [options]
+ * @param {import("./artifact.js").Options & {verify?: boolean, device?: import("./artifact.js").DeviceName}} [options]
  */
-export async function openExecutor(source, manifest, pages, options) {
-  const build = chooseBuild(manifest, "cpu", source.name);
+export async function openExecutor(source, manifest, pages, { device = "auto", ...options } = {}) {
+  const build = chooseBuild(manifest, device, source.name);
   const code = await readPart(source, manifest, build.code, options);
   const plan = JSON.parse(new TextDecoder().decode(await readPart(source, manifest, build.plan, options)));
-  const host = await Host.load(code, {}, `${source.name}/${build.code}`);
-  const memory = new HostMemory(host);
+  const largest = largestBlock(plan, manifest, pages);
+  const { kernels, memory } = await OPEN[build.device](code, `${source.name}/${build.code}`, largest);
   const weights = await loadWeights(source, manifest, memory, options);
-  return Executor.create({ plan, manifest, host, memory, weights, pages });
+  const executor = Executor.create({ plan, manifest, kernels, memory, weights, pages });
+  await memory.seal();
+  return executor;
 }
 
 /** An artifact that answers; made by `load`. */
@@ -145,6 +155,7 @@ function vector(values) {
  * @param {import("./artifact.js").Source} source
  * @param {object} [options]
  * @param {number} [options.cacheTokens] tokens that the cache holds
+ * @param {import("./artifact.js").DeviceName} [options.device] where it shall run
  * @param {boolean} [options.verify] whether to hash all parts (default); else their sizes are compared
  * @param {AbortSignal} [options.signal]
  * @param {(bytes: number) => void} [options.onProgress] told of the bytes that came

@@ -1,140 +1,223 @@
 /**
- * Kernels for WebGPU: pipelines of an artifact's shaders, and the programs that launch them.
+ * Artifacts on WebGPU: kernels are shaders, which programs launch.
  *
- * @typedef {number | string | [string, Expression, Expression]} Expression
- * @typedef {any[]} Statement `targets/gpu/programs.py` says what there is
- * @typedef {{sizes: Record<string, [number, number]>, body: Statement[]}} Program
- * @typedef {{programs: Record<string, Program>, shaders: Record<string, string>}} Code
- * @typedef {{buffer: GPUBuffer, shape: readonly number[]}} Placed a tensor: in a buffer of its own
+ * @typedef {import("./programs.js").Program} Program
+ * @typedef {{programs: Record<string, Program>, shaders: Record<string, string>, limits: Record<string, number>}} Code
  * @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, blocks: [number, number, number]}} Dispatch
  */
 
+import { DeepZigError } from "./errors.js";
+import { GpuMemory, message } from "./gpu_memory.js";
+import { launches } from "./programs.js";
+import { aligned } from "./tensors.js";
+
 const MOST_BLOCKS = 65535; // along an axis, on every adapter
-
-/** @type {Record<string, (a: number, b: number) => number>} */
-const OPERATORS = {
-  "+": (a, b) => a + b,
-  "-": (a, b) => a - b,
-  "*": (a, b) => a * b,
-  "/": (a, b) => Math.floor(a / b),
-  "%": (a, b) => a % b,
-  min: Math.min,
-  max: Math.max,
-  "<": (a, b) => Number(a < b),
-  "<=": (a, b) => Number(a <= b),
-  ">": (a, b) => Number(a > b),
-  ">=": (a, b) => Number(a >= b),
-  "==": (a, b) => Number(a === b),
-  and: (a, b) => Number(a && b),
-  or: (a, b) => Number(a || b),
-};
+const SLOT = 256; // bytes from one uniform block to the next: minUniformBufferOffsetAlignment at its most
+const OTHER = "update the browser and the GPU's driver, or compile with --target wasm";
 
 /**
- * @param {Expression} expression
- * @param {Record<string, number>} variables
- * @returns {number}
+ * The kernels of an artifact on a device.
+ * @implements {import("./executor.js").Kernels}
  */
-function evaluate(expression, variables) {
-  if (typeof expression === "number") return expression;
-  if (typeof expression === "string") return variables[expression];
-  const [name, a, b] = expression;
-  return OPERATORS[name](evaluate(a, variables), evaluate(b, variables));
-}
-
-/**
- * The launches of a program, as [kernel, arguments, numbers, blocks along x, blocks along y].
- * @param {Statement[]} body
- * @param {Record<string, number>} variables
- * @returns {Generator<[string, number[], number[], number, number]>}
- */
-export function* launches(body, variables) {
-  for (const [kind, ...rest] of body) {
-    if (kind === "let") {
-      variables[rest[0]] = evaluate(rest[1], variables);
-    } else if (kind === "if") {
-      if (evaluate(rest[0], variables)) yield* launches(rest[1], variables);
-    } else if (kind === "for") {
-      const count = evaluate(rest[1], variables);
-      for (let i = 0; i < count; i++) yield* launches(rest[2], { ...variables, [rest[0]]: i });
-    } else {
-      const [kernel, places, numbers, [x, y]] = rest;
-      const values = numbers.map((/** @type {Expression} */ number) => evaluate(number, variables));
-      yield [kernel, places, values, evaluate(x, variables), evaluate(y, variables)];
-    }
-  }
-}
-
-/** The kernels of an artifact on a device. */
-export class Kernels {
+export class GpuKernels {
   /**
-   * @param {GPUDevice} device
+   * @param {GpuMemory} memory
    * @param {Record<string, Program>} programs
    * @param {Map<string, GPUComputePipeline>} pipelines
    */
-  constructor(device, programs, pipelines) {
-    this.device = device;
+  constructor(memory, programs, pipelines) {
+    this.memory = memory;
     this.programs = programs;
     this.pipelines = pipelines;
   }
 
   /**
    * Compile all shaders, side by side.
-   * @param {GPUDevice} device
+   * @param {GpuMemory} memory
    * @param {Code} code
+   * @param {string} where for errors
    */
-  static async compile(device, { programs, shaders }) {
-    const made = Object.entries(shaders).map(async ([name, text]) => {
-      const module = device.createShaderModule({ code: text, label: name });
-      const pipeline = await device.createComputePipelineAsync({ layout: "auto", compute: { module }, label: name });
-      return /** @type {[string, GPUComputePipeline]} */ ([name, pipeline]);
+  static async compile(memory, { programs, shaders }, where) {
+    const { device } = memory;
+    const made = Object.entries(shaders).map(async ([label, text]) => {
+      const module = device.createShaderModule({ code: text, label });
+      try {
+        const pipeline = await device.createComputePipelineAsync({ layout: "auto", compute: { module }, label });
+        return /** @type {[string, GPUComputePipeline]} */ ([label, pipeline]);
+      } catch (error) {
+        throw new DeepZigError(`the browser refuses the kernel ${label}: ${message(error)}`, where, OTHER);
+      }
     });
-    return new Kernels(device, programs, new Map(await Promise.all(made)));
+    return new GpuKernels(memory, programs, new Map(await Promise.all(made)));
   }
 
   /**
-   * The dispatches of a function for tensors that stay where they are and keep their shapes.
+   * @param {readonly import("./executor.js").PlannedCall[]} calls
+   * @param {readonly import("./executor.js").Place[]} tensors
+   */
+  prepare(calls, tensors) {
+    return new GpuCalls(this, calls, tensors);
+  }
+
+  /**
+   * What a kernel launches for arguments of these shapes.
    * @param {string} name
-   * @param {readonly Placed[]} tensors
-   * @returns {Dispatch[]}
+   * @param {readonly (readonly number[])[]} shapes
    */
-  prepare(name, tensors) {
+  launches(name, shapes) {
     const { sizes, body } = this.programs[name];
-    const named = Object.entries(sizes).map(([size, [argument, axis]]) => [size, tensors[argument].shape[axis]]);
-    const found = [...launches(body, Object.fromEntries(named))];
-    return found.map(([kernel, places, numbers, x, y]) => {
-      const pipeline = /** @type {GPUComputePipeline} */ (this.pipelines.get(kernel));
-      const buffers = [...places.map((i) => tensors[i].buffer), this.numbers([...numbers, x - 1])];
-      const entries = buffers.map((buffer, binding) => ({ binding, resource: { buffer } }));
-      const group = this.device.createBindGroup({ layout: pipeline.getBindGroupLayout(0), entries });
-      return { pipeline, group, blocks: [Math.min(x, MOST_BLOCKS), y, Math.ceil(x / MOST_BLOCKS)] };
+    const named = Object.entries(sizes).map(([size, [argument, axis]]) => [size, shapes[argument][axis]]);
+    return [...launches(body, Object.fromEntries(named))];
+  }
+}
+
+/**
+ * Calls of kernels for tensors that stay where they are. Their dispatches are made anew when shapes change; what is
+ * bound to them stays.
+ * @implements {import("./executor.js").Calls}
+ */
+class GpuCalls {
+  /**
+   * @param {GpuKernels} kernels
+   * @param {readonly import("./executor.js").PlannedCall[]} calls
+   * @param {readonly import("./executor.js").Place[]} tensors
+   */
+  constructor(kernels, calls, tensors) {
+    this.kernels = kernels;
+    this.calls = calls;
+    this.resources = tensors.map(({ address }) => kernels.memory.find(address));
+    /** @type {(readonly number[])[]} */
+    this.shapes = tensors.map(() => []);
+    /** @type {Dispatch[][] | undefined} of each call */
+    this.dispatches = undefined;
+    /** @type {Map<string, GPUBindGroup>} */
+    this.groups = new Map();
+    /** @type {GPUBuffer | undefined} the numbers that dispatches are given, a slot for each */
+    this.numbers = undefined;
+  }
+
+  /**
+   * @param {number} tensor
+   * @param {readonly number[]} shape
+   */
+  shape(tensor, shape) {
+    this.shapes[tensor] = shape;
+    this.dispatches = undefined;
+  }
+
+  /**
+   * @param {number} begin
+   * @param {number} end
+   */
+  run(begin, end) {
+    const { memory } = this.kernels;
+    memory.check();
+    this.dispatches ??= this.arrange();
+    const wanted = this.dispatches.slice(begin, end).flat();
+    memory.encode((encoder) => {
+      const pass = encoder.beginComputePass();
+      for (const { pipeline, group, blocks } of wanted) {
+        pass.setPipeline(pipeline);
+        pass.setBindGroup(0, group);
+        pass.dispatchWorkgroups(...blocks);
+      }
+      pass.end();
     });
   }
 
-  /**
-   * A uniform block.
-   * @param {number[]} values
-   */
-  numbers(values) {
-    const size = Math.ceil(values.length / 4) * 16;
-    const buffer = this.device.createBuffer({ size, usage: GPUBufferUsage.UNIFORM, mappedAtCreation: true });
-    new Int32Array(buffer.getMappedRange()).set(values);
-    buffer.unmap();
-    return buffer;
+  /** The dispatches of each call for the shapes that are set. */
+  arrange() {
+    const { device } = this.kernels.memory;
+    const found = this.calls.map(({ kernel, arguments: tensors }) =>
+      this.kernels.launches(kernel, tensors.map((i) => this.shapes[i])),
+    );
+    const size = Math.max(SLOT * found.flat().length, SLOT);
+    if (!this.numbers || this.numbers.size < size) {
+      this.numbers?.destroy();
+      this.numbers = device.createBuffer({ size, usage: GPUBufferUsage.UNIFORM | GPUBufferUsage.COPY_DST });
+      this.groups.clear();
+    }
+    const numbers = new Int32Array(size / 4);
+    let slot = 0;
+    const dispatches = found.map((list, call) =>
+      list.map(([kernel, places, values, x, y]) => {
+        numbers.set([...values, x - 1], (slot * SLOT) / 4);
+        const tensors = places.map((place) => this.calls[call].arguments[place]);
+        const group = this.group(kernel, tensors, slot, values.length + 1);
+        slot += 1;
+        const pipeline = /** @type {GPUComputePipeline} */ (this.kernels.pipelines.get(kernel));
+        return { pipeline, group, blocks: /** @type {[number, number, number]} */ (grid(x, y)) };
+      }),
+    );
+    device.queue.writeBuffer(this.numbers, 0, numbers);
+    return dispatches;
   }
 
   /**
-   * Start dispatches, one after the other.
-   * @param {readonly Dispatch[]} dispatches
+   * @param {string} kernel
+   * @param {readonly number[]} tensors
+   * @param {number} slot of its numbers
+   * @param {number} count of its numbers
    */
-  run(dispatches) {
-    const encoder = this.device.createCommandEncoder();
-    const pass = encoder.beginComputePass();
-    for (const { pipeline, group, blocks } of dispatches) {
-      pass.setPipeline(pipeline);
-      pass.setBindGroup(0, group);
-      pass.dispatchWorkgroups(...blocks);
+  group(kernel, tensors, slot, count) {
+    const key = `${slot} ${kernel} ${tensors}`;
+    const known = this.groups.get(key);
+    if (known) return known;
+    const buffer = /** @type {GPUBuffer} */ (this.numbers);
+    const block = { buffer, offset: SLOT * slot, size: Math.ceil(count / 4) * 16 };
+    const resources = [...tensors.map((i) => this.resources[i]), block];
+    const entries = resources.map((resource, binding) => ({ binding, resource }));
+    const layout = /** @type {GPUComputePipeline} */ (this.kernels.pipelines.get(kernel)).getBindGroupLayout(0);
+    const made = this.kernels.memory.device.createBindGroup({ layout, entries });
+    this.groups.set(key, made);
+    return made;
+  }
+}
+
+/**
+ * A grid as WebGPU takes it: shaders put x together again.
+ * @param {number} x
+ * @param {number} y
+ */
+const grid = (x, y) => [Math.min(x, MOST_BLOCKS), y, Math.ceil(x / MOST_BLOCKS)];
+
+/**
+ * The kernels of an artifact on the GPU that the browser takes, and its memory.
+ * @param {import("./tensors.js").Bytes} data the part that is the code
+ * @param {string} where for errors
+ * @param {number} largest bytes of the largest buffer
+ */
+export async function openGpu(data, where, largest) {
+  /** @type {Code} */
+  const code = JSON.parse(new TextDecoder().decode(data));
+  const memory = new GpuMemory(await openDevice({ ...code.limits, ...sizes(largest) }, where));
+  return { kernels: await GpuKernels.compile(memory, code, where), memory };
+}
+
+/** @param {number} largest */
+const sizes = (largest) => ({ maxBufferSize: aligned(largest), maxStorageBufferBindingSize: aligned(largest) });
+
+/**
+ * @param {Record<string, number>} limits that it has to have
+ * @param {string} where for errors
+ */
+async function openDevice(limits, where) {
+  if (!globalThis.navigator?.gpu) {
+    const hint = "open the page over HTTPS or from localhost in a browser with WebGPU, or compile with --target wasm";
+    throw new DeepZigError("there is no WebGPU here", where, hint);
+  }
+  const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
+  if (!adapter) throw new DeepZigError("the browser has no GPU for WebGPU", where, OTHER);
+  for (const [name, least] of Object.entries(limits)) {
+    const most = /** @type {Record<string, any>} */ (adapter.limits)[name];
+    if (!(most >= least)) {
+      const hint = "load with a smaller cacheTokens, or compile with --target webgpu:limits=FILE for this GPU";
+      throw new DeepZigError(`the GPU's ${name} is ${most}, and ${least} is needed`, where, hint);
     }
-    pass.end();
-    this.device.queue.submit([encoder.finish()]);
+  }
+  try {
+    return await adapter.requestDevice({ requiredLimits: limits });
+  } catch (error) {
+    throw new DeepZigError(`the GPU can't be used: ${message(error)}`, where, OTHER);
   }
 }

@@ -178,7 +178,7 @@ def test_transposes(dtype: str) -> None:
         for x in (w, np.ascontiguousarray(w.T))
     )
     layout = transposed_layout(dtype)
-    assert np.array_equal(layout.pack(stored), rows_layout(dtype).pack(turned))
-    assert layout.stored(TensorType(dtype, (3, 128, 256))) == rows_layout(dtype).stored(
+    assert np.array_equal(layout.pack(stored), rows_layout(dtype, None).pack(turned))
+    assert layout.stored(TensorType(dtype, (3, 128, 256))) == rows_layout(dtype, None).stored(
         TensorType(dtype, (3, 256, 128))
     )
