@@ -90,7 +90,7 @@ def _together(plans: Sequence[Plan], sizes: Sizes) -> Arena:
     """One block: the largest come first, each to the lowest place that is free while it lives."""
     offsets: dict[Tensor, int] = {}
     end = 0
-    for tensor in (t for plan in plans for t in plan.outputs):
+    for tensor in (t for plan in plans for t in _outputs(plan)):
         offsets[tensor] = end
         end += bytes_of(tensor, sizes)
     shared = end
@@ -124,7 +124,7 @@ def _apart(plans: Sequence[Plan], sizes: Sizes, most: int) -> Arena:
         places[life.tensor] = (block, 0)
 
     for plan in plans:
-        for tensor in plan.outputs:
+        for tensor in _outputs(plan):
             put(_Life(tensor, bytes_of(tensor, sizes), "an output", 0, 0), plan, ())
     shared = len(blocks)
     for plan in plans:
@@ -138,19 +138,33 @@ def _apart(plans: Sequence[Plan], sizes: Sizes, most: int) -> Arena:
 
 def _lives(plan: Plan, sizes: Sizes) -> list[_Life]:
     """All that shares its bytes: inputs, and what launches make that is no output and no state."""
-    apart = {*plan.outputs, *plan.states, *plan.weights.values()}
+    apart = {*_outputs(plan), *plan.states, *plan.weights.values()}
+    versions = _versions(plan)
     first = dict.fromkeys(plan.inputs, -1)
     last = dict(first)
     makers = dict.fromkeys(plan.inputs, "an input")
     for number, launch in enumerate(plan.launches):
-        if launch.in_place:  # a new version of a state, where that lies
-            apart.update(launch.outputs)
-        for tensor in launch.outputs:
+        for tensor in () if launch.in_place else launch.outputs:
             first[tensor] = last[tensor] = number
             makers[tensor] = launch.op
         for tensor in launch.args:
-            last[tensor] = number
+            last[versions.get(tensor, tensor)] = number
     return [_Life(t, bytes_of(t, sizes), makers[t], begin, last[t]) for t, begin in first.items() if t not in apart]
+
+
+def _versions(plan: Plan) -> dict[Tensor, Tensor]:
+    """What launches made of a tensor in place -> the tensor, where it lies."""
+    first: dict[Tensor, Tensor] = {}
+    for launch in plan.launches:
+        if launch.in_place:
+            first[launch.outputs[0]] = first.get(launch.args[-1], launch.args[-1])
+    return first
+
+
+def _outputs(plan: Plan) -> list[Tensor]:
+    """The tensors that outputs are, or are versions of."""
+    versions = _versions(plan)
+    return [versions.get(tensor, tensor) for tensor in plan.outputs]
 
 
 def bytes_of(tensor: Tensor, sizes: Sizes) -> int:

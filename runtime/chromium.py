@@ -126,6 +126,11 @@ class _Handler(BaseHTTPRequestHandler):
         """Say nothing."""
 
 
+class _Server(ThreadingHTTPServer):
+    def handle_error(self, *_: Any) -> None:
+        """Say nothing: connections break when the page has gone, which is seen elsewhere."""
+
+
 class ChromiumMachine(JavaScriptMachine):
     """The code of a checked artifact, with its weights and `pages` pages of cache, in a page of headless Chromium.
 
@@ -137,7 +142,7 @@ class ChromiumMachine(JavaScriptMachine):
         super().__init__(artifact)
         command = [_find_chromium(artifact.path), *FLAGS, *_unprivileged()]
         self._post = _Post(artifact)
-        server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, self._post))
+        server = _Server(("127.0.0.1", 0), partial(_Handler, self._post))
         threading.Thread(target=server.serve_forever, daemon=True).start()
         profile = tempfile.mkdtemp(prefix="deepzig-chromium-")
         address = f"http://127.0.0.1:{server.server_port}/{self._post.secret}/"

@@ -67,4 +67,4 @@ def test_files_that_are_none(tmp_path: Path, text: str | None, what: str) -> Non
         hint = 'write there what a page finds in `adapter.limits`, such as {"maxStorageBufferBindingSize": 1073741824}'
     with pytest.raises(DeepZigError) as caught:
         read_limits(path)
-    assert str(caught.value) == f"{what}\n  at: --webgpu-limits\n  fix: {hint}"
+    assert str(caught.value) == f"{what}\n  at: --target\n  fix: {hint}"
