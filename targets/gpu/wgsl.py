@@ -11,8 +11,10 @@ import tvm_ffi
 from tvm import tirx
 from tvm.script import tirx as T
 
+from .compact import compacted
 from .preludes import prelude
 from .shorten import shortened
+from .spelling import spelled
 
 KERNEL = re.compile(r"^// Function: \w+\n", re.M)
 ENTRY = re.compile(r"@compute @workgroup_size\((\d+), 1, 1\)\nfn (\w+)\((.*?)\n\) \{\n", re.S)
@@ -29,7 +31,7 @@ class Shader:
     """A kernel's code.
 
     Attributes:
-        text: WGSL with one entry point. Its buffers are bindings 0, 1, ... of group 0; the next one is a uniform block
+        text: WGSL with one entry point, `main`. Its buffers are bindings 0, 1, ... of group 0; the next one is a uniform block
             with its numbers, 4 bytes each, and the greatest index of a block along x.
         written: of each buffer whether it is written.
         shared: bytes of workgroup memory.
@@ -62,7 +64,7 @@ def _shader(text: str, library: dict[str, str]) -> tuple[str, Shader]:
     arrays = SHARED.findall(text)
     assert len(arrays) == text.count("var<workgroup>")
     counts = (int(threads if size == "dz_threads" else size or 1) * (4 if vector else 1) for vector, size in arrays)
-    return name, Shader(text, written, 4 * sum(counts))
+    return name, Shader(spelled(compacted(text)), written, 4 * sum(counts))
 
 
 def _library() -> dict[str, str]:

@@ -95,7 +95,7 @@ class Runner:
     @staticmethod
     def _pipeline(name: str, shader: Shader) -> Any:
         module = device().create_shader_module(code=shader.text)
-        return device().create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": name})
+        return device().create_compute_pipeline(layout="auto", compute={"module": module, "entry_point": "main"})
 
     def __call__(self, function: str, *arrays: Array) -> None:
         """Call a function, and write what its kernels wrote into the arrays."""
