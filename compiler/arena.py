@@ -10,7 +10,7 @@ from deepzig.artifacts.consistency import ITEM_BYTES
 from deepzig.artifacts.machines import WASM_BYTES
 from deepzig.errors import DeepZigError
 
-from .plan import Plan, Tensor
+from .plan import Plan, Tensor, versions
 
 ALIGNMENT = 64
 """Bytes; kernels crash on less."""
@@ -139,7 +139,7 @@ def _apart(plans: Sequence[Plan], sizes: Sizes, most: int) -> Arena:
 def _lives(plan: Plan, sizes: Sizes) -> list[_Life]:
     """All that shares its bytes: inputs, and what launches make that is no output and no state."""
     apart = {*_outputs(plan), *plan.states, *plan.weights.values()}
-    versions = _versions(plan)
+    first_of = versions(plan)
     first = dict.fromkeys(plan.inputs, -1)
     last = dict(first)
     makers = dict.fromkeys(plan.inputs, "an input")
@@ -148,23 +148,14 @@ def _lives(plan: Plan, sizes: Sizes) -> list[_Life]:
             first[tensor] = last[tensor] = number
             makers[tensor] = launch.op
         for tensor in launch.args:
-            last[versions.get(tensor, tensor)] = number
+            last[first_of.get(tensor, tensor)] = number
     return [_Life(t, bytes_of(t, sizes), makers[t], begin, last[t]) for t, begin in first.items() if t not in apart]
-
-
-def _versions(plan: Plan) -> dict[Tensor, Tensor]:
-    """What launches made of a tensor in place -> the tensor, where it lies."""
-    first: dict[Tensor, Tensor] = {}
-    for launch in plan.launches:
-        if launch.in_place:
-            first[launch.outputs[0]] = first.get(launch.args[-1], launch.args[-1])
-    return first
 
 
 def _outputs(plan: Plan) -> list[Tensor]:
     """The tensors that outputs are, or are versions of."""
-    versions = _versions(plan)
-    return [versions.get(tensor, tensor) for tensor in plan.outputs]
+    first_of = versions(plan)
+    return [first_of.get(tensor, tensor) for tensor in plan.outputs]
 
 
 def bytes_of(tensor: Tensor, sizes: Sizes) -> int:

@@ -29,7 +29,7 @@ from .graphs import graphs_json
 from .options import CACHES, DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
-from .plan import Plan, Tensor, plan_graph
+from .plan import Plan, Tensor, partials, plan_graph
 from .precision import parse_quant, whole_blocks
 from .selfcheck import BUDGET, record, sampled_layers
 from .stages import Progress, logged
@@ -216,8 +216,8 @@ def _build(
 ) -> Build:  # fmt: skip
     calls = {
         plan.name: tuple(
-            Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs))
-            for c in plan.launches
+            Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs), partial)
+            for c, partial in zip(plan.launches, partials(plan), strict=True)
         )
         for plan in plans
     }

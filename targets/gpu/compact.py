@@ -16,7 +16,7 @@ WORD = re.compile(r"(?<![\w.])[A-Za-z_]\w*")
 LET = re.compile(r"let (\w+)=(.*);")
 CHOSEN = re.compile(r"var (\w+):\w+;\nif\((.*)\)\{\n\1=(\w+\[\d+i\]);\n\}else\{\n\1=(\w+\[\d+i\]);\n\}\n")
 """A variable that one of two elements of arrays is stored in."""
-SETTLED = re.compile(r"^(\w+)=(?:bool)?(\(.*\));\nlet (\w+)=(?:bool\(\1\)|\1);\n", re.M)
+SETTLED = re.compile(r"^(\w+)=(.*);\nlet (\w+)=(?:bool\(\1\)|\1);\n", re.M)
 BINDS = re.compile(r"(?:let|for\(var) (\w+)\b")
 STORE = re.compile(r"(\w+)(?:=|\+\+)")
 ZERO = re.compile(r"(\w+)\[(\d+)i\]=0(?:\.0+e\+00f|i|u);")
@@ -43,10 +43,10 @@ def compacted(text: str) -> str:
     begin = ENTRY.search(text)
     assert begin is not None
     lines = text[begin.start() :].splitlines()
-    lines = _without_copies(_bound(lines))
-    lines = _merged(_inlined(_without_unused(lines)))
+    lines = _merged(_inlined(_without_unused(_without_copies(_bound(lines)))))
     first = next(i for i, line in enumerate(lines) if line == "){") + 1
-    return text[: begin.start()] + "\n".join([*lines[:first], *_Block(lines[first:-1]).named(GIVEN, _fresh()), "}"]) + "\n"
+    body = _without_copies(_Block(lines[first:-1]).named(GIVEN, _fresh()))
+    return text[: begin.start()] + "\n".join([*lines[:first], *body, "}"]) + "\n"
 
 
 def _without_settled(text: str) -> str:
@@ -70,9 +70,10 @@ def _bound(lines: list[str]) -> list[str]:
         if (found := STORE.match(line)) and found[1] in declared:
             stores.setdefault(found[1], []).append(i)
     once = {name: places[0] for name, places in stores.items() if len(places) == 1}
+    ends = {name: _end(lines, i) for name, i in once.items()}
     for i, line in enumerate(lines):
-        for name in once.keys() & set(WORD.findall(line)):
-            if (i < once[name] and line != f"var {name}:{line[len(name) + 5 :]}") or i > _end(lines, once[name]):
+        for name in once.keys() & set(WORD.findall(line.partition("=")[2] if i in once.values() else line)):
+            if not (line.startswith(f"var {name}:") or once[name] < i < ends[name]):
                 del once[name]
     begins = {i: name for name, i in once.items()}
     return [
@@ -193,11 +194,11 @@ def _inlined(lines: list[str]) -> list[str]:
     kept: list[str] = []
     for line in lines:
         before = LET.fullmatch(kept[-1]) if kept else None
-        if before and uses[before[1]] == 2 and not EFFECTS.search(before[2]) and not line.startswith("for"):
-            inlined, count = re.subn(rf"(?<![\w.]){before[1]}\b", lambda _, value=before[2]: value, line)
-            if count == 1 and not EFFECTS.search(line.replace(f"({before[1]}", "")):
-                kept[-1] = inlined
-                continue
+        if before and uses[before[1]] == 2 and not line.startswith("for") and not EFFECTS.search(before[2] + line):
+            value = before[2]
+            line, count = re.subn(rf"(?<![\w.]){before[1]}\b", lambda _, value=value: value, line)
+            if count:
+                kept.pop()
         kept.append(line)
     return kept
 
@@ -226,7 +227,9 @@ class _Block:
         for expression in sorted((e for e, n in counts.items() if n > 1), key=lambda e: (-len(e), e)):
             pattern = re.compile(rf"(?<![\w>]){re.escape(expression)}")
             count = sum(len(pattern.findall(line)) for line in self.lines)
-            if (count - 1) * (len(expression) - 2) > 14 and (place := self._place(expression, pattern, known)) is not None:
+            if (count - 1) * (len(expression) - 2) > 14 and (
+                place := self._place(expression, pattern, known)
+            ) is not None:
                 name = next(fresh)
                 self.lines = [pattern.sub(name, line) for line in self.lines]
                 self.lines.insert(place, f"let {name}={expression};")

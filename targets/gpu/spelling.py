@@ -17,7 +17,7 @@ TYPED = re.compile(r"\b(let \w+):vec4<\w+>=")
 VECTOR = re.compile(r"\bvec([234])<([fiu])32>")
 DECLARED = re.compile(r"\b(?:fn|let|var(?:<[\w,]+>)?|const|struct) ?(\w+)|[({,\n](\w+):(?!vec3u)")
 NAME = re.compile(r"(?<![\w@.])[A-Za-z_]\w*|(?<=podArgs\.)\w+")
-SHORT = frozenset("as at by do fn go if in is my no of on or to".split())
+SHORT = frozenset(("as", "at", "by", "do", "fn", "go", "if", "in", "is", "my", "no", "of", "on", "or", "to"))
 """Words of two letters that are not made names of: some are WGSL's."""
 
 

@@ -31,8 +31,8 @@ class Shader:
     """A kernel's code.
 
     Attributes:
-        text: WGSL with one entry point, `main`. Its buffers are bindings 0, 1, ... of group 0; the next one is a uniform block
-            with its numbers, 4 bytes each, and the greatest index of a block along x.
+        text: WGSL that begins with `main`. Its buffers are bindings 0, 1, ... of group 0; the next one is a uniform
+            block with its numbers, 4 bytes each, and the greatest index of a block along x.
         written: of each buffer whether it is written.
         shared: bytes of workgroup memory.
     """
