@@ -1,0 +1,79 @@
+"""Streams of server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html)."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Callable, Coroutine
+from typing import Any, TypeVar
+
+from fastapi import Request
+from starlette.responses import StreamingResponse
+from starlette.types import Receive, Scope, Send
+
+from .errors import ApiError, failed
+
+DONE = b"data: [DONE]\n\n"
+T = TypeVar("T")
+
+
+class EventStream(StreamingResponse):
+    """Sends objects as events, then `[DONE]`; an exception as an event with an error.
+
+    Args:
+        events: what to send.
+        cancel: called when the response has ended, in whichever way: the client may have gone before it began.
+    """
+
+    def __init__(self, events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> None:
+        headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+        super().__init__(_encoded(events), media_type="text/event-stream", headers=headers)
+        self._cancel = cancel
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Send the response."""
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._cancel()
+
+
+def _event(data: dict[str, Any]) -> bytes:
+    return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+
+
+async def _encoded(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+    try:
+        async for event in events:
+            yield _event(event)
+    except Exception as error:  # the status is sent already
+        yield _event(failed(error).body)
+        return
+    yield DONE
+
+
+async def unless_gone(request: Request, work: Coroutine[Any, Any, T], cancel: Callable[[], None]) -> T:
+    """Wait for an answer that is sent as a whole, and cancel it if the client goes.
+
+    Raises:
+        ApiError: the client has gone; nobody reads it.
+    """
+    answer = asyncio.ensure_future(work)
+    gone = asyncio.ensure_future(_gone(request))
+    try:
+        await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
+        if not answer.done():
+            raise ApiError(499, "the client has gone")
+        try:
+            return answer.result()
+        except Exception as error:
+            raise failed(error) from error
+    finally:
+        cancel()
+        answer.cancel()
+        gone.cancel()
+
+
+async def _gone(request: Request) -> None:
+    while (await request.receive())["type"] != "http.disconnect":
+        pass

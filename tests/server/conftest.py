@@ -1,0 +1,64 @@
+"""The reference model behind a real server, in a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+import uvicorn
+from openai import OpenAI
+
+from deepzig.compiler.driver import compile_model
+from deepzig.compiler.options import Options
+from deepzig.runtime import Model, load
+from deepzig.server import Access, create_app
+
+REFERENCE = Path(__file__).parents[2] / "models" / "reference"
+KEY = "sesame"
+NAME = "reference"
+
+
+@pytest.fixture(scope="session")
+def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("server") / NAME
+    compile_model(REFERENCE, out, Options(dtype="f32", self_check="none"))
+    return out
+
+
+@contextmanager
+def serving(model: Model, access: Access) -> Iterator[str]:
+    """Serve a model; gives the address."""
+    config = uvicorn.Config(create_app(model, NAME, access), port=0, log_level="error", timeout_graceful_shutdown=5)
+    server = uvicorn.Server(config)
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        while not server.started:
+            assert thread.is_alive()
+            time.sleep(0.01)
+        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.fixture(scope="session")
+def model(artifact: Path) -> Iterator[Model]:
+    with load(artifact, cache_tokens=16384) as loaded:
+        yield loaded
+
+
+@pytest.fixture(scope="session")
+def address(model: Model) -> Iterator[str]:
+    with serving(model, Access(["other", KEY], max_body=100_000)) as url:
+        yield url
+
+
+@pytest.fixture(scope="session")
+def client(address: str) -> Iterator[OpenAI]:
+    with OpenAI(base_url=f"{address}/v1", api_key="other", max_retries=0) as one:
+        yield one
