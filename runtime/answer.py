@@ -47,7 +47,7 @@ class Answer:
         """
         if token in self._ends:
             self.finish_reason = "stop"
-            return Piece(self._stops.last(self._texts.flush())[0], END, None, self.finish_reason)
+            return Piece(self._stops.last(self._texts.flush())[0], END, logprob, self.finish_reason)
         self.tokens.append(token)
         text, found = self._stops.push(self._texts.push(token))
         if not found and (complete or len(self.tokens) == self.limit):

@@ -1,25 +1,23 @@
-"""The application: which path is answered by what."""
+"""The application: what answers requests, put together."""
 
 from __future__ import annotations
 
-import asyncio
-import hashlib
-import time
-from contextlib import ExitStack
 from typing import Any
 
-from fastapi import FastAPI, Request
-from fastapi.responses import JSONResponse, Response
+from fastapi import APIRouter, Depends, FastAPI
+from fastapi.security import HTTPBearer
 
 from deepzig import __version__
-from deepzig.runtime import Generation, Model
+from deepzig.runtime import Model
 
-from . import chat, completions
-from .errors import ApiError, install
-from .events import EventStream, unless_gone
+from . import chat, completions, embeddings, page, responses, tokens, websocket
+from .errors import install
 from .limits import Access, Gate
-from .replies import Head
-from .requests import ChatRequest, CompletionRequest
+from .schemas import ERRORS, Health, ModelCard, ModelList
+from .served import Catalogue, Served
+
+KEY = Depends(HTTPBearer(auto_error=False, description="Only where keys are set; `Gate` checks them."))
+"""Names the key in the document of the API."""
 
 
 def create_app(model: Model, name: str, access: Access | None = None) -> FastAPI:
@@ -33,62 +31,37 @@ def create_app(model: Model, name: str, access: Access | None = None) -> FastAPI
     app = FastAPI(title="DeepZig", version=__version__)
     app.add_middleware(Gate, access=access or Access())
     install(app)
-    fingerprint = f"fp_{hashlib.sha256(model.manifest.to_json().encode()).hexdigest()[:12]}"
-    card = {"id": name, "object": "model", "created": int(time.time()), "owned_by": "deepzig"}
+    catalogue = Catalogue({name: model})
+    for routes in (chat.routes, completions.routes, responses.routes, embeddings.routes, tokens.routes, _models):
+        app.include_router(routes(catalogue), responses=ERRORS, dependencies=[KEY])
+    app.include_router(websocket.routes())
+    app.include_router(page.routes())
 
-    def check(asked: str) -> None:
-        if asked != name:
-            raise ApiError(404, f"there is no model {asked!r}", param="model", code="model_not_found")
-
-    @app.get("/health")
+    @app.get("/health", response_model=Health, responses=ERRORS)
     async def health() -> dict[str, str]:
+        """Whether the server takes requests; needs no key."""
         return {"status": "ok"}
-
-    @app.get("/v1/models")
-    async def models() -> dict[str, Any]:
-        return {"object": "list", "data": [card]}
-
-    @app.get("/v1/models/{asked:path}")
-    async def one_model(asked: str) -> dict[str, Any]:
-        check(asked)
-        return card
-
-    @app.post("/v1/chat/completions")
-    async def chat_completions(body: ChatRequest, request: Request) -> Response:
-        check(body.model)
-        # rendering, tokenizing and compiling a grammar take too long for the event loop
-        generation = await asyncio.to_thread(model.submit_chat, body.messages, **body.options())
-        if body.stream:
-            head = Head("chatcmpl", "chat.completion.chunk", name, fingerprint)
-            events = chat.chunks(head, generation, model.tokenizer, body.include_usage)
-            return EventStream(events, generation.cancel)
-        head = Head("chatcmpl", "chat.completion", name, fingerprint)
-        answer = chat.whole(head, generation, model.tokenizer)
-        return JSONResponse(await unless_gone(request, answer, generation.cancel))
-
-    @app.post("/v1/completions")
-    async def plain_completions(body: CompletionRequest, request: Request) -> Response:
-        check(body.model)
-        generations = await asyncio.to_thread(_submit_all, model, body)
-
-        def cancel() -> None:
-            for generation in generations:
-                generation.cancel()
-
-        head = Head("cmpl", "text_completion", name, fingerprint)
-        if body.stream:
-            events = completions.chunks(head, generations, model.tokenizer, body.include_usage)
-            return EventStream(events, cancel)
-        answer = completions.whole(head, generations, model.tokenizer)
-        return JSONResponse(await unless_gone(request, answer, cancel))
 
     return app
 
 
-def _submit_all(model: Model, body: CompletionRequest) -> list[Generation]:
-    """Submit all prompts, or none of them."""
-    options = body.options()
-    with ExitStack() as stack:
-        generations = [stack.enter_context(model.submit(prompt, **options)) for prompt in body.prompts()]
-        stack.pop_all()
-    return generations
+def _models(catalogue: Catalogue) -> APIRouter:
+    router = APIRouter()
+
+    def card(served: Served) -> dict[str, Any]:
+        return {
+            "id": served.name, "object": "model", "created": served.created, "owned_by": "deepzig",
+            "max_model_len": served.model.context,
+        }  # fmt: skip
+
+    @router.get("/v1/models", response_model=ModelList)
+    async def models() -> dict[str, Any]:
+        """What is served."""
+        return {"object": "list", "data": [card(served) for served in catalogue]}
+
+    @router.get("/v1/models/{name:path}", response_model=ModelCard)
+    async def one_model(name: str) -> dict[str, Any]:
+        """A model that is served."""
+        return card(catalogue[name])
+
+    return router

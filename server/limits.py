@@ -17,7 +17,7 @@ REQUEST_ID = "x-request-id"
 LONGEST_ID = 128
 """Characters of a client's own request id that are taken over."""
 
-OPEN = frozenset({"/health"})
+OPEN = frozenset({"/", "/health"})
 """Paths that need no key."""
 
 
