@@ -48,7 +48,7 @@ class Answer:
         """
         if token in self._ends:
             self.finish_reason = "stop"
-            return Piece(self._stops.last(self._texts.flush())[0], END, None, self.finish_reason)
+            return Piece(self._stops.last(self._texts.flush())[0], END, logprob, self.finish_reason)
         self.tokens.append(token)
         more = self._texts.push(token)
         text, found = self._stops.push(more)
