@@ -1,3 +1,4 @@
 export { DeepZigError } from "./errors.js";
-export { load } from "./fetch.js";
+export { forget, load } from "./fetch.js";
 export { Model, loadFrom } from "./model.js";
+export { missing } from "./support.js";
