@@ -1,5 +1,5 @@
 // What users write, under strict types; tests/web/test_npm.py compiles and runs it.
-import { DeepZigError, forget, missing, type Model } from "deepzig";
+import { type ChatOptions, DeepZigError, forget, missing, type Model } from "deepzig";
 import { load } from "deepzig/node";
 import { load as loadInWorker } from "deepzig/worker";
 
@@ -12,7 +12,7 @@ const model: Model = await load(folder, {
   },
 });
 
-const options = { maxTokens: 40, temperature: 0, stop: ["\n"], signal: new AbortController().signal };
+const options: ChatOptions = { maxTokens: 40, temperature: 0, stop: ["\n"], signal: new AbortController().signal };
 let text = "";
 for await (const piece of model.chat([{ role: "user", content: "Reverse the word lamp." }], options)) text += piece;
 

@@ -24,7 +24,7 @@ HELPERS = """
 """
 
 
-def run(node: str, body: str, given: Any = None, cwd: Path | None = None, **modules: str) -> Any:
+def run(node: str, /, body: str, given: Any = None, cwd: Path | None = None, **modules: str) -> Any:
     """What a program returns.
 
     Args:

@@ -81,18 +81,19 @@ def test_what_it_tells(root: Path, tmp_path: Path) -> None:
             frame.contentDocument.getElementById(one.getAttribute("aria-labelledby"))?.textContent);
           const answer = await ask("Which is larger, 41 or 14?");
           const said = at("said").textContent;
-          at("question").value = "Tell me a story about Mia, a red fox and the river.";
+          at("question").value = "Write a story with Ben, a black cat and the farm.";
           at("form").requestSubmit();
           await until(() => at("log").lastElementChild.lastElementChild.textContent.length > 3);
           at("stop").click();
           await until(() => at("stop").hidden);
           const cut = at("log").lastElementChild.classList.contains("cut");
           const focused = frame.contentDocument.activeElement.id;
-          await caches.delete("deepzig");
+          await until(() => at("offline").textContent === "works");
+          await caches.delete("deepzig"); // the model's parts
           await fetch("/stop", {{ method: "POST" }});
           at("device").dispatchEvent(new Event("change"));
-          let error;
-          await until(() => at("error").textContent).catch((caught) => {{ error = caught.message; }});
+          await until(() => at("error").textContent);
+          const error = at("error").textContent;
           const unnamed = named.filter((name) => !name).length;
           return {{ unnamed, count: named.length, answer, said, cut, focused, error }};
         }}

@@ -86,17 +86,19 @@ class WorkerEngine {
    * @returns {AsyncGenerator<number, import("./engine.js").FinishReason, void>}
    */
   async *generate(prompt, { signal, ...options } = {}) {
-    signal?.throwIfAborted();
     const generation = await this.peer.ask("begin", { prompt, options });
     const end = () => void this.peer.ask("end", { generation }).catch(() => {}); // a worker that ended holds nothing
     signal?.addEventListener("abort", end);
     try {
       for (;;) {
-        const { value, done } = await this.peer.ask("next", { generation });
         signal?.throwIfAborted();
+        const { value, done } = await this.peer.ask("next", { generation });
         if (done) return value;
         yield value;
       }
+    } catch (error) {
+      signal?.throwIfAborted(); // with its own reason
+      throw error;
     } finally {
       signal?.removeEventListener("abort", end);
       end();
