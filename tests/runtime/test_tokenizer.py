@@ -302,3 +302,12 @@ def test_a_tokenizer_that_is_too_large(tmp_path: Path) -> None:
         Tokenizer(tmp_path).encode("a")
     where = f"{tmp_path}/tokenizer.json"
     assert str(caught.value) == f"the tokenizer is too large\n  at: {where}\n  fix: compile the model again"
+
+
+def test_bytes_of_tokens(tmp_path: Path) -> None:
+    tokenizer = Tokenizer(fake.write_tokenizer(tmp_path))
+    for text in fake.CORPUS:
+        tokens = tokenizer.encode(text, special=False)
+        assert b"".join(map(tokenizer.token_bytes, tokens)) == text.encode()
+    end = tokenizer.token_id(fake.EOS)
+    assert end is not None and tokenizer.token_bytes(end).decode() == fake.EOS
