@@ -16,6 +16,7 @@ COMMANDS = {
     "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
     "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
     "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
+    "serve": ("deepzig.server.cli", "serve", "deepzig[server]"),
     "pack": ("deepzig.pack", "pack", "deepzig"),
     "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
@@ -27,6 +28,7 @@ EXAMPLES = """
 Examples:
   deepzig run artifacts/built/demo "The quick brown fox" --max-tokens 32
   deepzig chat artifacts/built/demo
+  deepzig serve artifacts/built/demo
   deepzig inspect artifacts/built/demo
   deepzig-compile ./checkpoint -o artifacts/built/demo    (makes artifacts)
 """

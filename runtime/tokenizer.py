@@ -16,6 +16,13 @@ TOKENIZER, CONFIG, TEMPLATE, MORE_TEMPLATES = (
 MAX_TOKENIZER = 256 << 20
 """Bytes; those of 160,000 tokens have 20 million."""
 
+SHOWN = (*range(33, 127), *range(161, 173), *range(174, 256))
+BYTES = {
+    **{chr(byte): byte for byte in SHOWN},
+    **{chr(256 + i): byte for i, byte in enumerate(sorted({*range(256)} - {*SHOWN}))},
+}
+"""How byte-level BPE writes bytes: those that can be shown as their own letters, the rest as letters from 256 on."""
+
 SPECIAL = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 """The named tokens; templates see those that the config has."""
 
@@ -85,6 +92,23 @@ class Tokenizer:
     def token_id(self, token: str) -> int | None:
         """The id of the token that is written so; None if there is none, or no tokenizer."""
         return self._tokenizer.token_to_id(token) if self.present else None
+
+    def written(self, token: int) -> str:
+        """How the vocabulary writes a token: byte-level BPE shows a space as `Ġ`, for example."""
+        return self._tokenizer.id_to_token(token) or ""
+
+    def token_bytes(self, token: int) -> bytes:
+        """The bytes that a token stands for, which need not make whole characters; of a special token, its name."""
+        if not self.present:
+            return b""
+        written = self.written(token)
+        if token not in self._added and all(letter in BYTES for letter in written):
+            return bytes(BYTES[letter] for letter in written)
+        return written.encode()
+
+    @cached_property
+    def _added(self) -> frozenset[int]:
+        return frozenset(self._tokenizer.get_added_tokens_decoder())
 
     def to_json(self) -> str:
         """What tokenizer.json says, as the tokenizers library writes it."""

@@ -13,6 +13,7 @@ export class GpuMemory {
     this.device = device;
     /** @type {GPUBuffer[]} */
     this.buffers = [];
+    this.bytes = 0;
     /** @type {DeepZigError | undefined} */
     this.fault = undefined;
     device.addEventListener("uncapturederror", ({ error }) => {
@@ -32,7 +33,9 @@ export class GpuMemory {
   /** @param {number} bytes */
   allocate(bytes) {
     const usage = GPUBufferUsage.STORAGE | GPUBufferUsage.COPY_SRC | GPUBufferUsage.COPY_DST;
-    this.buffers.push(this.device.createBuffer({ size: Math.max(aligned(bytes), ALIGNMENT), usage }));
+    const size = Math.max(aligned(bytes), ALIGNMENT);
+    this.buffers.push(this.device.createBuffer({ size, usage }));
+    this.bytes += size;
     return (this.buffers.length - 1) * SPAN;
   }
 

@@ -4,6 +4,7 @@
  *
  * @typedef {import("./tensors.js").Bytes} Bytes
  * @typedef {object} Memory
+ * @property {number} bytes that it has taken so far
  * @property {(bytes: number) => number} allocate memory of zeros, aligned for kernels: its address
  * @property {(address: number, data: Uint8Array) => void} write
  * @property {(from: number, to: number, bytes: number) => void} copy
@@ -20,6 +21,10 @@ export class HostMemory {
   /** @param {import("./host.js").Host} host */
   constructor(host) {
     this.host = host;
+  }
+
+  get bytes() {
+    return this.host.memory.buffer.byteLength;
   }
 
   /** @param {number} bytes */

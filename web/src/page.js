@@ -4,7 +4,7 @@
  */
 
 import { urlSource } from "./fetch.js";
-import { openExecutor } from "./model.js";
+import { openExecutor } from "./engine.js";
 import { answering } from "./requests.js";
 
 const answer = answering(async ({ name, manifest, pages }) => {

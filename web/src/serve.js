@@ -2,7 +2,7 @@
 
 import { createInterface } from "node:readline";
 
-import { openExecutor } from "./model.js";
+import { openExecutor } from "./engine.js";
 import { folderSource } from "./node.js";
 import { answering } from "./requests.js";
 

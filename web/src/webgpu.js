@@ -9,6 +9,7 @@
 import { DeepZigError } from "./errors.js";
 import { GpuMemory, message } from "./gpu_memory.js";
 import { launches } from "./programs.js";
+import { demand } from "./support.js";
 import { aligned } from "./tensors.js";
 
 const MOST_BLOCKS = 65535; // along an axis, on every adapter
@@ -202,10 +203,7 @@ const sizes = (largest) => ({ maxBufferSize: aligned(largest), maxStorageBufferB
  * @param {string} where for errors
  */
 async function openDevice(limits, where) {
-  if (!globalThis.navigator?.gpu) {
-    const hint = "open the page over HTTPS or from localhost in a browser with WebGPU, or compile with --target wasm";
-    throw new DeepZigError("there is no WebGPU here", where, hint);
-  }
+  demand(["webgpu"]);
   const adapter = await navigator.gpu.requestAdapter({ powerPreference: "high-performance" });
   if (!adapter) throw new DeepZigError("the browser has no GPU for WebGPU", where, OTHER);
   for (const [name, least] of Object.entries(limits)) {

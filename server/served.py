@@ -1,0 +1,58 @@
+"""The models that are served, by the names that clients call them."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator, Mapping
+
+from deepzig.runtime import Model
+
+from .errors import ApiError
+from .replies import Head
+
+
+class Served:
+    """A model under its name.
+
+    Args:
+        name: what clients call it.
+        model: a loaded model; stays the caller's to close.
+    """
+
+    def __init__(self, name: str, model: Model) -> None:
+        self.name, self.model = name, model
+        self.created = int(time.time())
+        self.fingerprint = f"fp_{hashlib.sha256(model.manifest.to_json().encode()).hexdigest()[:12]}"
+
+    def head(self, prefix: str, kind: str) -> Head:
+        """What all parts of an answer of this model share; `prefix` is that of its id."""
+        return Head(prefix, kind, self.name, self.fingerprint)
+
+
+class Catalogue:
+    """What is served.
+
+    Args:
+        models: name -> model, at least one.
+    """
+
+    def __init__(self, models: Mapping[str, Model]) -> None:
+        self._served = {name: Served(name, model) for name, model in models.items()}
+
+    def __iter__(self) -> Iterator[Served]:
+        return iter(self._served.values())
+
+    def __getitem__(self, name: str) -> Served:
+        """The model of that name.
+
+        Raises:
+            ApiError: there is none (404).
+        """
+        if name not in self._served:
+            raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
+        return self._served[name]
+
+    def get(self, name: str | None) -> Served:
+        """As `catalogue[name]`, or the first model without a name."""
+        return next(iter(self)) if name is None else self[name]
