@@ -195,8 +195,7 @@ def _inlined(lines: list[str]) -> list[str]:
     for line in lines:
         before = LET.fullmatch(kept[-1]) if kept else None
         if before and uses[before[1]] == 2 and not line.startswith("for") and not EFFECTS.search(before[2] + line):
-            value = before[2]
-            line, count = re.subn(rf"(?<![\w.]){before[1]}\b", lambda _, value=value: value, line)
+            line, count = re.subn(rf"(?<![\w.]){before[1]}\b", before[2], line)
             if count:
                 kept.pop()
         kept.append(line)

@@ -81,7 +81,7 @@ def gpu_target(spec: str, here: str) -> GpuTarget:
     kind = GPUS[name]
     given = [option.partition("=") for option in rest.split(",") if option]
     options = {option: value for option, _, value in given}
-    allowed = {"arch": kind.archs, "host": kind.hosts, "limits": (options.get("limits"),) if kind.limits else ()}
+    allowed = {"arch": kind.archs, "host": kind.hosts, "limits": (options.get("limits", ""),) if kind.limits else ()}
     for option, value in options.items():
         if not allowed.get(option):
             known = " and ".join(f"{o}=" for o, values in allowed.items() if values)

@@ -3,9 +3,11 @@ import { ALIGNMENT, aligned } from "./tensors.js";
 
 const SPAN = 2 ** 32; // addresses of a buffer: its number is above them
 
+/** @typedef {import("./memory.js").Memory} Memory */
+
 /**
  * Buffers of a device, and what became of it.
- * @implements {import("./memory.js").Memory}
+ * @implements {Memory}
  */
 export class GpuMemory {
   /** @param {GPUDevice} device */

@@ -9,11 +9,13 @@ const TENSOR_POINTER = 7; // TVMFFITypeIndex of tvm/ffi/c_api.h
 const ANY_BYTES = 16; // TVMFFIAny
 const SHAPE_AT = 40; // behind a DLTensor of dlpack.h
 
+/** @typedef {import("./executor.js").Kernels} Kernels */
+
 /**
  * The module of an artifact's kernels: its functions, and memory in which they are told of tensors.
  *
  * Records are laid out as C has them on wasm32: DLTensor (dlpack.h) and TVMFFIAny (tvm/ffi/c_api.h).
- * @implements {import("./executor.js").Kernels}
+ * @implements {Kernels}
  */
 export class Host {
   /** @param {WebAssembly.Instance} instance */

@@ -1,7 +1,7 @@
 /**
  * What a host does for a kernel, as data: `targets/gpu/programs.py` says what there is.
  *
- * @typedef {number | string | [string, Expression, Expression]} Expression
+ * @typedef {number | string | [string, any, any]} Expression
  * @typedef {any[]} Statement
  * @typedef {{sizes: Record<string, [number, number]>, body: Statement[]}} Program
  */

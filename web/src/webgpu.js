@@ -1,6 +1,8 @@
 /**
  * Artifacts on WebGPU: kernels are shaders, which programs launch.
  *
+ * @typedef {import("./executor.js").Kernels} Executable
+ * @typedef {import("./executor.js").Calls} Calls
  * @typedef {import("./programs.js").Program} Program
  * @typedef {{programs: Record<string, Program>, shaders: Record<string, string>, limits: Record<string, number>}} Code
  * @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, blocks: [number, number, number]}} Dispatch
@@ -18,7 +20,7 @@ const OTHER = "update the browser and the GPU's driver, or compile with --target
 
 /**
  * The kernels of an artifact on a device.
- * @implements {import("./executor.js").Kernels}
+ * @implements {Executable}
  */
 export class GpuKernels {
   /**
@@ -75,7 +77,7 @@ export class GpuKernels {
 /**
  * Calls of kernels for tensors that stay where they are. Their dispatches are made anew when shapes change; what is
  * bound to them stays.
- * @implements {import("./executor.js").Calls}
+ * @implements {Calls}
  */
 class GpuCalls {
   /**
