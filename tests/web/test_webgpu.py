@@ -39,7 +39,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="Chromium is not install
 @pytest.fixture(scope="module")
 def gpu(gpu_artifact: Path) -> Iterator[Model]:
     """The model in a page that this process asks."""
-    with load(gpu_artifact, cache_tokens=2000) as loaded:
+    with load(gpu_artifact, cache_tokens=8000) as loaded:
         yield loaded
 
 
@@ -79,10 +79,11 @@ def test_answers_in_a_page(root: Path, tmp_path: Path, native: Model) -> None:
 
 
 @pytest.mark.slow
-def test_100_answers_in_a_page(root: Path, tmp_path: Path, native: Model) -> None:
+def test_100_answers(gpu: Model, native: Model) -> None:
+    """Many at a time, since software runs the kernels; who shares a step changes no answer."""
     given = prompts(native, 100)
-    got = answers(root, tmp_path, given, {"maxTokens": 96})
-    assert got == [list(native.generate(prompt, max_tokens=96).token_ids) for prompt in given]
+    ours, theirs = ([m.submit(prompt, max_tokens=96) for prompt in given] for m in (gpu, native))
+    assert [a.result().token_ids for a in ours] == [a.result().token_ids for a in theirs]
 
 
 def rows(model: Model, count: int, seed: int, begin: int = 0) -> dict[str, Any]:

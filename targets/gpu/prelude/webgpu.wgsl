@@ -11,65 +11,28 @@ fn dz_shuffle_xor(value: i32, mask: i32) -> i32 {
   return other;
 }
 
-fn dz_other(mask: i32) -> i32 { return dz_lanes[dz_thread ^ u32(mask)]; }
-
-// Over each `lanes` consecutive threads: a power of two. Partners are `lanes` / 2 apart, then half of that, and so on; of
-// each three such steps a thread takes all that they need at once, since barriers take longer than sums. a + b and b + a
-// have the same bits, so all threads agree.
+// Over each `lanes` consecutive threads: a power of two. a + b and b + a have the same bits, so all of them agree.
 fn dz_sum_f32(own: f32, lanes: i32) -> f32 {
   var value = own;
-  for (var mask = lanes / 2; mask > 0; mask = mask / 8) {
-    let half = mask / 2;
-    let last = mask / 4;
-    dz_lanes[dz_thread] = bitcast<i32>(value);
-    workgroupBarrier();
-    value = value + bitcast<f32>(dz_other(mask));
-    if (half > 0) { value = value + (bitcast<f32>(dz_other(half)) + bitcast<f32>(dz_other(half | mask))); }
-    if (last > 0) {
-      let first = bitcast<f32>(dz_other(last)) + bitcast<f32>(dz_other(last | mask));
-      value = value + (first + (bitcast<f32>(dz_other(last | half)) + bitcast<f32>(dz_other(last | half | mask))));
-    }
-    workgroupBarrier();
-  }
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = value + bitcast<f32>(dz_shuffle_xor(bitcast<i32>(value), mask)); }
   return value;
 }
 
 fn dz_sum_u32(own: u32, lanes: i32) -> u32 {
   var value = own;
-  for (var mask = lanes / 2; mask > 0; mask = mask / 4) {
-    let half = mask / 2;
-    dz_lanes[dz_thread] = bitcast<i32>(value);
-    workgroupBarrier();
-    value = value + bitcast<u32>(dz_other(mask));
-    if (half > 0) { value = value + bitcast<u32>(dz_other(half)) + bitcast<u32>(dz_other(half | mask)); }
-    workgroupBarrier();
-  }
-  return value;
-}
-
-fn dz_max_i32(own: i32, lanes: i32) -> i32 {
-  var value = own;
-  for (var mask = lanes / 2; mask > 0; mask = mask / 4) {
-    let half = mask / 2;
-    dz_lanes[dz_thread] = value;
-    workgroupBarrier();
-    value = max(value, dz_other(mask));
-    if (half > 0) { value = max(value, max(dz_other(half), dz_other(half | mask))); }
-    workgroupBarrier();
-  }
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = value + bitcast<u32>(dz_shuffle_xor(bitcast<i32>(value), mask)); }
   return value;
 }
 
 fn dz_max_f32(own: f32, lanes: i32) -> f32 {
   var value = own;
-  for (var mask = lanes / 2; mask > 0; mask = mask / 4) {
-    let half = mask / 2;
-    dz_lanes[dz_thread] = bitcast<i32>(value);
-    workgroupBarrier();
-    value = max(value, bitcast<f32>(dz_other(mask)));
-    if (half > 0) { value = max(value, max(bitcast<f32>(dz_other(half)), bitcast<f32>(dz_other(half | mask)))); }
-    workgroupBarrier();
-  }
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = max(value, bitcast<f32>(dz_shuffle_xor(bitcast<i32>(value), mask))); }
+  return value;
+}
+
+fn dz_max_i32(own: i32, lanes: i32) -> i32 {
+  var value = own;
+  for (var mask = lanes / 2; mask > 0; mask = mask / 2) { value = max(value, dz_shuffle_xor(value, mask)); }
   return value;
 }
 
