@@ -24,7 +24,7 @@ from .test_tools import client_of
 __all__ = ["folder"]
 
 ASKED = "What is 12 plus 30?"
-FLAT = [{"type": "function", "strict": False, **tool["function"]} for tool in TOOLS]  # type: ignore[dict-item]
+FLAT = [{"type": "function", "strict": False, **tool["function"]} for tool in TOOLS]
 
 
 class Person(BaseModel):
@@ -102,7 +102,7 @@ def test_reasoning_and_calls(scripted: OpenAI) -> None:
 
 def test_the_client_s_own_reader_of_streams(scripted: OpenAI) -> None:
     wanted = ask(scripted, input="hi", tools=FLAT)
-    with scripted.responses.stream(model=NAME, input="hi", tools=FLAT, temperature=0) as stream:  # type: ignore[arg-type]
+    with scripted.responses.stream(model=NAME, input="hi", tools=FLAT, temperature=0) as stream:
         events = list(stream)
         told = stream.get_final_response()
     kinds = [event.type for event in events]
@@ -116,7 +116,7 @@ def test_the_client_s_own_reader_of_streams(scripted: OpenAI) -> None:
         at = [number for number, name in enumerate(kinds) if name == f"response.{kind}.delta"]
         assert at and kinds[at[-1] + 1] == f"response.{kind}.done"
     text = "".join(event.delta for event in events if event.type == "response.reasoning_text.delta")
-    assert text == "Well." == told.output[0].content[0].text  # type: ignore[union-attr, index]
+    assert text == "Well." == told.output[0].content[0].text
 
 
 def test_text_that_fits_a_schema(client: Any) -> None:
@@ -166,7 +166,7 @@ def test_what_does_not_fit(options: dict[str, Any], param: str, client: Any) -> 
         ask(client, **options)
     assert caught.value.param == param
     if param == "previous_response_id":
-        told = caught.value.body["message"]  # type: ignore[index]
+        told = caught.value.body["message"]
         assert told == (
             "previous_response_id is not supported: responses are not stored; send the whole conversation as input"
         )
