@@ -8,6 +8,8 @@ from typing import Any
 
 import openai
 import pytest
+from openai import OpenAI
+from pydantic import BaseModel
 
 from deepzig.runtime import Model
 
@@ -158,3 +160,18 @@ def test_what_does_not_fit(options: dict[str, Any], param: str, client: Any) -> 
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, **options)
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
+class Person(BaseModel):
+    age: int
+
+
+def test_the_client_s_own_helpers(openai_client: OpenAI, model: Model) -> None:
+    """An answer as an object of a class, and a stream that puts itself together."""
+    parsed = openai_client.chat.completions.parse(model=NAME, messages=STORY, response_format=Person, max_tokens=99)
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+    with openai_client.chat.completions.stream(model=NAME, messages=ASKED, temperature=0) as stream:
+        kinds = {event.type for event in stream}
+        told = stream.get_final_completion().choices[0]
+    assert (told.message.content, told.finish_reason) == (model.chat(ASKED).content, "stop")
+    assert {"content.delta", "content.done"} <= kinds

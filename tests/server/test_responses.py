@@ -37,7 +37,8 @@ def ask(client: Any, **options: Any) -> Any:
 
 @pytest.fixture(scope="module")
 def scripted(folder: Path) -> Iterator[OpenAI]:
-    yield from client_of(saying(folder, SAID))
+    with client_of("sync", saying(folder, SAID)) as one:
+        yield one
 
 
 def test_a_response(client: Any, model: Model) -> None:
