@@ -51,7 +51,7 @@ def test_a_file_without_keys(cli: Any, tmp_path: Path) -> None:
 
 
 def test_sigterm_lets_answers_end(artifact: Path) -> None:
-    command = [sys.executable, "-m", "deepzig", "serve", str(artifact), "--port", "0"]
+    command = [sys.executable, "-m", "deepzig", "serve", str(artifact), "--port", "0", "--threads", "1"]
     env = {**os.environ, "DEEPZIG_API_KEY": "k"}
     with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
         assert process.stderr
