@@ -28,7 +28,7 @@ def create_app(model: Model, name: str, access: Access | None = None) -> FastAPI
         name: what clients call it.
         access: keys and limits; by default anyone may ask.
     """
-    app = FastAPI(title="DeepZig", version=__version__)
+    app = FastAPI(title="DeepZig", version=__version__, docs_url=None, redoc_url=None)  # those load from elsewhere
     app.add_middleware(Gate, access=access or Access())
     install(app)
     catalogue = Catalogue({name: model})

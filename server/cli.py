@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import ipaddress
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 import click
 import uvicorn
+from fastapi import FastAPI
 
 from deepzig.errors import DeepZigError
-from deepzig.runtime import Settings, load
+from deepzig.runtime import Model, Settings, load
 
 from .app import create_app
 from .limits import Access
@@ -37,11 +40,12 @@ Examples:
 @click.option("--max-waiting", default=256, show_default=True, type=click.IntRange(1), help="Requests that may wait.")
 @click.option("--max-body", default=16 << 20, show_default=True, type=click.IntRange(1), help="Bytes of a request.")
 @click.option("--drain", default=60, show_default=True, type=click.IntRange(0), help="Seconds for answers to end in.")
+@click.option("--replicas", type=click.IntRange(1), help="Copies, each a process of its own, by Ray (extra [ray]).")
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")
 def serve(
     artifact: str, host: str, port: int, served_name: str | None, api_key: str | None, api_key_file: str | None,
     insecure: bool, device: str | None, threads: int | None, cache_tokens: int | None, max_waiting: int, max_body: int,
-    drain: int, traceback: bool,
+    drain: int, replicas: int | None, traceback: bool,
 ) -> None:  # fmt: skip
     """Serve ARTIFACT by OpenAI's API, until SIGTERM or Ctrl-C."""
     keys = [*_keys(api_key_file), *([api_key] if api_key else [])]
@@ -51,10 +55,26 @@ def serve(
             "set DEEPZIG_API_KEY or --api-key-file, or allow everyone with --insecure",
         )  # fmt: skip
     settings = Settings(max_waiting=max_waiting)
-    with load(artifact, device=device, threads=threads, cache_tokens=cache_tokens, settings=settings) as model:
-        app = create_app(model, served_name or Path(artifact).resolve().name, Access(keys, max_body))
-        config = uvicorn.Config(app, host, port, access_log=False, timeout_graceful_shutdown=drain, server_header=False)
+    loaded = partial(load, artifact, device=device, threads=threads, cache_tokens=cache_tokens, settings=settings)
+    app = partial(create_app, name=served_name or Path(artifact).resolve().name, access=Access(keys, max_body))
+    if replicas:
+        from .replicas import serve_replicas
+
+        serve_replicas(
+            partial(_copy, loaded, app), replicas, host=host, port=port, drain=drain, gpu=(device or "cpu") != "cpu"
+        )
+        return
+    with loaded() as model:
+        config = uvicorn.Config(
+            app(model), host, port, access_log=False, timeout_graceful_shutdown=drain, server_header=False,
+            ws_max_size=max_body,
+        )  # fmt: skip
         uvicorn.Server(config).run()
+
+
+def _copy(loaded: Callable[[], Model], app: Callable[[Model], FastAPI]) -> FastAPI:
+    """One of several copies; its model lives as long as its process."""
+    return app(loaded())
 
 
 def _keys(path: str | None) -> list[str]:

@@ -83,11 +83,14 @@ class Waiting:
         return [part async for part in value] if isinstance(value, AsyncStream) else value
 
 
-@pytest.fixture(scope="session", params=["sync", "async"])
-def client(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
-    """The `openai` client, in both of its forms."""
+FORMS = ["sync", "async"]
+
+
+@contextmanager
+def connected(form: str, address: str) -> Iterator[Any]:
+    """The `openai` client of a server, in one of its forms."""
     asked: dict[str, Any] = {"base_url": f"{address}/v1", "api_key": "other", "max_retries": 0}
-    if request.param == "sync":
+    if form == "sync":
         with OpenAI(**asked) as one:
             yield one
         return
@@ -98,8 +101,15 @@ def client(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
     loop.close()
 
 
+@pytest.fixture(scope="session", params=FORMS)
+def client(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
+    """The `openai` client, in both of its forms."""
+    with connected(request.param, address) as one:
+        yield one
+
+
 @pytest.fixture(scope="session")
 def openai_client(address: str) -> Iterator[OpenAI]:
-    """The `openai` client, for what its two forms have in common."""
-    with OpenAI(base_url=f"{address}/v1", api_key="other", max_retries=0) as one:
+    """The `openai` client, for what only one of its forms has."""
+    with connected("sync", address) as one:
         yield one
