@@ -19,7 +19,7 @@ from deepzig.errors import DeepZigError
 
 from .backend import Backend
 from .chat import ChatGeneration, ChatResult
-from .engine import Engine, Generation, Settings
+from .engine import Admit, Engine, Generation, Settings
 from .engine.reading import Embedding, Reading, Score
 from .executor import Executor
 from .guide import Guide, GuideFactory
@@ -89,6 +89,7 @@ class Model:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        admit: Admit | None = None,
         **options: Any,
     ) -> Generation:
         """Ask for answers, beside whatever else the model is asked, and return at once.
@@ -100,6 +101,8 @@ class Model:
             chat_template_kwargs: as in `ChatOptions`.
             priority: requests with a lower number go first.
             cache_salt: prompts with different ones share no pages of the cache.
+            admit: is told the tokens of the prompt, the most tokens of an answer and the number of answers before the
+                request enters, and may refuse it by raising.
             options: those of `SamplingOptions`.
 
         Raises:
@@ -112,7 +115,7 @@ class Model:
         guides: list[Guide] = []
         if structure := parsed.structured_outputs:
             guides = self._guides(structure, parser_for(self.tokenizer, None, tokens), parsed.n)
-        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides, admit=admit)
 
     def submit_chat(
         self,
@@ -126,6 +129,7 @@ class Model:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        admit: Admit | None = None,
         **options: Any,
     ) -> ChatGeneration:
         """As `submit`, for chat messages; answers are taken apart in content, reasoning and calls of tools.
@@ -141,6 +145,7 @@ class Model:
             chat_template_kwargs: as in `ChatOptions`.
             priority: as in `submit`.
             cache_salt: as in `submit`.
+            admit: as in `submit`.
             options: those of `SamplingOptions`.
 
         Raises:
@@ -156,7 +161,9 @@ class Model:
         if tool_choice is not None and tools is not None:
             structure = tool_guide(parsers[0], tools, tool_choice, parallel_tool_calls) or structure
         guides = self._guides(structure, parsers[0], parsed.n) if structure else []
-        generation = self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        generation = self.engine.submit(
+            tokens, parsed, priority=priority, salt=cache_salt, guides=guides, admit=admit
+        )  # fmt: skip
         return ChatGeneration(generation, parsers)
 
     def generate(self, prompt: Prompt, **asked: Any) -> Result:

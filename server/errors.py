@@ -69,6 +69,8 @@ def failed(error: Exception) -> ApiError:
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first of what the schema found."""
     first: Mapping[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body can't be read: {first['ctx']['error']}", code="invalid_json")
     place = ".".join(str(part) for part in first["loc"] if part != "body")
     return ApiError(400, f"{place or 'the body'}: {first['msg']}", param=place or None)
 
@@ -88,7 +90,7 @@ def install(app: FastAPI) -> None:
         message = MESSAGES.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    for kind in (ApiError, DeepZigError, Exception):
+    for kind in (ApiError, DeepZigError):  # `Gate` answers others
         app.add_exception_handler(kind, api)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

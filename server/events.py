@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from collections.abc import AsyncIterator, Callable, Coroutine
 from typing import Any, TypeVar
 
+import orjson
 from fastapi import Request
 from starlette.responses import StreamingResponse
 from starlette.types import Receive, Scope, Send
@@ -39,7 +39,12 @@ class EventStream(StreamingResponse):
 
 
 def _event(data: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(data, ensure_ascii=False, allow_nan=False).encode() + b"\n\n"
+    return b"data: %b\n\n" % orjson.dumps(data)
+
+
+def error_event(error: ApiError) -> bytes:
+    """The event that ends a stream which can't go on."""
+    return _event(error.body)
 
 
 async def _encoded(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
@@ -47,7 +52,7 @@ async def _encoded(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes
         async for event in events:
             yield _event(event)
     except Exception as error:  # the status is sent already
-        yield _event(failed(error).body)
+        yield error_event(failed(error))
         return
     yield DONE
 

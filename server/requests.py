@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .errors import ApiError
 
@@ -54,16 +53,6 @@ class Sampling(BaseModel):
     cache_salt: StrictStr | None = None
     min_tokens: Any = None
     prompt_logprobs: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, body: Any) -> Any:
-        """JSON can name half of a surrogate pair, which tokenizers do not take."""
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair is no text") from None
-        return body
 
     def options(self) -> dict[str, Any]:
         """Arguments for `Model.submit` and `Model.submit_chat`.

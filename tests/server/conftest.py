@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import uvicorn
@@ -15,7 +16,11 @@ from openai import OpenAI
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.runtime import Model, load
-from deepzig.server import Access, create_app
+from deepzig.server import Access, Catalogue, create_app
+from deepzig.server.health import Health
+from deepzig.server.keys import Key, Keyring, hashed
+from deepzig.server.limits import RequestLimits
+from deepzig.server.protocol import Config, ConnectionLimits
 
 REFERENCE = Path(__file__).parents[2] / "models" / "reference"
 KEY = "sesame"
@@ -29,10 +34,20 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def key_of(secret: str, **limits: int) -> Key:
+    return Key(name=f"name-of-{secret}", sha256=hashed(secret), **limits)
+
+
 @contextmanager
-def serving(model: Model, access: Access) -> Iterator[str]:
-    """Serve a model; gives the address."""
-    config = uvicorn.Config(create_app(model, NAME, access), port=0, log_level="error", timeout_graceful_shutdown=5)
+def serving(
+    models: Mapping[str, Model], access: Access, connections: ConnectionLimits | None = None,
+    health: Health | None = None, **options: Any,
+) -> Iterator[str]:  # fmt: skip
+    """Serve models; gives the address."""
+    app = create_app(Catalogue(models), access, health, **options)
+    config = Config(
+        app, connections or ConnectionLimits(), port=0, log_level="critical", timeout_graceful_shutdown=5
+    )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -54,7 +69,8 @@ def model(artifact: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="session")
 def address(model: Model) -> Iterator[str]:
-    with serving(model, Access(["other", KEY], max_body=100_000)) as url:
+    access = Access(Keyring([key_of("other"), key_of(KEY)]), request=RequestLimits(body=100_000))
+    with serving({NAME: model}, access) as url:
         yield url
 
 

@@ -24,7 +24,7 @@ def test_refuses_to_be_open(cli: Any) -> None:
     assert code == 2
     assert err == (
         "error: 0.0.0.0 can be reached by others, and no key is set\n  at: option --host\n"
-        "  fix: set DEEPZIG_API_KEY or --api-key-file, or allow everyone with --insecure\n"
+        "  fix: set DEEPZIG_API_KEY or --api-keys, or allow everyone with --insecure\n"
     )
 
 
@@ -41,13 +41,6 @@ def test_refuses_to_be_open(cli: Any) -> None:
 def test_goes_on_to_load(words: list[str], env: dict[str, str], cli: Any, tmp_path: Path) -> None:
     code, _, err = cli("serve", tmp_path / "nowhere", *words, **env)
     assert code == 2 and "nowhere" in err and "reached" not in err
-
-
-def test_a_file_without_keys(cli: Any, tmp_path: Path) -> None:
-    (tmp_path / "keys").write_text(" \n\n")
-    code, _, err = cli("serve", "nowhere", "--api-key-file", tmp_path / "keys")
-    assert code == 2
-    assert err == f"error: the file has no key\n  at: {tmp_path / 'keys'}\n  fix: write one key a line\n"
 
 
 def test_sigterm_lets_answers_end(artifact: Path) -> None:
