@@ -21,8 +21,9 @@ class EventStream(StreamingResponse):
     """Sends objects as events, then `[DONE]`; an exception as an event with an error.
 
     Args:
-        events: what to send.
-        cancel: called when the response has ended, in whichever way: the client may have gone before it began.
+        events: what to send; ends soon after it was cancelled.
+        cancel: called when the client goes, and when the response has ended, in whichever way: the client may have
+            gone before it began.
     """
 
     def __init__(self, events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> None:
@@ -32,10 +33,12 @@ class EventStream(StreamingResponse):
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Send the response."""
+        gone = asyncio.ensure_future(_gone(receive))
+        gone.add_done_callback(lambda _: self._cancel())
         try:
-            await super().__call__(scope, receive, send)
+            await self.stream_response(send)
         finally:
-            self._cancel()
+            gone.cancel()
 
 
 def _event(data: dict[str, Any]) -> bytes:
@@ -64,7 +67,7 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], cancel: Ca
         ApiError: the client has gone; nobody reads it.
     """
     answer = asyncio.ensure_future(work)
-    gone = asyncio.ensure_future(_gone(request))
+    gone = asyncio.ensure_future(_gone(request.receive))
     try:
         await asyncio.wait((answer, gone), return_when=asyncio.FIRST_COMPLETED)
         if not answer.done():
@@ -79,6 +82,6 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], cancel: Ca
         gone.cancel()
 
 
-async def _gone(request: Request) -> None:
-    while (await request.receive())["type"] != "http.disconnect":
+async def _gone(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
         pass

@@ -14,7 +14,6 @@ from starlette.types import Scope
 from deepzig.runtime import Generation
 from deepzig.runtime.chat import ChatGeneration
 
-from .errors import ApiError
 from .ledgers import Account
 from .limits import RequestLimits
 
@@ -85,8 +84,6 @@ class Exchange:
     def _admit(self, prompt: int, answer: int, answers: int) -> None:
         self._answers += answers
         self._limits.check(prompt, answer, self._answers)
-        if self._ended:
-            raise ApiError(499, "the client has gone")
         if self.account:
             self.account.reserve(prompt + answer * answers)
 

@@ -107,6 +107,8 @@ class Account:
             ApiError: a limit is reached (429); then nothing more is taken.
         """
         with self._ledgers.lock:
+            if not self._open:
+                raise ApiError(499, "the request has ended")
             now = self._ledgers.clock()
             self._check_tokens(now, tokens)
             if not self._takings:
@@ -162,8 +164,8 @@ def told(seconds: float) -> str:
     """A time as OpenAI's headers have it: `20ms`, `1.5s`, `6m0s`."""
     if seconds < 1:
         return f"{math.ceil(seconds * 1000)}ms"
-    minutes, rest = divmod(seconds, 60)
-    return f"{int(minutes)}m{rest:.3g}s" if minutes else f"{rest:.3g}s"
+    minutes, tenths = divmod(math.ceil(seconds * 10), 600)
+    return f"{minutes}m{tenths / 10:g}s" if minutes else f"{tenths / 10:g}s"
 
 
 def _check(kind: str, limit: int, wait: float, amount: int = 1) -> None:

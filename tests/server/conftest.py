@@ -39,11 +39,22 @@ def key_of(secret: str, **limits: int) -> Key:
 
 
 @contextmanager
-def serving(
+def serving(*given: Any, **options: Any) -> Iterator[str]:
+    """As `started`; gives the address."""
+    with started(*given, **options) as server:
+        yield address_of(server)
+
+
+def address_of(server: uvicorn.Server) -> str:
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@contextmanager
+def started(
     models: Mapping[str, Model], access: Access, connections: ConnectionLimits | None = None,
     health: Health | None = None, **options: Any,
-) -> Iterator[str]:  # fmt: skip
-    """Serve models; gives the address."""
+) -> Iterator[uvicorn.Server]:  # fmt: skip
+    """Serve models."""
     app = create_app(Catalogue(models), access, health, **options)
     config = Config(
         app, connections or ConnectionLimits(), port=0, log_level="critical", timeout_graceful_shutdown=5
@@ -55,7 +66,7 @@ def serving(
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join()

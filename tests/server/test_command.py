@@ -8,6 +8,8 @@ import re
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,27 +45,40 @@ def test_goes_on_to_load(words: list[str], env: dict[str, str], cli: Any, tmp_pa
     assert code == 2 and "nowhere" in err and "reached" not in err
 
 
-def test_sigterm_lets_answers_end(artifact: Path) -> None:
-    command = [sys.executable, "-m", "deepzig", "serve", str(artifact), "--port", "0"]
-    env = {**os.environ, "DEEPZIG_API_KEY": "k"}
-    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=env) as process:
+@contextmanager
+def running(*words: object, **env: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """`deepzig serve` when it serves: the process and its address."""
+    command = [sys.executable, "-m", "deepzig", "serve", *map(str, words), "--port", "0"]
+    environment = {**os.environ, "DEEPZIG_API_KEY": "k", **env}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env=environment) as process:
         assert process.stderr
         try:
             address = next(found[0] for line in process.stderr if (found := re.search(r"http://[\d.:]+", line)))
-            # long enough for uvicorn, which looks for signals ten times a second, to close its socket meanwhile
-            body = {
-                "model": artifact.name, "prompt": "Once", "ignore_eos": True, "max_tokens": 900, "n": 4, "stream": True,
-            }  # fmt: skip
-            headers = {"Authorization": "Bearer k"}
-            with httpx.stream("POST", f"{address}/v1/completions", json=body, headers=headers) as answer:
-                lines = answer.iter_lines()
-                told = [next(lines)]
-                process.send_signal(signal.SIGTERM)
-                told += [line for line in lines if line]
-            assert told[-1] == "data: [DONE]"
-            assert json.loads(told[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
-            with pytest.raises(httpx.ConnectError):
-                httpx.get(f"{address}/health")
-            assert process.wait(20) in (0, -signal.SIGTERM)
+            assert any("serving" in line for line in process.stderr)
+            yield process, address
         finally:
             process.kill()
+
+
+def test_sigterm_lets_answers_end(artifact: Path) -> None:
+    with running(artifact) as (process, address):
+        body = {
+            "model": artifact.name, "prompt": "Once", "ignore_eos": True, "max_tokens": 900, "n": 4, "stream": True,
+        }  # fmt: skip
+        headers = {"Authorization": "Bearer k"}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, headers=headers) as answer:
+            lines = answer.iter_lines()
+            told = [next(lines)]
+            process.send_signal(signal.SIGTERM)
+            while (health := httpx.get(f"{address}/health")).status_code == 200:
+                pass
+            refused = httpx.post(f"{address}/v1/completions", json=body, headers=headers)
+            told += [line for line in lines if line]
+        assert (health.status_code, health.json()) == (503, {"status": "draining"})
+        assert (refused.status_code, refused.json()["error"]["code"]) == (503, "draining")
+        assert refused.headers["retry-after"]
+        assert told[-1] == "data: [DONE]"
+        assert json.loads(told[-2].removeprefix("data: "))["choices"][0]["finish_reason"] == "length"
+        assert process.wait(20) == 0
+        with pytest.raises(httpx.ConnectError):
+            httpx.get(f"{address}/health")
