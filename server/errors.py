@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 INVALID, INTERNAL = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"
 """Seconds that a client is asked to wait when the engine's queue is full."""
+
+FIELD = re.compile(r"\w+(\.\w+)*")
+"""What may be the name of a field, and no path of a file, which is nothing to tell a client."""
 
 MESSAGES = {404: "there is no such path", 405: "the path does not take this method"}
 
@@ -56,7 +60,8 @@ def refused(error: Exception) -> ApiError:
         headers = {"Retry-After": RETRY_AFTER}
         return ApiError(503, error.what, INTERNAL, code="overloaded", headers=headers)
     if isinstance(error, DeepZigError):
-        return ApiError(400, f"{error.what}: {error.hint}", param=error.where.removeprefix("option "))
+        field = error.where.removeprefix("option ")
+        return ApiError(400, f"{error.what}: {error.hint}", param=field if FIELD.fullmatch(field) else None)
     return failed(error)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import signal
 import socket
 import threading
@@ -105,5 +106,6 @@ def _listener(host: str, port: int) -> socket.socket:
         family = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0][0]
         return socket.create_server((host, port), family=family, backlog=2048)
     except OSError as error:
-        what = f"{host}:{port} can't be listened on: {error.strerror or error}"
+        why = os.strerror(error.errno) if error.errno and error.errno > 0 else error.strerror  # no host: below 0
+        what = f"{host}:{port} can't be listened on: {why}"
         raise DeepZigError(what, "options --host and --port", "choose others, or end what listens there") from None

@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import server as bench
 from click.testing import CliRunner
 
+import server as bench
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 

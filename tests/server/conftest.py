@@ -74,7 +74,7 @@ def started(
 
 @pytest.fixture(scope="session")
 def model(artifact: Path) -> Iterator[Model]:
-    with load(artifact, cache_tokens=16384) as loaded:
+    with load(artifact, threads=1, cache_tokens=16384) as loaded:
         yield loaded
 
 

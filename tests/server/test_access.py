@@ -92,22 +92,23 @@ def test_what_is_left_is_told_as_openai_does(model: Model) -> None:
 
 
 def test_a_stream_that_is_left_pays_for_what_was_made(model: Model) -> None:
-    access = Access(Keyring([key_of(KEY, tokens_per_minute=2000)]))
-    body = {**BODY, "max_tokens": 900, "ignore_eos": True, "stream": True}
+    access = Access(Keyring([key_of(KEY, tokens_per_minute=20_000)]))
+    body = {**BODY, "max_tokens": 900, "n": 16, "ignore_eos": True, "stream": True}
     with serving({NAME: model}, access) as url, httpx.Client(base_url=url, headers=AUTH, timeout=30) as http:
         with http.stream("POST", CHAT, json=body) as answer:
             next(answer.iter_lines())
-            reserved = 2000 - int(answer.headers["x-ratelimit-remaining-tokens"])
+            reserved = 20_000 - int(answer.headers["x-ratelimit-remaining-tokens"])
         left = 0
-        while left <= 2000 - reserved:
+        while left <= 20_000 - reserved:
             left = int(http.get("/v1/models").headers["x-ratelimit-remaining-tokens"])
-    assert 900 < reserved < 1000 and left < 2000
+    assert 900 * 16 < reserved < 900 * 16 + 100 and left < 20_000
 
 
 def test_too_much_at_a_time(model: Model) -> None:
     access = Access(Keyring([key_of(KEY, concurrent=1)]))
     with serving({NAME: model}, access) as url, httpx.Client(base_url=url, headers=AUTH, timeout=30) as http:
-        with http.stream("POST", CHAT, json={**BODY, "max_tokens": 900, "ignore_eos": True, "stream": True}) as answer:
+        body = {**BODY, "max_tokens": 900, "n": 16, "ignore_eos": True, "stream": True}
+        with http.stream("POST", CHAT, json=body) as answer:
             next(answer.iter_lines())
             assert httpx.get(f"{url}/v1/models", headers=AUTH).status_code == 429
         while httpx.get(f"{url}/v1/models", headers=AUTH).status_code == 429:

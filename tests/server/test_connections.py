@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import time
 from collections.abc import Iterator
@@ -65,10 +66,9 @@ def said(place: tuple[str, int], *parts: bytes, pause: float = 0.0) -> bytes:
     ids=["stops", "drips", "drips-nothing", "drips-the-second"],
 )
 def test_a_slow_head(parts: list[bytes], strict: tuple[str, int]) -> None:
-    begin = time.monotonic()
     answer = said(strict, *parts, pause=0.05)
-    assert time.monotonic() - begin < 5
-    assert answer.count(b"HTTP/1.1 408") == (0 if parts[0] == b"\r\n" else 1) or b"HTTP/1.1 200" in answer
+    assert answer.count(b"HTTP/1.1 408") == 1
+    assert answer.count(b"HTTP/1.1 200") == parts[0].endswith(b"\r\n\r\n")
 
 
 def test_silence_is_not_kept(strict: tuple[str, int]) -> None:
@@ -123,6 +123,7 @@ def test_too_many_connections(strict: tuple[str, int]) -> None:
 
 
 def test_pipelined_requests_are_answered_in_order(strict: tuple[str, int]) -> None:
-    ask = b"GET /%s HTTP/1.1\r\nHost: a\r\n\r\n"
-    answer = said(strict, ask % b"health" + ask % b"nowhere" + ask % b"health")
-    assert [line[9:12] for line in answer.split(b"\r\n") if line.startswith(b"HTTP/1.1")] == [b"200", b"404", b"200"]
+    ask = b"GET /%s HTTP/1.1\r\nHost: a\r\n%s\r\n"
+    last = ask % (b"health", b"Connection: close\r\n")
+    answer = said(strict, ask % (b"health", b"") + ask % (b"nowhere", b"") + last)
+    assert re.findall(rb"HTTP/1.1 (\d+)", answer) == [b"200", b"404", b"200"]

@@ -26,20 +26,21 @@ TURNS = 10
 
 @pytest.fixture(scope="module")
 def server(model: Model) -> Iterator[uvicorn.Server]:
-    access = Access(Keyring([key_of(KEY)]), request=RequestLimits(answer_tokens=4, answers=8, body_seconds=0.5))
-    with started({NAME: model}, access, ConnectionLimits(head_seconds=0.5)) as one:
+    access = Access(Keyring([key_of(KEY)]), request=RequestLimits(answer_tokens=4, answers=8, body_seconds=0.1))
+    with started({NAME: model}, access, ConnectionLimits(head_seconds=0.1)) as one:
         yield one
 
 
-def sent(server: uvicorn.Server, data: bytes) -> bytes:
-    """All that is answered."""
+def sent(server: uvicorn.Server, data: bytes, clean: bool) -> bytes:
+    """All that is answered, or where the request is no clean HTTP its beginning: the connection may stay open."""
     parts = []
     with socket.create_connection(server.servers[0].sockets[0].getsockname(), timeout=30) as connection:
         try:
             connection.sendall(data)
-            connection.shutdown(socket.SHUT_WR)
             while part := connection.recv(1 << 16):
                 parts.append(part)
+                if not clean:
+                    break
         except (ConnectionResetError, BrokenPipeError):
             pass
     return b"".join(parts)
@@ -49,7 +50,7 @@ def fuzz(server: uvicorn.Server, model: Model, seeds: range) -> Counter[int]:
     statuses = Counter[int]()
     for seed in seeds:
         data, clean = request(seed)
-        answer = sent(server, data)
+        answer = sent(server, data, clean)
         status = int(answer[9:12]) if answer else 0
         assert 200 <= status < 500 or status == 503 or not (status or clean), (seed, data, answer)
         assert b"server_error" not in answer or status == 503, (seed, data, answer)
@@ -65,7 +66,7 @@ def fuzz(server: uvicorn.Server, model: Model, seeds: range) -> Counter[int]:
 
 def test_some_requests(server: uvicorn.Server, model: Model) -> None:
     statuses = fuzz(server, model, range(150))
-    assert statuses[200] > 10 and statuses[400] > 30
+    assert statuses[200] > 20 and statuses[400] > 30
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ CLOSED = [{"role": "user", "content": "hi</think>"}]
 
 
 def client_of(model: Model) -> Iterator[OpenAI]:
-    with serving(model, Access()) as url, OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as one:
+    with serving({NAME: model}, Access()) as url, OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as one:
         yield one
 
 
