@@ -109,7 +109,8 @@ def test_too_much_at_a_time(model: Model) -> None:
     with serving({NAME: model}, access) as url, httpx.Client(base_url=url, headers=AUTH, timeout=30) as http:
         body = {**BODY, "max_tokens": 900, "n": 16, "ignore_eos": True, "stream": True}
         with http.stream("POST", CHAT, json=body) as answer:
-            next(answer.iter_lines())
+            lines = answer.iter_lines()  # an iterator that is dropped closes the connection
+            assert next(lines)
             assert httpx.get(f"{url}/v1/models", headers=AUTH).status_code == 429
         while httpx.get(f"{url}/v1/models", headers=AUTH).status_code == 429:
             pass
