@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import tvm
+import tvm_ffi
 
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.devices import CPU
@@ -16,6 +17,9 @@ from deepzig.targets.base import Target
 from .link import link, linker
 from .platforms import PLATFORMS, TVM, WheelFile
 from .wheels import wheel_file
+
+# Ctrl-C while TVM has called Python comes back through TVM, which else makes a RuntimeError of it.
+tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)
 
 
 def build(module: tvm.IRModule, target: Target, out: Path) -> None:

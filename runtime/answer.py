@@ -31,6 +31,7 @@ class Answer:
         self.limit = limit
         self.finish_reason: str | None = None
         self._ends = {*options.stop_token_ids, *(() if options.ignore_eos else ends)}
+        self._decode = decode
         self._texts, self._stops = Detokenizer(decode), StopFinder(options.stop)
 
     def ends_with(self, token: int) -> bool:
@@ -47,9 +48,13 @@ class Answer:
         """
         if token in self._ends:
             self.finish_reason = "stop"
-            return Piece(self._stops.last(self._texts.flush())[0], END, None, self.finish_reason)
+            return Piece(self._stops.last(self._texts.flush())[0], END, logprob, self.finish_reason)
         self.tokens.append(token)
-        text, found = self._stops.push(self._texts.push(token))
+        more = self._texts.push(token)
+        text, found = self._stops.push(more)
+        if self._stops.held and not more and not self._decode([token]):
+            # It may mark where something else begins, such as a call: what was held back before belongs before it.
+            text = self._stops.release()
         if not found and (complete or len(self.tokens) == self.limit):
             self.finish_reason = "stop" if complete else "length"
             tail, found = self._stops.last(self._texts.flush())

@@ -47,11 +47,19 @@ class Message:
 
 @dataclass(frozen=True)
 class ChatPiece:
-    """What came with one token: of which answer, what it adds to it, and the piece as `Model.stream` has it."""
+    """What came with one token.
+
+    Attributes:
+        index: of which answer.
+        deltas: what it adds to it.
+        piece: as `Model.stream` has it.
+        reasoning: whether the token belongs to the reasoning, its marks included.
+    """
 
     index: int
     deltas: tuple[Delta, ...]
     piece: Piece
+    reasoning: bool = False
 
 
 @dataclass(frozen=True)
@@ -103,31 +111,34 @@ class ChatGeneration:
         Raises:
             DeepZigError: the model failed.
         """
-        return self._result(list(self))
+        return self.result_of(list(self))
 
     async def aresult(self) -> ChatResult:
         """As `result`, without blocking the event loop."""
-        return self._result([piece async for piece in self])
+        return self.result_of([piece async for piece in self])
 
-    def _parsed(self, index: int, piece: Piece) -> ChatPiece:
-        parser = self._parsers[index]
-        if piece.token_id == END:
-            return ChatPiece(index, tuple(parser.finish(piece.text)), self._called(parser, piece))
-        deltas = parser.push(piece.token_id, piece.text)
-        if piece.finish_reason:
-            deltas += parser.finish()
-        return ChatPiece(index, tuple(deltas), self._called(parser, piece))
-
-    def _called(self, parser: Parser, piece: Piece) -> Piece:
-        called = piece.finish_reason == "stop" and parser.calls > 0
-        return replace(piece, finish_reason=CALLED) if called else piece
-
-    def _result(self, pieces: list[ChatPiece]) -> ChatResult:
+    def result_of(self, pieces: list[ChatPiece]) -> ChatResult:
+        """The result, given all pieces of answers that have ended."""
         result = self.generation.result_of([(one.index, one.piece) for one in pieces])
         messages = tuple(
             _message([one for one in pieces if one.index == index]) for index in range(len(result.choices))
         )
         return ChatResult(**vars(messages[0]), messages=messages, result=result)
+
+    def _parsed(self, index: int, piece: Piece) -> ChatPiece:
+        parser = self._parsers[index]
+        if piece.token_id == END:
+            return ChatPiece(index, tuple(parser.finish(piece.text)), self._called(parser, piece))
+        reasoning = parser.reasoning
+        deltas = parser.push(piece.token_id, piece.text)
+        reasoning |= parser.reasoning
+        if piece.finish_reason:
+            deltas += parser.finish()
+        return ChatPiece(index, tuple(deltas), self._called(parser, piece), reasoning)
+
+    def _called(self, parser: Parser, piece: Piece) -> Piece:
+        called = piece.finish_reason == "stop" and parser.calls > 0
+        return replace(piece, finish_reason=CALLED) if called else piece
 
 
 def _message(pieces: list[ChatPiece]) -> Message:

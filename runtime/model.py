@@ -206,12 +206,30 @@ class Model:
         Raises:
             DeepZigError: the prompt or the option does not fit.
         """
+        generation, score = self.submit_score(prompt, top_logprobs)
+        with generation:
+            generation.wait()
+        return tuple(score.logprobs)
+
+    def submit_score(
+        self, prompt: Prompt, top_logprobs: int = 0, *, priority: int = 0, admit: Admit | None = None
+    ) -> tuple[Generation, Score]:
+        """As `score`, returning at once: the log-probabilities are complete when the generation has ended.
+
+        Args:
+            prompt: as in `score`.
+            top_logprobs: as in `score`.
+            priority: as in `submit`.
+            admit: as in `submit`.
+
+        Raises:
+            DeepZigError: the prompt or the option does not fit.
+            EngineBusyError: too many requests wait.
+        """
         SamplingOptions(logprobs=True, top_logprobs=top_logprobs)  # checks it
         tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
         score = Score(tokens, top_logprobs)
-        with self.engine.read(tokens, score) as generation:
-            generation.wait()
-        return tuple(score.logprobs)
+        return self.engine.read(tokens, score, priority=priority, admit=admit), score
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> F32:
         """Embeddings: of each text the state of its last token, after the last norm, of length 1; f32 [n, hidden].
@@ -224,6 +242,28 @@ class Model:
         Raises:
             DeepZigError: a text that does not fit, or the artifact has no hidden states to give.
         """
+        with ExitStack() as stack:
+            asked = self.submit_embeddings(texts)
+            for generation, _ in asked:
+                stack.enter_context(generation)
+            for generation, _ in asked:
+                generation.wait()
+        vectors = [one.vector for _, one in asked]
+        return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
+
+    def submit_embeddings(
+        self, texts: Sequence[str | Sequence[int]], admit: Admit | None = None
+    ) -> list[tuple[Generation, Embedding]]:
+        """As `embed`, returning at once: each embedding is there when its generation has ended.
+
+        Args:
+            texts: as in `embed`.
+            admit: as in `submit`, for each text.
+
+        Raises:
+            DeepZigError: a text that does not fit, or the artifact has no hidden states to give.
+            EngineBusyError: too many requests wait.
+        """
         if isinstance(texts, str):
             raise DeepZigError("embed is given one text", "texts", "give a list of texts")
         if not any(spec.name == HIDDEN for spec in self.manifest.entry_points["decode"].outputs):
@@ -232,15 +272,13 @@ class Model:
         prompts = [
             self._fitting(prompt_tokens(text, self.tokenizer, ChatOptions()), self.context) for text in texts
         ]  # fmt: skip
-        wanted = [Embedding() for _ in prompts]
         with ExitStack() as stack:
-            asked = [
-                stack.enter_context(self.engine.read(tokens, one)) for tokens, one in zip(prompts, wanted, strict=True)
-            ]
-            for generation in asked:
-                generation.wait()
-        vectors = [one.vector for one in wanted]
-        return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
+            asked = []
+            for tokens in prompts:
+                embedding = Embedding()
+                asked.append((stack.enter_context(self.engine.read(tokens, embedding, admit=admit)), embedding))
+            stack.pop_all()
+        return asked
 
     def save_prefix(self, path: str | Path, prompt: Prompt | None = None, cache_salt: str | None = None) -> int:
         """Keep what was read of prompts for another process that loads the same artifact on the same kind of machine.

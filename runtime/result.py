@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from .sampling import TokenLogprob
 
 END = -1
-"""The token_id of a piece that holds only the rest of the text, after an end token."""
+"""The token_id of a piece with the rest of the text after an end token; its `logprob` is that of the end token."""
 
 
 @dataclass(frozen=True)

@@ -45,29 +45,37 @@ class Detokenizer:
 
 
 class StopFinder:
-    """Finds stop texts in a stream of pieces, holding back what may become one."""
+    """Finds stop texts in a stream of pieces, holding back what may become one.
+
+    Attributes:
+        held: what is held back.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = stops
-        self._held = ""
+        self.held = ""
 
     def push(self, piece: str) -> tuple[str, bool]:
         """The text that may be shown, and whether a stop text was found after it."""
-        self._held += piece
-        found = [at for stop in self._stops if (at := self._held.find(stop)) >= 0]
+        self.held += piece
+        found = [at for stop in self._stops if (at := self.held.find(stop)) >= 0]
         if found:
-            text, self._held = self._held[: min(found)], ""
+            text, self.held = self.held[: min(found)], ""
             return text, True
-        keep = max((_overlap(self._held, stop) for stop in self._stops), default=0)
-        cut = len(self._held) - keep
-        text, self._held = self._held[:cut], self._held[cut:]
+        keep = max((_overlap(self.held, stop) for stop in self._stops), default=0)
+        cut = len(self.held) - keep
+        text, self.held = self.held[:cut], self.held[cut:]
         return text, False
 
     def last(self, piece: str) -> tuple[str, bool]:
         """As `push`, for the last piece: nothing is held back."""
         text, found = self.push(piece)
-        held, self._held = self._held, ""
-        return text + held, found
+        return text + self.release(), found
+
+    def release(self) -> str:
+        """What is held back, which no stop text will begin with."""
+        held, self.held = self.held, ""
+        return held
 
 
 def _overlap(text: str, stop: str) -> int:

@@ -93,11 +93,15 @@ class Tokenizer:
         """The id of the token that is written so; None if there is none, or no tokenizer."""
         return self._tokenizer.token_to_id(token) if self.present else None
 
+    def written(self, token: int) -> str:
+        """How the vocabulary writes a token: byte-level BPE shows a space as `Ġ`, for example."""
+        return self._tokenizer.id_to_token(token) or ""
+
     def token_bytes(self, token: int) -> bytes:
         """The bytes that a token stands for, which need not make whole characters; of a special token, its name."""
         if not self.present:
             return b""
-        written = self._tokenizer.id_to_token(token) or ""
+        written = self.written(token)
         if token not in self._added and all(letter in BYTES for letter in written):
             return bytes(BYTES[letter] for letter in written)
         return written.encode()

@@ -14,7 +14,7 @@ from .keys import Key, Keyring, Limits
 from .ledgers import Account, Ledgers
 from .limits import RequestLimits
 
-HEALTH, METRICS = "/health", "/metrics"
+PAGE, HEALTH, METRICS = "/", "/health", "/metrics"
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Access:
     proxies: tuple[Network, ...] = ()
     request: RequestLimits = field(default_factory=RequestLimits)
     ledgers: Ledgers = field(default_factory=Ledgers)
-    public: frozenset[str] = frozenset({HEALTH})
+    public: frozenset[str] = frozenset({PAGE, HEALTH})
 
     def admit(self, exchange: Exchange, scope: Scope, headers: Headers) -> None:
         """Let a request in.

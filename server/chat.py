@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import JSONResponse
 
 from deepzig.runtime import Message
 from deepzig.runtime.chat import ChatGeneration, ChatPiece
@@ -11,7 +15,34 @@ from deepzig.runtime.parsers import Delta
 from deepzig.runtime.result import END
 from deepzig.runtime.tokenizer import Tokenizer
 
+from .bodies import JsonRoute
+from .events import EventStream, unless_gone
+from .messages import conversation
 from .replies import Head, Usage, chat_logprobs
+from .requests import ChatRequest
+from .schemas import STREAMED, ChatCompletion
+from .served import Catalogue
+
+
+def routes(catalogue: Catalogue) -> APIRouter:
+    """The path, over the models that are served."""
+    router = APIRouter(route_class=JsonRoute)
+
+    @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
+    async def chat_completions(body: ChatRequest, request: Request) -> Response:
+        """Answers to messages."""
+        served, exchange = catalogue.asked(body.model, request)
+        messages, options = conversation(body.messages), body.options()
+        # rendering, tokenizing and compiling a grammar take too long for the event loop
+        generation = await asyncio.to_thread(lambda: exchange.submit(served.model.submit_chat, messages, **options))
+        tokenizer = served.model.tokenizer
+        if body.stream:
+            events = chunks(served.head("chatcmpl", "chat.completion.chunk"), generation, tokenizer, body.include_usage)
+            return EventStream(events, generation.cancel)
+        answer = whole(served.head("chatcmpl", "chat.completion"), generation, tokenizer)
+        return JSONResponse(await unless_gone(request, answer, generation.cancel))
+
+    return router
 
 
 def _call(index: int | None, id: str | None, name: str | None, arguments: str) -> dict[str, Any]:
@@ -43,9 +74,10 @@ def _message(message: Message) -> dict[str, Any]:
 async def whole(head: Head, generation: ChatGeneration, tokenizer: Tokenizer) -> dict[str, Any]:
     """The answer as one object."""
     usage = Usage([generation.generation])
-    result = await generation.aresult()
-    for choice in result.result.choices:
-        usage.add(len(choice.token_ids))
+    pieces = [one async for one in generation]
+    for one in pieces:
+        usage.add(one.piece.token_id != END, one.reasoning)
+    result = generation.result_of(pieces)
     choices = [
         {
             "index": index, "message": _message(message), "finish_reason": message.finish_reason,
@@ -65,7 +97,7 @@ async def chunks(
     for index in range(generation.generation.request.options.n):
         yield {**start, "choices": [_choice(index, {"role": "assistant", "content": ""})]}
     async for one in generation:
-        usage.add(one.piece.token_id != END)
+        usage.add(one.piece.token_id != END, one.reasoning)
         for choice in _choices(one, tokenizer):
             yield {**start, "choices": [choice]}
     if include_usage:
@@ -74,7 +106,8 @@ async def chunks(
 
 def _choices(one: ChatPiece, tokenizer: Tokenizer) -> list[dict[str, Any]]:
     """What to send of a token: its log-probability goes with the first part, or alone if it has no text yet."""
-    logprobs = chat_logprobs([one.piece.logprob], tokenizer) if one.piece.logprob else None
+    told = one.piece.logprob if one.piece.token_id != END else None
+    logprobs = chat_logprobs([told], tokenizer) if told else None
     deltas = [_delta(delta) for delta in one.deltas] or ([{}] if logprobs else [])
     choices = [_choice(one.index, delta, logprobs if not at else None) for at, delta in enumerate(deltas)]
     if one.piece.finish_reason:

@@ -5,16 +5,18 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import click
+from fastapi import FastAPI
 
 from deepzig.errors import DeepZigError
 from deepzig.runtime import Settings, load
 
 from . import logs, tracing
-from .access import HEALTH, METRICS, Access
+from .access import HEALTH, METRICS, PAGE, Access
 from .addresses import is_loopback, parse_networks
 from .app import create_app
 from .health import LOADING, Health
@@ -73,6 +75,7 @@ OPTIONS = (
     # where it runs
     click.option("--device", help="Where it runs: cpu, cuda, cuda:1 or metal; by default where it can."),
     click.option("--threads", type=AT_LEAST_1, help="Threads of the kernels; by default all processors."),
+    click.option("--replicas", type=AT_LEAST_1, help="Copies, each a process of its own, by Ray (extra [ray])."),
     click.option("--cache-tokens", type=AT_LEAST_1, help="Tokens that the cache of each model holds."),
     # what is told
     click.option("--log-format", default=logs.PLAIN, show_default=True, type=click.Choice([logs.PLAIN, logs.JSON])),
@@ -101,28 +104,53 @@ def serve(artifacts: tuple[Path, ...], **options: Any) -> None:
             "set DEEPZIG_API_KEY or --api-keys, or allow everyone with --insecure",
         )  # fmt: skip
     if options["otel"]:
-        tracing.exported()
-    logs.configure(options["log_format"])
+        tracing.check()
+    if options["replicas"]:
+        from .replicas import serve_replicas
+
+        gpu = (options["device"] or "cpu") != "cpu"
+        where = {name: options[name] for name in ("host", "port", "drain")}
+        serve_replicas(partial(_copy, names, options), options["replicas"], gpu=gpu, **where)
+        return
     catalogue, health = Catalogue(), Health(LOADING)
-    app = create_app(
+    app = _app(catalogue, access, health, options)
+    limits = ConnectionLimits(options["max_connections"])
+    config = Config(
+        app, limits, host=options["host"], port=options["port"], log_config=None, ws_max_size=options["max_body"]
+    )  # fmt: skip
+    with ExitStack() as stack:
+        load_all = partial(_load, names, options, catalogue, stack)
+        Server(config, access, health, load_all, options["drain"]).serve_until_told()
+
+
+def _app(catalogue: Catalogue, access: Access, health: Health, options: Mapping[str, Any]) -> FastAPI:
+    """The application, telling of itself in this process."""
+    logs.configure(options["log_format"])
+    if options["otel"]:
+        tracing.export()
+    return create_app(
         catalogue, access, health, observers=[logs.observer(access, options["log_prompts"])],
         span=tracing.spans() if options["otel"] else None, origins=options["cors_origin"],
     )  # fmt: skip
-    with ExitStack() as stack:
 
-        def load_all() -> None:
-            for name, path in names.items():
-                begin = time.perf_counter()
-                model = load(
-                    path, device=options["device"], threads=options["threads"], cache_tokens=options["cache_tokens"],
-                    settings=Settings(max_waiting=options["max_waiting"]),
-                )  # fmt: skip
-                catalogue.add(name, stack.enter_context(model))
-                log.info("serving %s, loaded in %.1f s", name, time.perf_counter() - begin)
 
-        limits = ConnectionLimits(options["max_connections"])
-        config = Config(app, limits, host=options["host"], port=options["port"], log_config=None)
-        Server(config, access, health, load_all, options["drain"]).serve_until_told()
+def _load(names: Mapping[str, Path], options: Mapping[str, Any], catalogue: Catalogue, stack: ExitStack) -> None:
+    """Load the artifacts, one after another; the end of the stack closes them."""
+    for name, path in names.items():
+        begin = time.perf_counter()
+        model = load(
+            path, device=options["device"], threads=options["threads"], cache_tokens=options["cache_tokens"],
+            settings=Settings(max_waiting=options["max_waiting"]),
+        )  # fmt: skip
+        catalogue.add(name, stack.enter_context(model))
+        log.info("serving %s, loaded in %.1f s", name, time.perf_counter() - begin)
+
+
+def _copy(names: Mapping[str, Path], options: Mapping[str, Any]) -> FastAPI:
+    """One of several copies; its models live as long as its process."""
+    catalogue = Catalogue()
+    _load(names, options, catalogue, ExitStack())
+    return _app(catalogue, _access(options), Health(), options)
 
 
 def _names(artifacts: tuple[Path, ...], given: tuple[str, ...]) -> Mapping[str, Path]:
@@ -152,5 +180,5 @@ def _access(options: Mapping[str, Any]) -> Access:
             answer_tokens=options["max_answer_tokens"], answers=options["max_answers"],
         ),
         ledgers=Ledgers(quotas),
-        public=frozenset({HEALTH, METRICS} if options["public_metrics"] else {HEALTH}),
+        public=frozenset({PAGE, HEALTH, *([METRICS] if options["public_metrics"] else [])}),
     )  # fmt: skip

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastapi import FastAPI, Request
@@ -76,8 +76,20 @@ def _invalid(error: RequestValidationError) -> ApiError:
     first: Mapping[str, Any] = error.errors()[0]
     if first["type"] == "json_invalid":
         return ApiError(400, f"the body can't be read: {first['ctx']['error']}", code="invalid_json")
-    place = ".".join(str(part) for part in first["loc"] if part != "body")
+    place = ".".join(map(str, _place(first["loc"], {"body": error.body})))
     return ApiError(400, f"{place or 'the body'}: {first['msg']}", param=place or None)
+
+
+def _place(loc: Sequence[int | str], value: Any) -> list[int | str]:
+    """The names of a field and of what it is in; what the schema's own alternatives are called is left out."""
+    place: list[int | str] = []
+    for part in loc:
+        inside = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
+        if not inside:
+            break
+        place.append(part)
+        value = value.get(part) if isinstance(value, dict) else value[part]
+    return place[1:]
 
 
 def install(app: FastAPI) -> None:

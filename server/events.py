@@ -28,7 +28,7 @@ class EventStream(StreamingResponse):
 
     def __init__(self, events: AsyncIterator[dict[str, Any]], cancel: Callable[[], None]) -> None:
         headers = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-        super().__init__(_encoded(events), media_type="text/event-stream", headers=headers)
+        super().__init__(self._encoded(events), media_type="text/event-stream", headers=headers)
         self._cancel = cancel
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -40,6 +40,32 @@ class EventStream(StreamingResponse):
         finally:
             gone.cancel()
 
+    async def _encoded(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+        try:
+            async for event in events:
+                yield _event(event)
+        except Exception as error:  # the status is sent already
+            yield error_event(failed(error))
+            return
+        yield DONE
+
+
+class NamedEventStream(EventStream):
+    """As `EventStream`, the way of OpenAI's API for responses: events have a name, which is their type, and a number.
+
+    The last of them is an end of its own kind, so nothing follows it.
+    """
+
+    async def _encoded(self, events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
+        number = 0
+        try:
+            async for event in events:
+                yield _named(event, number)
+                number += 1
+        except Exception as error:
+            told = failed(error).body["error"]
+            yield _named({**told, "type": "error"}, number)
+
 
 def _event(data: dict[str, Any]) -> bytes:
     return b"data: %b\n\n" % orjson.dumps(data)
@@ -50,21 +76,15 @@ def error_event(error: ApiError) -> bytes:
     return _event(error.body)
 
 
-async def _encoded(events: AsyncIterator[dict[str, Any]]) -> AsyncIterator[bytes]:
-    try:
-        async for event in events:
-            yield _event(event)
-    except Exception as error:  # the status is sent already
-        yield error_event(failed(error))
-        return
-    yield DONE
+def _named(event: dict[str, Any], number: int) -> bytes:
+    return f"event: {event['type']}\n".encode() + _event({**event, "sequence_number": number})
 
 
 async def unless_gone(request: Request, work: Coroutine[Any, Any, T], cancel: Callable[[], None]) -> T:
     """Wait for an answer that is sent as a whole, and cancel it if the client goes.
 
     Raises:
-        ApiError: the client has gone; nobody reads it.
+        ApiError: the work's own, or that it failed; or the client has gone, and nobody reads it.
     """
     answer = asyncio.ensure_future(work)
     gone = asyncio.ensure_future(_gone(request.receive))
@@ -74,6 +94,8 @@ async def unless_gone(request: Request, work: Coroutine[Any, Any, T], cancel: Ca
             raise ApiError(499, "the client has gone")
         try:
             return answer.result()
+        except ApiError:
+            raise
         except Exception as error:
             raise failed(error) from error
     finally:

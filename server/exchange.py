@@ -74,14 +74,23 @@ class Exchange:
             ApiError: a limit is reached (429), or the request asks for too much (400).
             DeepZigError: as `submit`.
         """
-        made = submit(prompt, **self._limits.applied(options), admit=self._admit)
-        with self._lock:
-            self._asked.append(made.generation if isinstance(made, ChatGeneration) else made)
-            if self._ended:
-                made.cancel()
+        made = submit(prompt, **self._limits.applied(options), admit=self.admit)
+        self.watch(made.generation if isinstance(made, ChatGeneration) else made)
         return made
 
-    def _admit(self, prompt: int, answer: int, answers: int) -> None:
+    def watch(self, generation: Generation) -> None:
+        """Count what is made of something that was asked, and cancel it at the end of the request."""
+        with self._lock:
+            self._asked.append(generation)
+            if self._ended:
+                generation.cancel()
+
+    def admit(self, prompt: int, answer: int, answers: int) -> None:
+        """Whether a model may be asked that much; as `Model.submit` wants to be told.
+
+        Raises:
+            ApiError: it may not (429, 400).
+        """
         self._answers += answers
         self._limits.check(prompt, answer, self._answers)
         if self.account:

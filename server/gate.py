@@ -49,7 +49,7 @@ class Gate:
             return
         headers = Headers(scope=scope)
         exchange = Exchange(scope, self._access.request)
-        scope.setdefault("state", {})["exchange"] = exchange
+        scope["state"] = {**scope.get("state", {}), "exchange": exchange}  # which requests of a WebSocket share
         answer = _Answer(exchange, send)
         self._health.under_way += 1
         try:

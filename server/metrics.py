@@ -90,7 +90,7 @@ class Metrics:
 
     def observe(self, exchange: Exchange) -> None:
         """Count a request that is over."""
-        path = exchange.path if exchange.path in self._paths else OTHER
+        path = exchange.route or (exchange.path if exchange.path in self._paths else OTHER)
         self._requests.labels(path, str(exchange.status)).inc()
         self._seconds.labels(path).observe(exchange.seconds)
         if exchange.model and exchange.first_token is not None:

@@ -34,20 +34,30 @@ class Head:
     def start(self) -> dict[str, Any]:
         """Fields of the answer, with a new id."""
         return {
-            "id": f"{self.prefix}-{secrets.token_hex(12)}", "object": self.kind, "created": int(time.time()),
+            "id": new_id(self.prefix), "object": self.kind, "created": int(time.time()),
             "model": self.model, "system_fingerprint": self.fingerprint,
         }  # fmt: skip
 
 
+def new_id(prefix: str) -> str:
+    """An id that nothing else has."""
+    return f"{prefix}-{secrets.token_hex(12)}"
+
+
 class Usage:
-    """Counts the tokens of the answers to one request."""
+    """Counts the tokens of the answers to one request.
+
+    Attributes:
+        prompts: tokens of all prompts.
+    """
 
     def __init__(self, generations: Sequence[Generation]) -> None:
-        self._generations, self._completion = generations, 0
+        self._generations, self._completion, self._reasoning = generations, 0, 0
 
-    def add(self, tokens: int) -> None:
-        """Count tokens that were made."""
+    def add(self, tokens: int, reasoning: int = 0) -> None:
+        """Count tokens that were made, and how many of them are reasoning."""
         self._completion += tokens
+        self._reasoning += reasoning
 
     def as_dict(self) -> dict[str, Any]:
         """The object `usage`; complete when all answers have ended."""
@@ -56,6 +66,7 @@ class Usage:
         return {
             "prompt_tokens": prompt, "completion_tokens": self._completion, "total_tokens": prompt + self._completion,
             "prompt_tokens_details": {"cached_tokens": cached},
+            "completion_tokens_details": {"reasoning_tokens": self._reasoning},
         }  # fmt: skip
 
 
@@ -85,14 +96,24 @@ class TextLogprobs:
     def _text(self, token: int) -> str:
         return self._tokenizer.token_bytes(token).decode(errors="replace")
 
-    def part(self, entries: Iterable[TokenLogprob]) -> dict[str, Any]:
-        """The object for the next tokens."""
-        part: dict[str, list[Any]] = {name: [] for name in ("tokens", "token_logprobs", "top_logprobs", "text_offset")}
-        for one in entries:
-            text = self._text(one.token_id)
-            part["tokens"].append(text)
-            part["token_logprobs"].append(max(one.logprob, LEAST))
-            part["top_logprobs"].append({self._text(token): max(value, LEAST) for token, value in one.top})
-            part["text_offset"].append(self._offset)
+    def part(self, tokens: Sequence[int], entries: Sequence[TokenLogprob | None]) -> dict[str, Any]:
+        """The object for the next tokens, with an entry for each; the first token of a prompt has none."""
+        texts = [self._text(token) for token in tokens]
+        offsets = []
+        for text in texts:
+            offsets.append(self._offset)
             self._offset += len(text)
-        return part
+        return {
+            "tokens": texts,
+            "token_logprobs": [one and max(one.logprob, LEAST) for one in entries],
+            "top_logprobs": [one and self._top(one) for one in entries],
+            "text_offset": offsets,
+        }
+
+    def _top(self, one: TokenLogprob) -> dict[str, float]:
+        """The likeliest tokens and the one that stands there, as OpenAI's API has them."""
+        likely = [*one.top, (one.token_id, one.logprob)] if one.top else []
+        told: dict[str, float] = {}
+        for token, value in likely:  # several tokens may be shown alike: the likeliest counts
+            told.setdefault(self._text(token), max(value, LEAST))
+        return told

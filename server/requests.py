@@ -2,13 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .errors import ApiError
+from .messages import ChatMessage
 
 Number = StrictInt | float
+
+
+Prompts = StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+"""A text or token ids, or several of them."""
+
+
+def prompts_of(given: Prompts, field: str) -> list[str | list[int]]:
+    """The prompts that a field has.
+
+    Raises:
+        ApiError: there is none.
+    """
+    if isinstance(given, str):
+        return [given]
+    if not given:
+        raise ApiError(400, f"{field} is empty", param=field)
+    if isinstance(given[0], int):
+        return [[token for token in given if isinstance(token, int)]]
+    return [one for one in given if not isinstance(one, int)]
 
 
 class StreamOptions(BaseModel):
@@ -28,8 +49,11 @@ class Sampling(BaseModel):
     )  # fmt: skip
     """Fields that the model takes under the same name."""
 
-    REFUSED: ClassVar[tuple[str, ...]] = ("min_tokens", "prompt_logprobs")
-    """Fields that would change the answer, and that the server can't do."""
+    REFUSED: ClassVar[Mapping[str, str]] = {
+        "min_tokens": "use ignore_eos with max_tokens",
+        "prompt_logprobs": "ask /v1/completions with echo and logprobs",
+    }
+    """Fields that would change the answer and that the server can't do -> what to do instead."""
 
     model: StrictStr
     stream: StrictBool = False
@@ -60,9 +84,11 @@ class Sampling(BaseModel):
         Raises:
             ApiError: a field that the server can't do.
         """
-        for name in self.REFUSED:
+        for name, instead in self.REFUSED.items():
             if getattr(self, name):
-                raise ApiError(400, f"{name} is not supported", param=name, code="unsupported_parameter")
+                raise ApiError(400, f"{name} is not supported: {instead}", param=name, code="unsupported_parameter")
+        if self.stream_options is not None and not self.stream:
+            raise ApiError(400, "stream_options is given without stream", param="stream_options")
         passed = {name: getattr(self, name) for name in self.PASSED}
         temperature = 1.0 if self.temperature is None else self.temperature  # OpenAI's default; the model's is 0
         return {**passed, "temperature": temperature, "structured_outputs": self.structured_outputs}
@@ -104,7 +130,11 @@ class ResponseFormat(BaseModel):
 class ChatRequest(Sampling):
     """The body of `POST /v1/chat/completions`."""
 
-    messages: list[dict[str, Any]] = Field(min_length=1)
+    REFUSED: ClassVar[Mapping[str, str]] = {
+        **Sampling.REFUSED, "functions": "give tools", "function_call": "give tool_choice",
+    }  # fmt: skip
+
+    messages: list[ChatMessage] = Field(min_length=1)
     max_completion_tokens: StrictInt | None = None
     logprobs: StrictBool | None = None
     top_logprobs: StrictInt | None = None
@@ -113,6 +143,8 @@ class ChatRequest(Sampling):
     parallel_tool_calls: StrictBool = True
     response_format: ResponseFormat | None = None
     chat_template_kwargs: dict[str, Any] | None = None
+    functions: Any = None
+    function_call: Any = None
 
     def options(self) -> dict[str, Any]:
         """Arguments for `Model.submit_chat`.
@@ -137,12 +169,12 @@ class ChatRequest(Sampling):
 class CompletionRequest(Sampling):
     """The body of `POST /v1/completions`."""
 
-    REFUSED: ClassVar[tuple[str, ...]] = (*Sampling.REFUSED, "echo", "suffix")
+    REFUSED: ClassVar[Mapping[str, str]] = {**Sampling.REFUSED, "suffix": "models can only go on with a text"}
 
-    prompt: StrictStr | list[StrictInt] | list[StrictStr] | list[list[StrictInt]]
+    prompt: Prompts
     logprobs: StrictInt | None = None
     best_of: StrictInt | None = None
-    echo: Any = None
+    echo: StrictBool = False
     suffix: Any = None
 
     def options(self) -> dict[str, Any]:
@@ -153,7 +185,8 @@ class CompletionRequest(Sampling):
         """
         options = super().options()
         if self.best_of not in (None, self.n or 1):
-            raise ApiError(400, "best_of is not supported", param="best_of", code="unsupported_parameter")
+            what = "best_of is not supported: ask for n answers with logprobs, and choose"
+            raise ApiError(400, what, param="best_of", code="unsupported_parameter")
         most = 16 if self.max_tokens is None else self.max_tokens  # OpenAI's default
         asked = self.logprobs is not None
         return {**options, "max_tokens": most, "logprobs": asked, "top_logprobs": self.logprobs or 0}
@@ -164,10 +197,4 @@ class CompletionRequest(Sampling):
         Raises:
             ApiError: there is none.
         """
-        if isinstance(self.prompt, str):
-            return [self.prompt]
-        if not self.prompt:
-            raise ApiError(400, "the prompt is empty", param="prompt")
-        if isinstance(self.prompt[0], int):
-            return [[token for token in self.prompt if isinstance(token, int)]]
-        return [one for one in self.prompt if not isinstance(one, int)]
+        return prompts_of(self.prompt, "prompt")

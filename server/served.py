@@ -5,11 +5,13 @@ from __future__ import annotations
 import hashlib
 import time
 from collections.abc import Iterator, Mapping
-from typing import Any
+
+from fastapi import Request
 
 from deepzig.runtime import Model
 
 from .errors import ApiError
+from .exchange import Exchange
 from .replies import Head
 
 
@@ -25,11 +27,6 @@ class Served:
         self.name, self.model = name, model
         self.created = int(time.time())
         self.fingerprint = f"fp_{hashlib.sha256(model.manifest.to_json().encode()).hexdigest()[:12]}"
-
-    @property
-    def card(self) -> dict[str, Any]:
-        """What the list of models tells of it."""
-        return {"id": self.name, "object": "model", "created": self.created, "owned_by": "deepzig"}
 
     def head(self, prefix: str, kind: str) -> Head:
         """What all parts of an answer of this model share; `prefix` is that of its id."""
@@ -58,6 +55,24 @@ class Catalogue:
         if name not in self._served:
             raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
         return self._served[name]
+
+    def get(self, name: str | None) -> Served:
+        """As `catalogue[name]`, or the first model without a name.
+
+        Raises:
+            ApiError: as `catalogue[name]`.
+        """
+        return next(iter(self)) if name is None else self[name]
+
+    def asked(self, name: str | None, request: Request) -> tuple[Served, Exchange]:
+        """The model that a request names, and what the request goes through to ask it.
+
+        Raises:
+            ApiError: as `catalogue[name]`.
+        """
+        served, exchange = self.get(name), request.state.exchange
+        exchange.model = served.name
+        return served, exchange
 
     def add(self, name: str, model: Model) -> None:
         """Serve another model."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from importlib import import_module
 
 from starlette.datastructures import Headers
 
@@ -12,21 +13,28 @@ from deepzig.errors import DeepZigError
 from .exchange import Exchange
 
 
-def exported() -> None:
-    """Have spans sent by OTLP to where the variables OTEL_* say, by default to http://localhost:4318.
+def check() -> None:
+    """Whether traces can be sent.
 
     Raises:
         DeepZigError: OpenTelemetry is not installed.
     """
     try:
-        from opentelemetry import trace
-        from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
-        from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
-        from opentelemetry.sdk.trace import TracerProvider
-        from opentelemetry.sdk.trace.export import BatchSpanProcessor
-    except ImportError as error:
-        what = f"{error.name} is not installed"
+        import_module("opentelemetry.exporter.otlp.proto.http.trace_exporter")
+        import_module("opentelemetry.sdk.trace")
+    except ImportError:
+        what = "OpenTelemetry is not installed"
         raise DeepZigError(what, "option --otel", "pip install 'deepzig[otel]'") from None
+
+
+def export() -> None:
+    """Have spans sent by OTLP to where the variables OTEL_* say, by default to http://localhost:4318."""
+    from opentelemetry import trace
+    from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
+    from opentelemetry.sdk.resources import SERVICE_NAME, OTELResourceDetector, Resource
+    from opentelemetry.sdk.trace import TracerProvider
+    from opentelemetry.sdk.trace.export import BatchSpanProcessor
+
     resource = Resource({SERVICE_NAME: "deepzig"}).merge(OTELResourceDetector().detect())
     provider = TracerProvider(resource=resource)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter()))

@@ -129,7 +129,10 @@ class Engine:
             sequences.append(one)
         return self._enter(request, sequences)
 
-    def read(self, prompt: list[int], reading: Reading, *, priority: int = 0, salt: Hashable = None) -> Generation:
+    def read(
+        self, prompt: list[int], reading: Reading, *, priority: int = 0, salt: Hashable = None,
+        admit: Admit | None = None,
+    ) -> Generation:  # fmt: skip
         """Have a text read, without an answer; wait for the end with `Generation.wait`.
 
         Args:
@@ -137,11 +140,14 @@ class Engine:
             reading: takes what the model makes of it, on the engine's thread.
             priority: as in `submit`.
             salt: as in `submit`.
+            admit: as in `submit`.
 
         Raises:
             DeepZigError: the model is closed.
             EngineBusyError: too many wait.
         """
+        if admit:
+            admit(len(prompt), 0, 0)
         request = Request(prompt, NOTHING, priority, salt, reading)
         answer = Answer(NOTHING, self._ends, 0, self._decode)
         return self._enter(request, [Sequence(request, 0, answer, NOTHING.key(0, 0), list(prompt))])

@@ -139,6 +139,11 @@ class Generation:
         for _ in self:
             pass
 
+    async def await_end(self) -> None:
+        """As `wait`, without blocking the event loop."""
+        async for _ in self:
+            pass
+
     def result_of(self, told: list[tuple[int, Piece]]) -> Result:
         """The result of an ended request, given all that was told."""
         request = self.request

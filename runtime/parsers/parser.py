@@ -96,6 +96,11 @@ class Parser:
         self._held = ""  # what can't be told yet: blanks, the head of a call, the end of its arguments
         self._separated = 0  # where in the head the separator ends
 
+    @property
+    def reasoning(self) -> bool:
+        """Whether what comes next is reasoning, as far as is known."""
+        return self._state is State.REASONING
+
     def push(self, token: int, text: str) -> list[Delta]:
         """What is known more, after a token and the text that came with it."""
         if token in self._marks:

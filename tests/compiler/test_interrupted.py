@@ -15,7 +15,9 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import tvm_ffi
 
+import deepzig.compiler.build  # noqa: F401, tells TVM of interrupts
 from deepzig.artifacts.reader import open_artifact
 from deepzig.artifacts.workplace import clear_leftovers
 from deepzig.compiler.driver import compile_model
@@ -107,6 +109,16 @@ def test_interrupt(seed: int, number: signal.Signals, model: Path, old: tuple[Pa
     assert os.listdir(out.parent) == (["artifact"] if replaced or not status else [])
     if replaced or not status:
         assert dtype(out) == ("f32" if status else "bf16")
+
+
+def test_an_interrupt_comes_through_tvm() -> None:
+    """TVM calls Python that is interrupted."""
+
+    def interrupt() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        tvm_ffi.convert(interrupt)()
 
 
 @pytest.mark.slow

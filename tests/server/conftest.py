@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import inspect
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -11,7 +13,7 @@ from typing import Any
 
 import pytest
 import uvicorn
-from openai import OpenAI
+from openai import AsyncOpenAI, AsyncStream, OpenAI
 
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
@@ -25,12 +27,13 @@ from deepzig.server.protocol import Config, ConnectionLimits
 REFERENCE = Path(__file__).parents[2] / "models" / "reference"
 KEY = "sesame"
 NAME = "reference"
+MAX_BODY = 100_000
 
 
 @pytest.fixture(scope="session")
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("server") / NAME
-    compile_model(REFERENCE, out, Options(dtype="f32", self_check="none"))
+    compile_model(REFERENCE, out, Options(dtype="f32", self_check="none", embeddings=True))
     return out
 
 
@@ -57,7 +60,8 @@ def started(
     """Serve models."""
     app = create_app(Catalogue(models), access, health, **options)
     config = Config(
-        app, connections or ConnectionLimits(), port=0, log_level="critical", timeout_graceful_shutdown=5
+        app, connections or ConnectionLimits(), port=0, log_level="critical", timeout_graceful_shutdown=5,
+        ws_max_size=access.request.body,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -80,12 +84,56 @@ def model(artifact: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="session")
 def address(model: Model) -> Iterator[str]:
-    access = Access(Keyring([key_of("other"), key_of(KEY)]), request=RequestLimits(body=100_000))
+    access = Access(Keyring([key_of("other"), key_of(KEY)]), request=RequestLimits(body=MAX_BODY))
     with serving({NAME: model}, access) as url:
         yield url
 
 
+class Waiting:
+    """An asynchronous client, or a part of it, whose calls wait; streams come as lists."""
+
+    def __init__(self, part: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._part, self._loop = part, loop
+
+    def __getattr__(self, name: str) -> Any:
+        value = getattr(self._part, name)
+        return value if inspect.ismodule(value) else Waiting(value, self._loop)
+
+    def __call__(self, *args: Any, **named: Any) -> Any:
+        return self._loop.run_until_complete(self._all(self._part(*args, **named)))
+
+    async def _all(self, given: Any) -> Any:
+        value = await given
+        return [part async for part in value] if isinstance(value, AsyncStream) else value
+
+
+FORMS = ["sync", "async"]
+
+
+@contextmanager
+def connected(form: str, address: str) -> Iterator[Any]:
+    """The `openai` client of a server, in one of its forms."""
+    asked: dict[str, Any] = {"base_url": f"{address}/v1", "api_key": "other", "max_retries": 0}
+    if form == "sync":
+        with OpenAI(**asked) as one:
+            yield one
+        return
+    loop = asyncio.new_event_loop()
+    several = AsyncOpenAI(**asked)
+    yield Waiting(several, loop)
+    loop.run_until_complete(several.close())
+    loop.close()
+
+
+@pytest.fixture(scope="session", params=FORMS)
+def client(request: pytest.FixtureRequest, address: str) -> Iterator[Any]:
+    """The `openai` client, in both of its forms."""
+    with connected(request.param, address) as one:
+        yield one
+
+
 @pytest.fixture(scope="session")
-def client(address: str) -> Iterator[OpenAI]:
-    with OpenAI(base_url=f"{address}/v1", api_key="other", max_retries=0) as one:
+def openai_client(address: str) -> Iterator[OpenAI]:
+    """The `openai` client, for what only one of its forms has."""
+    with connected("sync", address) as one:
         yield one

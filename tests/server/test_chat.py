@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import secrets
 from typing import Any
 
 import openai
 import pytest
 from openai import OpenAI
+from pydantic import BaseModel
 
 from deepzig.runtime import Model
 
@@ -20,11 +22,11 @@ SCHEMA = {
 }  # fmt: skip
 
 
-def ask(client: OpenAI, messages: list[Any] = ASKED, **options: Any) -> Any:
+def ask(client: Any, messages: list[Any] = ASKED, **options: Any) -> Any:
     return client.chat.completions.create(**{"model": NAME, "messages": messages, "temperature": 0, **options})
 
 
-def test_an_answer(client: OpenAI, model: Model) -> None:
+def test_an_answer(client: Any, model: Model) -> None:
     wanted = model.chat(ASKED)
     answer = ask(client)
     choice = answer.choices[0]
@@ -37,7 +39,7 @@ def test_an_answer(client: OpenAI, model: Model) -> None:
 
 
 @pytest.mark.parametrize("n", [1, 3])
-def test_a_stream(n: int, client: OpenAI, model: Model) -> None:
+def test_a_stream(n: int, client: Any, model: Model) -> None:
     options: dict[str, Any] = {"n": n, "temperature": 0.9, "seed": 7, "max_tokens": 24}
     wanted = model.chat(STORY, **options)
     parts = list(ask(client, STORY, stream=True, stream_options={"include_usage": True}, **options))
@@ -55,12 +57,12 @@ def test_a_stream(n: int, client: OpenAI, model: Model) -> None:
     assert parts[-1].usage.completion_tokens == sum(len(one.token_ids) for one in wanted.result.choices)
 
 
-def test_a_stream_tells_no_usage_unless_asked(client: OpenAI) -> None:
+def test_a_stream_tells_no_usage_unless_asked(client: Any) -> None:
     assert all(part.choices and part.usage is None for part in ask(client, stream=True))
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_logprobs(stream: bool, client: OpenAI, model: Model) -> None:
+def test_logprobs(stream: bool, client: Any, model: Model) -> None:
     wanted = model.chat(ASKED, logprobs=True, top_logprobs=3).result
     answer = ask(client, logprobs=True, top_logprobs=3, stream=stream)
     told = [part.choices[0].logprobs for part in answer] if stream else [answer.choices[0].logprobs]
@@ -74,7 +76,7 @@ def test_logprobs(stream: bool, client: OpenAI, model: Model) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-def test_a_stop_text_is_not_shown(stream: bool, client: OpenAI) -> None:
+def test_a_stop_text_is_not_shown(stream: bool, client: Any) -> None:
     full = ask(client).choices[0].message.content
     stop = full[3:5]
     answer = ask(client, stop=[stop, "never"], stream=stream)
@@ -84,13 +86,13 @@ def test_a_stop_text_is_not_shown(stream: bool, client: OpenAI) -> None:
     assert text == full[: full.index(stop)]
 
 
-def test_the_same_seed_gives_the_same_answer(client: OpenAI) -> None:
+def test_the_same_seed_gives_the_same_answer(client: Any) -> None:
     options: dict[str, Any] = {"temperature": 1.5, "max_tokens": 20}
     one, two, other = (ask(client, STORY, seed=seed, **options).choices[0].message.content for seed in (3, 3, 4))
     assert one == two != other
 
 
-def test_extensions(client: OpenAI, model: Model) -> None:
+def test_extensions(client: Any, model: Model) -> None:
     options: dict[str, Any] = {"top_k": 1, "min_p": 0.1, "repetition_penalty": 1.3, "ignore_eos": True}
     wanted = model.chat(ASKED, max_tokens=30, temperature=1.0, **options)
     extra = {**options, "cache_salt": "a", "priority": 2, "chat_template_kwargs": {"enable_thinking": False}, "new": 1}
@@ -99,9 +101,10 @@ def test_extensions(client: OpenAI, model: Model) -> None:
     assert answer.usage.completion_tokens == 30 and answer.choices[0].finish_reason == "length"
 
 
-def test_a_long_beginning_is_found_read(client: OpenAI) -> None:
+def test_a_long_beginning_is_found_read(client: Any) -> None:
     messages = [{"role": "user", "content": "Reverse the word lamp. " * 12}]
-    first, second = (ask(client, messages, max_tokens=2, extra_body={"cache_salt": "once"}) for _ in range(2))
+    salt = secrets.token_hex(8)
+    first, second = (ask(client, messages, max_tokens=2, extra_body={"cache_salt": salt}) for _ in range(2))
     assert first.usage.prompt_tokens_details.cached_tokens == 0 < second.usage.prompt_tokens_details.cached_tokens
 
 
@@ -109,13 +112,29 @@ def test_a_long_beginning_is_found_read(client: OpenAI) -> None:
     "response_format",
     [{"type": "json_object"}, {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}}],
 )
-def test_response_format(response_format: Any, client: OpenAI) -> None:
+def test_response_format(response_format: Any, client: Any) -> None:
     answer = ask(client, STORY, response_format=response_format, max_tokens=200)
     assert answer.choices[0].finish_reason == "stop"
     value = json.loads(answer.choices[0].message.content)
     assert isinstance(value, dict)
     if response_format["type"] == "json_schema":
         assert list(value) == ["age"] and isinstance(value["age"], int)
+
+
+def test_messages_and_fields_of_all_kinds(client: Any, model: Model) -> None:
+    """Parts, names, the newer role, and fields that change nothing."""
+    parts = [{"type": "text", "text": text} for text in ("Be brief.", "What is", "2?")]
+    messages = [
+        {"role": "developer", "content": parts[:1]}, {"role": "user", "name": "ann", "content": parts[1:]}
+    ]  # fmt: skip
+    wanted = model.chat(
+        [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "What is\n2?"}], max_tokens=9
+    )
+    ignored = {"metadata": {"a": "b"}, "store": True, "user": "ann", "service_tier": "auto", "reasoning_effort": "low"}
+    answer = ask(client, messages, max_tokens=9, **ignored)
+    assert answer.choices[0].message.content == wanted.content and answer.choices[0].message.refusal is None
+    assert answer.usage.prompt_tokens == wanted.result.prompt_tokens
+    assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
 @pytest.mark.parametrize(
@@ -130,9 +149,30 @@ def test_response_format(response_format: Any, client: OpenAI) -> None:
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"extra_body": {"min_tokens": 4}}, "min_tokens"),
         ({"extra_body": {"top_k": 1.5}}, "top_k"),
+        ({"stream_options": {"include_usage": True}}, "stream_options"),
+        ({"functions": [{"name": "f"}]}, "functions"),
+        ({"messages": [{"role": "user", "content": 3}]}, "messages.0.content"),
+        ({"messages": [{"content": "a"}]}, "messages.0.role"),
+        ({"messages": [{"role": "user", "content": [{"type": "image_url"}]}]}, "messages.0.content.0"),
     ],
 )
-def test_what_does_not_fit(options: dict[str, Any], param: str, client: OpenAI) -> None:
+def test_what_does_not_fit(options: dict[str, Any], param: str, client: Any) -> None:
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, **options)
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
+class Person(BaseModel):
+    age: int
+
+
+def test_the_client_s_own_helpers(openai_client: OpenAI, model: Model) -> None:
+    """An answer as an object of a class, and a stream that puts itself together."""
+    asked: dict[str, Any] = {"model": NAME, "messages": STORY, "max_tokens": 99, "temperature": 0}
+    parsed = openai_client.chat.completions.parse(**asked, response_format=Person)
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+    with openai_client.chat.completions.stream(model=NAME, messages=ASKED, temperature=0) as stream:
+        kinds = {event.type for event in stream}
+        told = stream.get_final_completion().choices[0]
+    assert (told.message.content, told.finish_reason) == (model.chat(ASKED).content, "stop")
+    assert {"content.delta", "content.done"} <= kinds

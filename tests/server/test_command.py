@@ -161,7 +161,7 @@ def test_a_port_that_is_taken(cli: Any, artifact: Path) -> None:
         ),
         (
             ["a", "--otel"],
-            "error: opentelemetry is not installed\n  at: option --otel\n  fix: pip install 'deepzig[otel]'\n",
+            "error: OpenTelemetry is not installed\n  at: option --otel\n  fix: pip install 'deepzig[otel]'\n",
         ),
     ],
 )

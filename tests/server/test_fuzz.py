@@ -26,7 +26,7 @@ TURNS = 10
 
 @pytest.fixture(scope="module")
 def server(model: Model) -> Iterator[uvicorn.Server]:
-    access = Access(Keyring([key_of(KEY)]), request=RequestLimits(answer_tokens=4, answers=8, body_seconds=0.1))
+    access = Access(Keyring([key_of(KEY)]), request=RequestLimits(answer_tokens=16, answers=8, body_seconds=0.1))
     with started({NAME: model}, access, ConnectionLimits(head_seconds=0.1)) as one:
         yield one
 

@@ -119,7 +119,10 @@ def test_ctrl_c(artifact: Path) -> None:
         while ", prefill 70: " not in process.stderr.readline():
             assert process.poll() is None
         process.send_signal(signal.SIGINT)
-        told, errors = process.communicate(timeout=60)
+        try:
+            told, errors = process.communicate(timeout=60)
+        finally:
+            process.kill()
     assert process.returncode == 130 and "Traceback" not in errors
     assert "interrupted: not every case" in told and "prefill 70" in told
 

@@ -13,8 +13,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from deepzig.errors import DeepZigError
+from deepzig.runtime.answer import Answer
 from deepzig.runtime.parsers import FORMATS, Delta, Parser, parser_for
 from deepzig.runtime.parsers.formats import Mark, format_for
+from deepzig.runtime.sampling import SamplingOptions
 from deepzig.runtime.tokenizer import Tokenizer
 
 from .. import fake
@@ -41,6 +43,21 @@ def read_text(tokenizer: Tokenizer, text: str, prompt: str = "", tools: Any = TO
 def test_examples(name: str, tokenizers: dict[str, Tokenizer]) -> None:
     format, prompt, text, want = EXAMPLES[name]
     assert read_text(tokenizers[format], text, prompt) == want
+
+
+@pytest.mark.parametrize("name", FORMATS)
+def test_stop_texts_that_might_have_begun_before_a_mark(name: str, tokenizers: dict[str, Tokenizer]) -> None:
+    """Text that was held back for them stays on its side of the mark, whether the mark has a text or not."""
+    form, tokenizer = FORMATS[name], tokenizers[name]
+    head = (form.before + ("0" if form.numbered else "") + form.marks[Mark.SEPARATOR] + form.after).format(name="now")
+    ended = form.closing + form.marks[Mark.END_CALL] + form.marks[Mark.END_SECTION]
+    text = "At once \n" + form.marks[Mark.SECTION] + form.marks[Mark.CALL] + head + '{"a": 1}' + ended
+    tokens = tokenizer.encode(text, special=False)
+    for stop in ([" \n\n"], ["1}0", "\n."], ['"a": 1}' + form.closing + "?"]):
+        answer = Answer(SamplingOptions(stop=stop), (), len(tokens) + 1, tokenizer.decode)
+        told = [(token, answer.push(token).text) for token in tokens]
+        found = read(parser_for(tokenizer, TOOLS, new_id=numbered()), [*told, (-1, "")])
+        assert (found.content, [call[1:] for call in found.calls]) == ("At once \n", [("now", '{"a": 1}')])
 
 
 @pytest.mark.parametrize("name", FORMATS)
