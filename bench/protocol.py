@@ -53,6 +53,7 @@ def serve(start: Callable[[], Callable[[Case], float]]) -> None:
     sys.path[:] = [folder for folder in sys.path if os.path.abspath(folder) != here]
 
     def answer(content: dict[str, Any]) -> None:
+        sys.stdout.flush()  # so that the log has, when an answer is there, what was printed before
         print(json.dumps(content), file=answers, flush=True)
 
     try:

@@ -84,11 +84,13 @@ def _place(loc: Sequence[int | str], value: Any) -> list[int | str]:
     """The names of a field and of what it is in; what the schema's own alternatives are called is left out."""
     place: list[int | str] = []
     for part in loc:
-        inside = isinstance(value, dict) or (isinstance(value, list) and isinstance(part, int))
-        if not inside:
+        if isinstance(value, dict):
+            value = value.get(part)
+        elif isinstance(value, list) and isinstance(part, int):
+            value = value[part]
+        else:
             break
         place.append(part)
-        value = value.get(part) if isinstance(value, dict) else value[part]
     return place[1:]
 
 

@@ -16,7 +16,7 @@ PAGE = "page.html"
 def routes() -> APIRouter:
     """The path."""
     router = APIRouter()
-    text = resources.files(__package__).joinpath(PAGE).read_text(encoding="utf-8")
+    text = resources.files("deepzig.server").joinpath(PAGE).read_text(encoding="utf-8")
     headers = {
         "Content-Security-Policy": policy(text),
         "Cache-Control": "no-cache",

@@ -33,6 +33,9 @@ CORPUS = [
 ]
 """Texts in which tokenizers and decoders go wrong."""
 
+TEXTS = [*CORPUS, "", " ", "\n", f"{EOS}inside{BOS}out", f"a{BOS}", "<|user|>", "x" * 300]
+"""Texts to encode."""
+
 
 def write_tokenizer(folder: Path, vocab_size: int = 300, **config: Any) -> Path:
     """A byte-level BPE that seldom has a whole character, with its config."""

@@ -401,3 +401,6 @@ VARIABLES: tuple[dict[str, Any], ...] = (
     {"enable_thinking": False, "thinking": True},
     {"add_generation_prompt": False, "continue_final_message": True},
 )
+
+NAMED = [{"name": n, "template": f"{n}: {{{{ messages[0].content }}}}{{{{ tools | length if tools }}}}"} for n in
+         ("default", "tool_use", "rag")]  # fmt: skip

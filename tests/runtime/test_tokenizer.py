@@ -16,10 +16,9 @@ from deepzig.runtime import chat_template
 from deepzig.runtime.tokenizer import Tokenizer
 
 from . import fake
-from .templates import CHATS, TEMPLATES, TOOLS, VARIABLES
+from .templates import CHATS, NAMED, TEMPLATES, TOOLS, VARIABLES
 
 BOS, EOS = fake.BOS, fake.EOS
-TEXTS = [*fake.CORPUS, "", " ", "\n", f"{EOS}inside{BOS}out", f"a{BOS}", "<|user|>", "x" * 300]
 
 
 def pair(folder: Path, **config: Any) -> tuple[Tokenizer, Any]:
@@ -44,7 +43,7 @@ def theirs_of(folder: Path) -> Any:
 def test_ids(bos: bool | None, eos: bool | None, tmp_path: Path) -> None:
     """With and without the tokens that begin and end a text; what the config does not say, tokenizer.json does."""
     ours, theirs = pair(tmp_path, add_bos_token=bos, add_eos_token=eos)
-    for text in TEXTS:
+    for text in fake.TEXTS:
         want = theirs(text).input_ids
         assert ours.encode(text) == want
         assert ours.encode(text, special=False) == theirs(text, add_special_tokens=False).input_ids
@@ -189,10 +188,6 @@ def test_refusals(folders: dict[str, tuple[Tokenizer, Any]], tmp_path: Path) -> 
         f"  at: {tmp_path}",
         "  fix: give a text or token ids instead of messages",
     ]
-
-
-NAMED = [{"name": n, "template": f"{n}: {{{{ messages[0].content }}}}{{{{ tools | length if tools }}}}"} for n in
-         ("default", "tool_use", "rag")]  # fmt: skip
 
 
 def test_named_templates(tmp_path: Path) -> None:

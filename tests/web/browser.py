@@ -1,4 +1,7 @@
-"""Runs a module in headless Chromium: a server of two folders, and a page that sends back what the module returns."""
+"""Runs a module in headless Chromium: a server of two folders, and a page that sends back what the module returns.
+
+The module can tell the server to answer no more requests for files: `await fetch("/stop", { method: "POST" })`.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,14 @@ from deepzig.web import SERVE
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions")
 SECONDS = 60
-PAGE = """<!doctype html><meta charset="utf-8"><title>test</title><script type="module">
+PAGE = """<!doctype html><meta charset="utf-8"><title>test</title>
+<script type="importmap">
+  { "imports": {
+    "@huggingface/jinja": "/web/node_modules/@huggingface/jinja/dist/index.js",
+    "@huggingface/tokenizers": "/web/node_modules/@huggingface/tokenizers/dist/tokenizers.mjs"
+  } }
+</script>
+<body><script type="module">
   let answer;
   try {
     const module = await import("./test.js");
@@ -34,11 +44,19 @@ PAGE = """<!doctype html><meta charset="utf-8"><title>test</title><script type="
 
 
 class _Handler(SimpleHTTPRequestHandler):
-    """Files of `root`; `/web/` is the package."""
+    """Files of `root`, which browsers don't keep by themselves; `/web/` is the package."""
 
-    def __init__(self, *args: Any, root: Path, answers: Queue[Any], **kwargs: Any) -> None:
-        self.answers = answers
+    def __init__(self, *args: Any, root: Path, answers: Queue[Any], stopped: threading.Event, **kwargs: Any) -> None:
+        self.answers, self.stopped = answers, stopped
         super().__init__(*args, directory=str(root), **kwargs)
+
+    def do_GET(self) -> None:
+        if not self.stopped.is_set():  # else the connection ends without an answer
+            super().do_GET()
+
+    def end_headers(self) -> None:
+        self.send_header("Cache-Control", "no-store")
+        super().end_headers()
 
     def translate_path(self, path: str) -> str:
         if path.startswith("/web/"):
@@ -46,7 +64,10 @@ class _Handler(SimpleHTTPRequestHandler):
         return super().translate_path(path)
 
     def do_POST(self) -> None:
-        self.answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
+        if self.path == "/stop":
+            self.stopped.set()
+        else:
+            self.answers.put(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))
         self.send_response(204)
         self.end_headers()
 
@@ -58,7 +79,8 @@ class _Handler(SimpleHTTPRequestHandler):
 def served(root: Path) -> Iterator[tuple[str, Queue[Any]]]:
     """The address of a server of a folder, and what pages send to it."""
     answers: Queue[Any] = Queue()
-    server = ThreadingHTTPServer(("127.0.0.1", 0), partial(_Handler, root=root, answers=answers))
+    handler = partial(_Handler, root=root, answers=answers, stopped=threading.Event())
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
     try:

@@ -13,9 +13,11 @@ from deepzig.compiler.options import Options
 from deepzig.runtime import Model, load
 
 from ..runtime.conftest import cli
+from .javascript import WEB
 
 __all__ = ["cli"]
 
+PACKAGES = WEB / "node_modules"
 REFERENCE = Path(__file__).parents[2] / "models" / "reference"
 
 
@@ -26,6 +28,14 @@ def node() -> str:
     if found is None:
         pytest.skip("node is not installed")
     return found
+
+
+@pytest.fixture(scope="session")
+def packages() -> Path:
+    """The folder of npm's packages; skips the test where they are not installed."""
+    if not (PACKAGES / ".package-lock.json").is_file():
+        pytest.skip("npm's packages are not installed: make node-modules")
+    return PACKAGES
 
 
 @pytest.fixture(scope="session")

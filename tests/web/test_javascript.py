@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
-import subprocess
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,9 +13,10 @@ import pytest
 
 from deepzig import __version__
 from deepzig.runtime import Model
-from deepzig.web import SERVE
 
-WEB = SERVE.parents[1]
+from .javascript import WEB, run
+
+SHARD = "weights-00001.safetensors"
 QUESTIONS = ("What is 12 plus 30?", "Reverse the word lamp.")
 SAMPLED = {"temperature": 0.9, "top_p": 0.9, "top_k": 40, "min_p": 0.02, "max_tokens": 24, "ignore_eos": True}
 NAMES = {"top_p": "topP", "top_k": "topK", "min_p": "minP", "max_tokens": "maxTokens", "ignore_eos": "ignoreEos"}
@@ -27,34 +28,18 @@ Program = Callable[..., Any]
 def program(node: str, artifact: Path) -> Program:
     """Run the body of a program with `folder` and `given`; what it returns."""
 
-    def run(body: str, folder: Path = artifact, given: Any = None) -> Any:
-        text = f"""
-            import {{ DeepZigError, load }} from {json.dumps((WEB / "src" / "node.js").as_uri())};
-            const folder = {json.dumps(str(folder))}, given = {json.dumps(given)};
-            const message = async (work) => {{
-              try {{ await work(); }} catch (error) {{
-                return error instanceof DeepZigError ? error.message : error.name;
-              }}
-            }};
-            const all = async (tokens) => {{
-              const list = []; for await (const token of tokens) list.push(token);
-              return list;
-            }};
-            const result = await (async () => {{ {body} }})();
-            console.log(JSON.stringify(result));
-        """
-        command = [node, "--input-type=module", "--eval", text]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
-        assert done.returncode == 0, done.stderr
-        return json.loads(done.stdout)
+    def with_folder(body: str, folder: Path = artifact, given: Any = None) -> Any:
+        return run(node, f"const folder = {json.dumps(str(folder))}; {body}", given, node="load")
 
-    return run
+    return with_folder
 
 
 def test_the_package() -> None:
     package = json.loads((WEB / "package.json").read_text())
-    assert package["version"] == __version__ and package["type"] == "module" and "dependencies" not in package
-    assert all((WEB / path).is_file() for path in package["exports"].values())
+    assert package["version"] == __version__ and package["type"] == "module"
+    assert all((WEB / entry["default"]).is_file() for entry in package["exports"].values())
+    assert all(re.fullmatch(r"[\d.]+", v) for v in package["dependencies"].values()), "versions are pinned"
+    assert "resolved" not in (WEB / "package-lock.json").read_text(), "any registry will do"
 
 
 def test_answers_are_those_of_python(program: Program, model: Model) -> None:
@@ -85,22 +70,22 @@ def test_pages_come_back(program: Program) -> None:
     told = program(
         """
         const model = await load(folder, { cacheTokens: 200 });
-        const free = [model.pool.free.length];
+        const free = [model.engine.pool.free.length];
         await all(model.generate([5, 6, 7], { maxTokens: 90, ignoreEos: true }));
-        free.push(model.pool.free.length);
+        free.push(model.engine.pool.free.length);
         for await (const token of model.generate([5, 6, 7], { ignoreEos: true })) break;
-        free.push(model.pool.free.length);
+        free.push(model.engine.pool.free.length);
         const stop = new AbortController();
         const aborted = await message(async () => {
           for await (const token of model.generate([5, 6], { ignoreEos: true, signal: stop.signal })) stop.abort();
         });
-        free.push(model.pool.free.length);
+        free.push(model.engine.pool.free.length);
         const held = model.generate(new Array(150).fill(9), { ignoreEos: true });
         await held.next();
         const full = await message(() => all(model.generate(new Array(150).fill(9))));
-        const left = model.pool.free.length;
+        const left = model.engine.pool.free.length;
         await held.return();
-        return { free: [...free, model.pool.free.length], left, aborted, full, context: model.context };
+        return { free: [...free, model.engine.pool.free.length], left, aborted, full, context: model.context };
         """
     )
     assert told["free"] == [4] * 5 and told["left"] == 1 and told["aborted"] == "AbortError"
@@ -140,15 +125,21 @@ def test_what_does_not_fit(program: Program) -> None:
 def test_loading_is_told_and_can_be_aborted(program: Program, artifact: Path) -> None:
     loaded, aborted = program(
         """
-        let loaded = 0;
-        await load(folder, { onProgress: (bytes) => { loaded += bytes; } });
+        let last;
+        await load(folder, { onProgress: (progress) => { last = progress; } });
         const stop = new AbortController();
         const aborted = await message(() => load(folder, { signal: stop.signal, onProgress: () => stop.abort() }));
-        return [loaded, aborted];
+        return [last, aborted];
         """
     )
-    parts = ("manifest.json", "code/wasm.wasm", "code/wasm.plan.json", "weights-00001.safetensors")
-    assert loaded == sum((artifact / part).stat().st_size for part in parts) and aborted == "AbortError"
+    assert loaded == {"loaded": bytes_to_read(artifact), "total": bytes_to_read(artifact)}
+    assert aborted == "AbortError"
+
+
+def bytes_to_read(artifact: Path) -> int:
+    """Of all parts that a loader has a use for."""
+    parts = ("code/wasm.wasm", "code/wasm.plan.json", SHARD, "tokenizer.json", "tokenizer_config.json")
+    return sum((artifact / part).stat().st_size for part in parts)
 
 
 def damaged(artifact: Path, out: Path, part: str, change: Callable[[bytes], bytes]) -> Path:
@@ -157,7 +148,7 @@ def damaged(artifact: Path, out: Path, part: str, change: Callable[[bytes], byte
     return out
 
 
-SHARD = "weights-00001.safetensors"
+
 CHANGED = "the file was changed: its SHA-256 differs from the manifest's"
 
 

@@ -1,12 +1,18 @@
 import { DeepZigError } from "./errors.js";
+import { demand } from "./support.js";
 
 export const FORMAT = 4;
 const COPY_AGAIN = "copy or compile the artifact again";
+const TEXT = /^(tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|^additional_chat_templates\/[^/]+\.jinja$/;
+const UNUSED = new Set(["generation_config.json", "graphs.json", "selfcheck.json"]); // for people and for `verify`
 
 /**
  * @typedef {object} Options of reading a part
  * @property {AbortSignal} [signal]
  * @property {(bytes: number) => void} [onProgress] told of the bytes that came
+ *
+ * @typedef {Options & {verify?: boolean, cache?: import("./cache.js").PartCache}} PartOptions
+ *     `verify`: whether to compare its SHA-256 (default), not its size alone; `cache`: keeps parts
  *
  * @typedef {object} Source where the parts of an artifact come from
  * @property {string} name for errors
@@ -66,35 +72,63 @@ export function chooseBuild(manifest, device, where) {
 }
 
 /**
- * A part, as the manifest says it is.
+ * Bytes of all parts that a loader reads.
+ * @param {Manifest} manifest
+ */
+export function bytesToRead({ files }) {
+  const read = Object.entries(files).filter(([part]) => !UNUSED.has(part));
+  return read.reduce((sum, [, { size }]) => sum + size, 0);
+}
+
+/**
+ * The tokenizer's files and the chat templates, by their names.
+ * @param {Source} source
+ * @param {Manifest} manifest
+ * @param {PartOptions} [options]
+ */
+export async function readTexts(source, manifest, options) {
+  /** @type {Map<string, import("./tensors.js").Bytes>} */
+  const texts = new Map();
+  for (const part of Object.keys(manifest.files).filter((name) => TEXT.test(name)).sort()) {
+    texts.set(part, await readPart(source, manifest, part, options));
+  }
+  return texts;
+}
+
+/**
+ * A part, as the manifest says it is: kept from an earlier load, or read and kept for the next.
  * @param {Source} source
  * @param {Manifest} manifest
  * @param {string} part
- * @param {Options & {verify?: boolean}} [options] `verify`: whether to compare its SHA-256, not its size alone
+ * @param {PartOptions} [options]
  */
-export async function readPart(source, manifest, part, { verify = true, ...options } = {}) {
-  const where = `${source.name}/${part}`;
+export async function readPart(source, manifest, part, { verify = true, cache, ...options } = {}) {
   const entry = manifest.files[part];
   if (!entry) throw new DeepZigError(`the manifest does not list ${part}`, `${source.name}/manifest.json`, COPY_AGAIN);
+  const kept = await cache?.read(part, entry.sha256);
+  if (kept && !(await fault(kept, entry, verify))) {
+    options.onProgress?.(kept.length);
+    return kept;
+  }
+  options.signal?.throwIfAborted();
   const data = await source.read(part, options);
-  if (data.length !== entry.size) {
-    throw new DeepZigError(`the file has ${data.length} bytes, not ${entry.size}`, where, COPY_AGAIN);
-  }
-  if (verify && (await sha256(data, where)) !== entry.sha256) {
-    throw new DeepZigError("the file was changed: its SHA-256 differs from the manifest's", where, COPY_AGAIN);
-  }
+  const what = await fault(data, entry, verify);
+  if (what) throw new DeepZigError(what, `${source.name}/${part}`, COPY_AGAIN);
+  await cache?.write(part, entry.sha256, data);
   return data;
 }
 
 /**
+ * What is wrong with a part, if anything.
  * @param {import("./tensors.js").Bytes} data
- * @param {string} where for errors
+ * @param {{size: number, sha256: string}} entry
+ * @param {boolean} verify
  */
-async function sha256(data, where) {
-  if (!globalThis.crypto?.subtle) {
-    const hint = "serve the page over HTTPS or from localhost, or load with verify: false";
-    throw new DeepZigError("pages that come over plain HTTP can't check hashes", where, hint);
-  }
+async function fault(data, { size, sha256 }, verify) {
+  if (data.length !== size) return `the file has ${data.length} bytes, not ${size}`;
+  if (!verify) return undefined;
+  demand(["hashes"]);
   const digest = new Uint8Array(await crypto.subtle.digest("SHA-256", data));
-  return Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  const found = Array.from(digest, (byte) => byte.toString(16).padStart(2, "0")).join("");
+  return found === sha256 ? undefined : "the file was changed: its SHA-256 differs from the manifest's";
 }

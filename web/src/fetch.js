@@ -1,3 +1,4 @@
+import { PartCache } from "./cache.js";
 import { DeepZigError } from "./errors.js";
 import { loadFrom } from "./model.js";
 
@@ -53,10 +54,36 @@ async function collect(response, onProgress) {
 }
 
 /**
+ * @typedef {Omit<import("./engine.js").LoadOptions, "cache"> & {cache?: boolean}} UrlOptions
+ *     `cache`: keep the parts for the next load (default), where the browser can
+ */
+
+/**
+ * What it takes to load the artifact in a folder on a server.
+ * @param {string | URL} url
+ * @param {UrlOptions} [options]
+ */
+export async function openUrl(url, { cache = true, ...options } = {}) {
+  const source = urlSource(url);
+  const kept = cache ? await PartCache.open(source.name) : undefined;
+  return { source, options: { ...options, cache: kept } };
+}
+
+/**
  * Load the artifact in a folder on a server.
  * @param {string | URL} url
- * @param {Parameters<typeof loadFrom>[1]} [options]
+ * @param {UrlOptions} [options]
  */
-export function load(url, options) {
-  return loadFrom(urlSource(url), options);
+export async function load(url, options) {
+  const opened = await openUrl(url, options);
+  return loadFrom(opened.source, opened.options);
+}
+
+/**
+ * Forget what was kept of the artifact in a folder on a server.
+ * @param {string | URL} url
+ */
+export async function forget(url) {
+  const cache = await PartCache.open(urlSource(url).name);
+  await cache?.keepOnly({});
 }

@@ -4,6 +4,7 @@
  * @typedef {import("./tensors.js").Bytes} Bytes
  * @typedef {object} Memory
  * @property {number} device the type of the device (DLDeviceType of dlpack.h)
+ * @property {number} bytes that it has taken so far
  * @property {(bytes: number) => number} allocate memory of zeros, aligned for kernels: its address
  * @property {(address: number, data: Uint8Array) => void} write
  * @property {(from: number, to: number, bytes: number) => void} copy
@@ -21,6 +22,10 @@ export class HostMemory {
   constructor(host) {
     this.device = CPU;
     this.host = host;
+  }
+
+  get bytes() {
+    return this.host.memory.buffer.byteLength;
   }
 
   /** @param {number} bytes */

@@ -1,162 +1,123 @@
-import { chooseBuild, readManifest, readPart } from "./artifact.js";
+import { openEngine } from "./engine.js";
 import { DeepZigError } from "./errors.js";
-import { Executor } from "./executor.js";
-import { Host } from "./host.js";
-import { HostMemory } from "./memory.js";
-import { PagePool, Sequence } from "./pages.js";
-import { parseOptions } from "./sampling.js";
-import { loadWeights } from "./weights.js";
-
-const DEFAULT_CACHE_TOKENS = 16384;
-const NO_TOKEN = -1; // what is drawn from logits that are no numbers
+import { Detokenizer, StopFinder } from "./text.js";
 
 /**
- * The executor of an artifact.
- * @param {import("./artifact.js").Source} source
- * @param {import("./artifact.js").Manifest} manifest
- * @param {number} pages of the cache
- * @param {import("./artifact.js").Options & {verify?: boolean}} [options]
+ * @typedef {import("./engine.js").GenerateOptions} GenerateOptions
+ * @typedef {import("./engine.js").FinishReason} FinishReason
+ * @typedef {GenerateOptions & {stop?: string | readonly string[]}} StreamOptions `stop`: texts that end the answer
+ * @typedef {StreamOptions & import("./chat_template.js").TemplateOptions} ChatOptions
+ * @typedef {import("./chat_template.js").Message} Message
  */
-export async function openExecutor(source, manifest, pages, options) {
-  const build = chooseBuild(manifest, "cpu", source.name);
-  const code = await readPart(source, manifest, build.code, options);
-  const plan = JSON.parse(new TextDecoder().decode(await readPart(source, manifest, build.plan, options)));
-  const host = await Host.load(code, {}, `${source.name}/${build.code}`);
-  const memory = new HostMemory(host);
-  const weights = await loadWeights(source, manifest, memory, options);
-  return Executor.create({ plan, manifest, host, memory, weights, pages });
-}
 
 /** An artifact that answers; made by `load`. */
 export class Model {
   /**
-   * @param {import("./artifact.js").Manifest} manifest
-   * @param {Executor} executor
-   * @param {PagePool} pool
+   * @param {import("./engine.js").Opened} opened
+   * @param {string} name for errors
    */
-  constructor(manifest, executor, pool) {
+  constructor({ manifest, texts, engine }, name) {
     this.manifest = manifest;
-    this.executor = executor;
-    this.pool = pool;
+    this.texts = texts;
+    this.engine = engine;
+    this.name = name;
+    /** @type {Promise<import("./tokenizer.js").Tokenizer> | undefined} */
+    this.opening = undefined;
   }
 
   /** The most tokens of a prompt and its answer. */
   get context() {
-    return Math.min(this.manifest.bounds.positions, this.pool.tokens);
+    return this.engine.context;
+  }
+
+  /** Bytes of memory that weights, cache and values of a call take. */
+  get bytes() {
+    return this.engine.bytes;
+  }
+
+  /** The artifact's tokenizer, made when it is first asked for. */
+  tokenizer() {
+    this.opening ??= openTokenizer(this.texts, this.name);
+    return this.opening;
   }
 
   /**
    * The tokens that continue a prompt, one by one as they are drawn; those that end the answer are left out.
-   * @param {readonly number[]} prompt token ids
-   * @param {import("./sampling.js").SamplingOptions & {signal?: AbortSignal}} [given]
-   * @returns {AsyncGenerator<number, void, void>}
+   * @param {string | readonly number[]} prompt a text or token ids
+   * @param {GenerateOptions} [options]
+   * @returns {AsyncGenerator<number, FinishReason, void>}
    */
-  async *generate(prompt, { signal, ...given } = {}) {
-    const options = parseOptions(given);
-    this.check(prompt);
-    const ends = new Set([...options.stopTokenIds, ...(options.ignoreEos ? [] : this.manifest.model.eos_token_ids)]);
-    const limit = Math.min(options.maxTokens, this.context - prompt.length);
-    const sequence = new Sequence(this.pool);
+  async *generate(prompt, options) {
+    const tokens = typeof prompt === "string" ? (await this.tokenizer()).encode(prompt) : prompt;
+    return yield* this.engine.generate(tokens, options);
+  }
+
+  /**
+   * The text that continues a prompt: a piece for each token, which is empty as long as a character is unfinished or
+   * a stop text may begin, and what is left at the end.
+   * @param {string | readonly number[]} prompt a text or token ids
+   * @param {StreamOptions} [options]
+   * @returns {AsyncGenerator<string, FinishReason, void>}
+   */
+  async *stream(prompt, { stop = [], ...options } = {}) {
+    const tokenizer = await this.tokenizer();
+    const texts = new Detokenizer((tokens) => tokenizer.decode(tokens));
+    const stops = new StopFinder(typeof stop === "string" ? [stop] : stop);
+    const tokens = this.generate(prompt, options);
     try {
-      const { chunk } = this.manifest.bounds;
-      let logits;
-      for (let begin = 0; begin < prompt.length; begin += chunk) {
-        signal?.throwIfAborted();
-        const end = Math.min(begin + chunk, prompt.length);
-        logits = this.read(prompt.slice(begin, end), begin, sequence, end === prompt.length ? [end - begin - 1] : []);
+      let next = await tokens.next();
+      for (; !next.done; next = await tokens.next()) {
+        const { text, found } = stops.push(texts.push(next.value));
+        yield text;
+        if (found) return "stop";
       }
-      for (let position = prompt.length; position < prompt.length + limit; position += 1) {
-        const token = await this.draw(/** @type {import("./tensors.js").Tensor} */ (logits), options, position);
-        signal?.throwIfAborted();
-        if (ends.has(token)) return;
-        yield token;
-        if (position + 1 < prompt.length + limit) logits = this.read([token], position, sequence, [0]);
-      }
+      const { text, found } = stops.last(texts.flush());
+      if (text) yield text;
+      return found ? "stop" : next.value;
     } finally {
-      sequence.close();
+      await tokens.return("stop");
     }
-  }
-
-  /** @param {readonly number[]} prompt */
-  check(prompt) {
-    if (!prompt.length) throw new DeepZigError("the prompt is empty", "prompt", "give at least one token");
-    if (prompt.length >= this.context) {
-      throw new DeepZigError(`the prompt has ${prompt.length} tokens`, "prompt", `give at most ${this.context - 1}`);
-    }
-    const vocabulary = this.manifest.model.vocab_size;
-    const wrong = prompt.find((token) => !Number.isInteger(token) || token < 0 || token >= vocabulary);
-    if (wrong !== undefined) throw new DeepZigError(`prompt has ${wrong}`, "prompt", `use 0 to ${vocabulary - 1}`);
   }
 
   /**
-   * Run consecutive rows of a sequence: the logits of the wanted ones.
-   * @param {readonly number[]} tokens
-   * @param {number} begin position of the first
-   * @param {Sequence} sequence
-   * @param {readonly number[]} outRows
+   * The answer to messages, as `stream` gives it.
+   * @param {readonly Message[]} messages
+   * @param {ChatOptions} [options]
+   * @returns {AsyncGenerator<string, FinishReason, void>}
    */
-  read(tokens, begin, sequence, outRows) {
-    const rows = tokens.length;
-    sequence.reserve(begin + rows);
-    const entry = rows > this.manifest.bounds.decode_rows ? "prefill" : "decode";
-    return this.executor.call(entry, {
-      tokens: vector(tokens),
-      seq: vector(new Array(rows).fill(0)),
-      pos: vector(tokens.map((_, i) => begin + i)),
-      block_table: { data: Int32Array.from(sequence.pages), shape: [1, sequence.pages.length] },
-      out_rows: vector(outRows),
-    }).logits;
+  async *chat(messages, { tools, template, continueFinalMessage, variables, ...options } = {}) {
+    const tokenizer = await this.tokenizer();
+    const prompt = tokenizer.encodeChat(messages, { tools, template, continueFinalMessage, variables });
+    return yield* this.stream(prompt, options);
   }
 
-  /**
-   * Draw a token by the artifact's own op.
-   * @param {import("./tensors.js").Tensor} logits of one row
-   * @param {ReturnType<typeof parseOptions>} options
-   * @param {number} position of the token
-   */
-  async draw(logits, { temperature, topK, topP, minP, key }, position) {
-    /** @param {number} value */
-    const float = (value) => ({ data: Float32Array.of(value), shape: [1] });
-    const { tokens } = this.executor.call("sample", {
-      logits,
-      temperature: float(temperature),
-      top_k: vector([topK]),
-      top_p: float(topP),
-      min_p: float(minP),
-      seed: { data: key, shape: [1, 2] },
-      position: vector([position]),
-    });
-    const [token] = await tokens.read();
-    if (token === NO_TOKEN) {
-      const what = "the model computed logits that are no numbers";
-      throw new DeepZigError(what, "sampling", "compile with another --dtype");
-    }
-    return token;
+  /** Free what it holds; it can't be used any more. */
+  close() {
+    this.engine.close();
   }
-}
-
-/** @param {readonly number[]} values */
-function vector(values) {
-  return { data: Int32Array.from(values), shape: [values.length] };
 }
 
 /**
  * Load an artifact.
  * @param {import("./artifact.js").Source} source
- * @param {object} [options]
- * @param {number} [options.cacheTokens] tokens that the cache holds
- * @param {boolean} [options.verify] whether to hash all parts (default); else their sizes are compared
- * @param {AbortSignal} [options.signal]
- * @param {(bytes: number) => void} [options.onProgress] told of the bytes that came
+ * @param {import("./engine.js").LoadOptions} [options]
  */
-export async function loadFrom(source, { cacheTokens, ...options } = {}) {
-  const manifest = await readManifest(source, options);
-  const { positions, page_size: pageSize } = manifest.bounds;
-  const tokens = cacheTokens ?? Math.min(positions, DEFAULT_CACHE_TOKENS);
-  if (!Number.isInteger(tokens) || tokens < 1) {
-    throw new DeepZigError(`cacheTokens is ${tokens}`, "option cacheTokens", "give a whole number from 1");
+export async function loadFrom(source, options) {
+  return new Model(await openEngine(source, options), source.name);
+}
+
+/**
+ * @param {import("./engine.js").Texts} texts
+ * @param {string} name
+ */
+async function openTokenizer(texts, name) {
+  let module;
+  try {
+    module = await import("./tokenizer.js"); // only now: who gives token ids needs no packages
+  } catch (error) {
+    const what = `the tokenizer's packages can't be loaded: ${/** @type {Error} */ (error).message}`;
+    const hint = "install them with npm, or name them in the page's import map";
+    throw new DeepZigError(what, "@huggingface/tokenizers, @huggingface/jinja", hint);
   }
-  const pages = Math.ceil(tokens / pageSize);
-  const executor = await openExecutor(source, manifest, pages, options);
-  return new Model(manifest, executor, new PagePool(pages, pageSize));
+  return new module.Tokenizer(texts, name);
 }

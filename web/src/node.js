@@ -23,9 +23,9 @@ export function folderSource(folder, { name = folder, places = {} } = {}) {
       const file = place?.file ?? path.join(folder, ...part.split("/"));
       try {
         if (!place && path.relative(folder, file).startsWith("..")) throw new Error("it lies outside the artifact");
-        const data = place ? await readRange(place) : await readFile(file, { signal });
+        const data = await (place ? readRange(place) : readFile(file, { signal }));
         onProgress?.(data.length);
-        return data;
+        return /** @type {import("./tensors.js").Bytes} */ (data);
       } catch (error) {
         if (signal?.aborted) throw error;
         const why = /** @type {NodeJS.ErrnoException} */ (error);

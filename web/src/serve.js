@@ -9,8 +9,8 @@
 
 import { createInterface } from "node:readline";
 
+import { openExecutor } from "./engine.js";
 import { DeepZigError } from "./errors.js";
-import { openExecutor } from "./model.js";
 import { folderSource } from "./node.js";
 import { DTYPES, Tensor, count } from "./tensors.js";
 
