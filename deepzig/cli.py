@@ -59,6 +59,18 @@ class Lazy(click.Group):
             ) from error
         return command
 
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each command does; of one that lacks something, how to install it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._told(ctx, name)) for name in COMMANDS])
+
+    def _told(self, ctx: click.Context, name: str) -> str:
+        try:
+            command = self.get_command(ctx, name)
+        except DeepZigError as error:
+            return f"({error.hint})"
+        return command.get_short_help_str(limit=66) if command else ""
+
 
 @click.command(cls=Lazy, epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG"})
 @click.option("--traceback", is_flag=True, help="Show where an error comes from.")

@@ -44,13 +44,12 @@ class Sampling(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     PASSED: ClassVar[tuple[str, ...]] = (
-        "n", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "seed", "ignore_eos",
+        "n", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "seed", "ignore_eos", "min_tokens",
         "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "priority", "cache_salt",
     )  # fmt: skip
     """Fields that the model takes under the same name."""
 
     REFUSED: ClassVar[Mapping[str, str]] = {
-        "min_tokens": "use ignore_eos with max_tokens",
         "prompt_logprobs": "ask /v1/completions with echo and logprobs",
     }
     """Fields that would change the answer and that the server can't do -> what to do instead."""
@@ -68,6 +67,7 @@ class Sampling(BaseModel):
     stop_token_ids: list[StrictInt] | None = None
     seed: StrictInt | None = None
     ignore_eos: StrictBool | None = None
+    min_tokens: StrictInt | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     repetition_penalty: Number | None = None
@@ -75,7 +75,6 @@ class Sampling(BaseModel):
     structured_outputs: dict[str, Any] | None = None
     priority: StrictInt = 0
     cache_salt: StrictStr | None = None
-    min_tokens: Any = None
     prompt_logprobs: Any = None
 
     def options(self) -> dict[str, Any]:

@@ -334,13 +334,18 @@ class Engine:
 
     def _draw(self, logits: Tensor, rows: Rows, masks: Masks) -> list[int]:
         """A token for each row that is drawn from."""
-        edits = [i for i, (s, _) in enumerate(rows.draws) if s.request.options.edits or s in masks]
+        edits = [
+            i for i, (s, guessed) in enumerate(rows.draws)
+            if s.request.options.edits or s in masks or s.answer.too_short(guessed)
+        ]  # fmt: skip
         if edits:
             logits = np.array(logits)
             for i in edits:
                 sequence, guessed = rows.draws[i]
                 answer = [*sequence.answer.tokens, *sequence.guesses[:guessed]]
                 sequence.request.options.edit(logits[i], sequence.request.prompt, answer)
+                if sequence.answer.too_short(guessed) and not sequence.guide:
+                    logits[i, [token for token in sequence.answer.ends if 0 <= token < logits.shape[1]]] = -np.inf
                 allowed = masks[sequence].result() if sequence in masks else []
                 if guessed < len(allowed):  # behind a guess that is not allowed nothing is read
                     apply(allowed[guessed], logits[i])
@@ -371,7 +376,7 @@ class Engine:
             if told is not None and options.logprobs:
                 logprob = logprob_of(told[row], token, options.top_logprobs)
             complete = False
-            if sequence.guide and not sequence.answer.ends_with(token):
+            if sequence.guide and token not in sequence.answer.ends:
                 sequence.guide.push(token)
                 complete = sequence.guide.ended
             piece = sequence.answer.push(token, logprob, complete)

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from langchain_openai import ChatOpenAI, OpenAIEmbeddings
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deepzig.runtime import Model
 
@@ -20,7 +20,7 @@ ASKED = [{"role": "user", "content": QUESTION}]
 class Person(BaseModel):
     """Somebody."""
 
-    age: int
+    age: int = Field(ge=0, le=120)
 
 
 @pytest.fixture

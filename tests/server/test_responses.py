@@ -11,7 +11,7 @@ import httpx
 import openai
 import pytest
 from openai import OpenAI
-from pydantic import BaseModel
+from pydantic import BaseModel, Field
 
 from deepzig.errors import DeepZigError
 from deepzig.runtime import Model
@@ -28,7 +28,7 @@ FLAT = [{"type": "function", "strict": False, **tool["function"]} for tool in TO
 
 
 class Person(BaseModel):
-    age: int
+    age: int = Field(ge=0, le=120)
 
 
 def ask(client: Any, **options: Any) -> Any:
@@ -131,7 +131,9 @@ def test_text_that_fits_a_schema(client: Any) -> None:
 
 
 def test_parsed(openai_client: OpenAI) -> None:
-    told = openai_client.responses.parse(model=NAME, input="Tell me a story.", text_format=Person, max_output_tokens=99)
+    told = openai_client.responses.parse(
+        model=NAME, input="Tell me a story.", text_format=Person, max_output_tokens=99, temperature=0
+    )
     assert isinstance(told.output_parsed, Person)
 
 
