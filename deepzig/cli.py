@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
     "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
     "serve": ("deepzig.server.cli", "serve", "deepzig[server]"),
+    "keys": ("deepzig.server.key_commands", "keys", "deepzig[server]"),
     "pack": ("deepzig.pack", "pack", "deepzig"),
     "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),
@@ -57,6 +58,18 @@ class Lazy(click.Group):
                 f"{error.name or cmd_name} is not installed", f"deepzig {cmd_name}", f"pip install '{requirement}'"
             ) from error
         return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """What each command does; of one that lacks something, how to install it."""
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, self._told(ctx, name)) for name in COMMANDS])
+
+    def _told(self, ctx: click.Context, name: str) -> str:
+        try:
+            command = self.get_command(ctx, name)
+        except DeepZigError as error:
+            return f"({error.hint})"
+        return command.get_short_help_str(limit=66) if command else ""
 
 
 @click.command(cls=Lazy, epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG"})

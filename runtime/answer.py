@@ -21,6 +21,7 @@ class Answer:
     Attributes:
         tokens: what was generated, the end token not among them.
         limit: as given.
+        ends: tokens that end it without being a part of it.
         finish_reason: why it ended: `stop` or `length`; None as long as it goes on.
     """
 
@@ -30,13 +31,14 @@ class Answer:
         self.tokens: list[int] = []
         self.limit = limit
         self.finish_reason: str | None = None
-        self._ends = {*options.stop_token_ids, *(() if options.ignore_eos else ends)}
+        self.ends = frozenset(options.stop_token_ids) | (frozenset() if options.ignore_eos else frozenset(ends))
+        self._least = options.min_tokens
         self._decode = decode
         self._texts, self._stops = Detokenizer(decode), StopFinder(options.stop)
 
-    def ends_with(self, token: int) -> bool:
-        """Whether a token would end the answer without being a part of it."""
-        return token in self._ends
+    def too_short(self, more: int = 0) -> bool:
+        """Whether no token may end it yet, with so many more than it has."""
+        return len(self.tokens) + more < self._least
 
     def push(self, token: int, logprob: TokenLogprob | None = None, complete: bool = False) -> Piece:
         """Take the next token, and tell what may be shown since the last.
@@ -46,7 +48,7 @@ class Answer:
             logprob: what is told of it.
             complete: the answer is complete with it.
         """
-        if token in self._ends:
+        if token in self.ends:
             self.finish_reason = "stop"
             return Piece(self._stops.last(self._texts.flush())[0], END, logprob, self.finish_reason)
         self.tokens.append(token)

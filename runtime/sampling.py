@@ -17,6 +17,7 @@ from .structured import StructuredOutputs
 
 WHOLE: dict[str, tuple[float, float]] = {
     "max_tokens": (1, math.inf),
+    "min_tokens": (0, math.inf),
     "top_k": (0, 2**31 - 1),
     "top_logprobs": (0, 20),
     "seed": (-(2**63), 2**64 - 1),
@@ -52,6 +53,8 @@ class SamplingOptions:
 
     Attributes:
         max_tokens: the most tokens to generate (also `max_completion_tokens`); None for as many as fit.
+        min_tokens: how many have to come before a token may end the answer. Stop texts end it all the same, and so does
+            what `structured_outputs` asks for.
         temperature: 0 takes the likeliest token.
         top_p: keep the likeliest tokens whose probabilities reach this sum.
         top_k: keep the k likeliest tokens; 0 for all.
@@ -94,6 +97,7 @@ class SamplingOptions:
     repetition_penalty: float = 1.0
     logit_bias: Mapping[int, float] = field(default_factory=dict)
     structured_outputs: StructuredOutputs | None = None
+    min_tokens: int = 0
 
     def __post_init__(self) -> None:
         for name in (f.name for f in fields(self)):
@@ -103,6 +107,9 @@ class SamplingOptions:
         if self.top_logprobs and not self.logprobs:
             what = "top_logprobs is given without logprobs"
             raise DeepZigError(what, "option top_logprobs", "give logprobs=True too")
+        if self.max_tokens is not None and self.min_tokens > self.max_tokens:
+            what = f"min_tokens is {self.min_tokens}, and max_tokens {self.max_tokens}"
+            raise DeepZigError(what, "option min_tokens", "give no more than max_tokens")
 
     @classmethod
     def parse(cls, options: Mapping[str, Any]) -> SamplingOptions:

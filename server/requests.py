@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .errors import ApiError
 from .messages import ChatMessage
@@ -45,13 +44,12 @@ class Sampling(BaseModel):
     model_config = ConfigDict(extra="ignore", strict=True)
 
     PASSED: ClassVar[tuple[str, ...]] = (
-        "n", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "seed", "ignore_eos",
+        "n", "temperature", "top_p", "top_k", "min_p", "stop", "stop_token_ids", "seed", "ignore_eos", "min_tokens",
         "presence_penalty", "frequency_penalty", "repetition_penalty", "logit_bias", "priority", "cache_salt",
     )  # fmt: skip
     """Fields that the model takes under the same name."""
 
     REFUSED: ClassVar[Mapping[str, str]] = {
-        "min_tokens": "use ignore_eos with max_tokens",
         "prompt_logprobs": "ask /v1/completions with echo and logprobs",
     }
     """Fields that would change the answer and that the server can't do -> what to do instead."""
@@ -69,6 +67,7 @@ class Sampling(BaseModel):
     stop_token_ids: list[StrictInt] | None = None
     seed: StrictInt | None = None
     ignore_eos: StrictBool | None = None
+    min_tokens: StrictInt | None = None
     presence_penalty: Number | None = None
     frequency_penalty: Number | None = None
     repetition_penalty: Number | None = None
@@ -76,18 +75,7 @@ class Sampling(BaseModel):
     structured_outputs: dict[str, Any] | None = None
     priority: StrictInt = 0
     cache_salt: StrictStr | None = None
-    min_tokens: Any = None
     prompt_logprobs: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, body: Any) -> Any:
-        """JSON can name half of a surrogate pair, which tokenizers do not take."""
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair is no text") from None
-        return body
 
     def options(self) -> dict[str, Any]:
         """Arguments for `Model.submit` and `Model.submit_chat`.

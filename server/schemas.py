@@ -29,9 +29,9 @@ class ErrorBody(Body):
 
 
 class Health(Body):
-    """The server answers."""
+    """Whether the server takes requests."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "loading", "draining"]
 
 
 class ModelCard(Body):
@@ -232,7 +232,7 @@ class IncompleteDetails(Body):
     reason: Literal["max_output_tokens"]
 
 
-class ResponseObject(BaseModel):
+class ResponseObject(Body):
     """A response: items that the model made, and what was asked for."""
 
     id: str
@@ -253,8 +253,17 @@ class ResponseObject(BaseModel):
     tool_choice: str | dict[str, Any]
     text: dict[str, Any]
     max_output_tokens: int | None
+    top_logprobs: int
+    truncation: Literal["disabled"]
     store: Literal[False]
     previous_response_id: None = Field(description="responses are not stored")
+
+
+class Event(BaseModel):
+    """A server-sent event: a part of the answer as JSON, or `[DONE]`."""
+
+    data: str
+    event: str = "message"
 
 
 ERRORS: dict[int | str, dict[str, Any]] = {
@@ -266,7 +275,7 @@ ERRORS: dict[int | str, dict[str, Any]] = {
 STREAMED: dict[int | str, dict[str, Any]] = {
     200: {
         "description": "The answer; with `stream`, its parts as server-sent events.",
-        "content": {"text/event-stream": {"schema": {"type": "string"}}},
+        "content": {"text/event-stream": {"itemSchema": Event.model_json_schema()}},
     },
 }
 """A path that can stream."""

@@ -36,6 +36,12 @@ def test_help_lists_every_command_with_examples(capsys: pytest.CaptureFixture[st
     assert "Examples:\n" in out and "deepzig-compile ./checkpoint" in out
 
 
+def test_help_of_what_is_not_installed(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(cli.COMMANDS, "serve", ("deepzig.nowhere", "serve", "deepzig[server]"))
+    code, out, _ = run(capsys, "--help")
+    assert code == 0 and "  serve    (pip install 'deepzig[server]')\n" in out and "  chat     Talk" in out
+
+
 @pytest.mark.parametrize("name", cli.COMMANDS)
 def test_every_command_has_help_with_examples(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     code, out, _ = run(capsys, name, "--help")

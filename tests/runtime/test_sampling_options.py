@@ -21,6 +21,11 @@ REFUSED: list[tuple[dict[str, Any], str, str, str]] = [
     ({"top_k": 1.0}, "top_k is 1.0", "top_k", "give a whole number from 0 to 2.14748e+09"),
     ({"max_tokens": 0}, "max_tokens is 0", "max_tokens", "give a whole number from 1"),
     ({"max_completion_tokens": -3}, "max_tokens is -3", "max_tokens", "give a whole number from 1"),
+    ({"min_tokens": -1}, "min_tokens is -1", "min_tokens", "give a whole number from 0"),
+    (
+        {"min_tokens": 4, "max_tokens": 3}, "min_tokens is 4, and max_tokens 3", "min_tokens",
+        "give no more than max_tokens",
+    ),
     ({"n": 0}, "n is 0", "n", "give a whole number from 1 to 128"),
     ({"top_logprobs": 21, "logprobs": True}, "top_logprobs is 21", "top_logprobs", "give a whole number from 0 to 20"),
     ({"top_logprobs": 2}, "top_logprobs is given without logprobs", "top_logprobs", "give logprobs=True too"),
@@ -57,7 +62,8 @@ def test_an_unknown_option() -> None:
         SamplingOptions.parse({"best_of": 2})
     known = (
         "max_tokens, temperature, top_p, top_k, min_p, stop, stop_token_ids, seed, ignore_eos, logprobs, top_logprobs, "
-        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias, structured_outputs"
+        "n, speculate, presence_penalty, frequency_penalty, repetition_penalty, logit_bias, structured_outputs, "
+        "min_tokens"
     )
     assert str(caught.value) == f"there is no option 'best_of'\n  at: generate\n  fix: choose from {known}"
 

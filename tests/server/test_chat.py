@@ -8,6 +8,8 @@ from typing import Any
 
 import openai
 import pytest
+from openai import OpenAI
+from pydantic import BaseModel, Field
 
 from deepzig.runtime import Model
 
@@ -99,6 +101,11 @@ def test_extensions(client: Any, model: Model) -> None:
     assert answer.usage.completion_tokens == 30 and answer.choices[0].finish_reason == "length"
 
 
+def test_an_answer_can_be_made_longer(client: Any) -> None:
+    made = ask(client, max_tokens=30, extra_body={"min_tokens": 25}).usage.completion_tokens
+    assert ask(client, max_tokens=30).usage.completion_tokens < 25 <= made
+
+
 def test_a_long_beginning_is_found_read(client: Any) -> None:
     messages = [{"role": "user", "content": "Reverse the word lamp. " * 12}]
     salt = secrets.token_hex(8)
@@ -145,7 +152,7 @@ def test_messages_and_fields_of_all_kinds(client: Any, model: Model) -> None:
         ({"max_tokens": "many"}, "max_tokens"),
         ({"messages": []}, "messages"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
-        ({"extra_body": {"min_tokens": 4}}, "min_tokens"),
+        ({"max_tokens": 3, "extra_body": {"min_tokens": 4}}, "min_tokens"),
         ({"extra_body": {"top_k": 1.5}}, "top_k"),
         ({"stream_options": {"include_usage": True}}, "stream_options"),
         ({"functions": [{"name": "f"}]}, "functions"),
@@ -158,3 +165,20 @@ def test_what_does_not_fit(options: dict[str, Any], param: str, client: Any) -> 
     with pytest.raises(openai.BadRequestError) as caught:
         ask(client, **options)
     assert caught.value.param == param and caught.value.type == "invalid_request_error"
+
+
+class Person(BaseModel):
+    age: int = Field(ge=0, le=120)
+
+
+def test_the_client_s_own_helpers(openai_client: OpenAI, model: Model) -> None:
+    """An answer as an object of a class, and a stream that puts itself together."""
+    parsed = openai_client.chat.completions.parse(
+        model=NAME, messages=STORY, response_format=Person, max_tokens=99, temperature=0
+    )
+    assert isinstance(parsed.choices[0].message.parsed, Person)
+    with openai_client.chat.completions.stream(model=NAME, messages=ASKED, temperature=0) as stream:
+        kinds = {event.type for event in stream}
+        told = stream.get_final_completion().choices[0]
+    assert (told.message.content, told.finish_reason) == (model.chat(ASKED).content, "stop")
+    assert {"content.delta", "content.done"} <= kinds

@@ -60,8 +60,8 @@ def test_requests_at_once(line: ClientConnection, model: Model) -> None:
         usage = event["data"].get("usage") or usage
         for choice in event["data"]["choices"]:
             texts[event["id"]] += choice.get("text") or choice.get("delta", {}).get("content") or ""
-    wanted = model.chat(CHAT["messages"])  # type: ignore[arg-type]
-    assert texts == {"chat": wanted.content, 7: model.generate(TEXT["prompt"], max_tokens=9).text}  # type: ignore[arg-type]
+    wanted = model.chat(CHAT["messages"])
+    assert texts == {"chat": wanted.content, 7: model.generate(TEXT["prompt"], max_tokens=9).text}
     assert usage["completion_tokens"] == len(wanted.result.token_ids)
 
 

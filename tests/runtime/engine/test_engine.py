@@ -212,3 +212,24 @@ def test_an_idle_engine_has_no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
     served.close()
     with pytest.raises(DeepZigError, match="the model is closed"):
         served.generate([5])
+
+
+@pytest.mark.parametrize("speculate", [0, 4])
+def test_an_answer_has_its_least_length(speculate: int) -> None:
+    """Ends are not drawn before, neither the model's nor the caller's, and as ever after; guesses change nothing."""
+    said = [9, 8, 9, 8, 9, 8, 7]
+
+    def logits(past: Any) -> Any:
+        """The model would end after three tokens, and does so as soon as it may after seven."""
+        at = len(past) - 5
+        row = np.zeros(VOCAB, np.float32)
+        row[said[at] if at < len(said) else 1] = 5
+        row[1] += 9 * (at >= 3)
+        row[6] += 7 * (at == 2)
+        return row
+
+    served = fake.model(None, logits, pages=60)
+    ask = lambda **more: served.generate([2, 9, 8, 9, 8], speculate=speculate, **more).token_ids  # noqa: E731
+    assert ask() == (9, 8, 6) and ask(stop_token_ids=[6]) == (9, 8)
+    assert ask(stop_token_ids=[6, 10**6], min_tokens=5) == tuple(said[:5])
+    assert ask(min_tokens=7) == (9, 8, 6, *said[3:])
