@@ -79,9 +79,10 @@ def test_answers_in_a_page(root: Path, tmp_path: Path, native: Model) -> None:
 
 
 @pytest.mark.slow
-def test_100_answers(gpu: Model, native: Model) -> None:
-    """Many at a time, since software runs the kernels; who shares a step changes no answer."""
-    given = prompts(native, 100)
+@pytest.mark.parametrize("part", range(4))
+def test_100_answers(gpu: Model, native: Model, part: int) -> None:
+    """In parts, since software takes seconds for an answer; who shares a step changes none."""
+    given = prompts(native, 100)[part::4]
     ours, theirs = ([m.submit(prompt, max_tokens=96) for prompt in given] for m in (gpu, native))
     assert [a.result().token_ids for a in ours] == [a.result().token_ids for a in theirs]
 
@@ -166,8 +167,6 @@ def test_commands(gpu_artifact: Path, cli: Any) -> None:
     assert code == 0 and out.startswith(
         "ok: build webgpu, all files, 4 of 4 layers, 96 values of prefill, decode, draft"
     )
-    code, out, _ = cli("run", gpu_artifact, "Hello", "--max-tokens", 4)
-    assert code == 0 and out
     code, out, _ = cli("chat", gpu_artifact, stdin="Reverse the word lamp.\n/exit\n")
     assert code == 0 and out == "pmal\n"
 
