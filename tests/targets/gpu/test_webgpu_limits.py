@@ -8,6 +8,9 @@ from typing import Any
 
 import pytest
 
+from deepzig.artifacts.machines import Machine
+from deepzig.compiler.arena import arena, with_logits
+from deepzig.compiler.memory import greatest, stored_bytes
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Plan, plan_graph
 from deepzig.compiler.precision import parse_quant, whole_blocks
@@ -17,6 +20,7 @@ from deepzig.models.fields import Fields
 from deepzig.models.presets import PRESETS, V2_LITE, V3
 from deepzig.targets.gpu.device import WEBGPU, GpuTarget
 from deepzig.targets.gpu.lowering import LOWERINGS
+from deepzig.targets.registry import find_targets
 
 from .webgpu_plan import compiled, dispatches
 
@@ -58,3 +62,16 @@ def test_kernels_of_true_models_keep_to_the_default_limits(
     weights = [t.type for plan in made for t in plan.weights.values()]
     assert max(4 * math.prod(map(int, t.shape)) for t in weights if t.dtype in ("f32", "u32")) <= 128 << 20
     assert len(code.shaders) > 40
+
+
+@pytest.mark.parametrize(("dtype", "quant"), [("f16", None), ("f32", "q4")])
+def test_no_buffer_of_v2_lite_is_larger_than_a_binding(dtype: str, quant: str | None) -> None:
+    """Weights and values with the bounds that artifacts have by default; each layer is as the second."""
+    c = parse_config(Fields({**V2_LITE, "num_hidden_layers": 2}, "test"))
+    module = run_pipeline(trace(c, dtype, Bounds(), False, False, parse_quant(quant, whole_blocks(c))))
+    (target,), table = find_targets("webgpu", Machine("x86_64-linux", frozenset()))
+    made = [plan_graph(graph, module, target, table) for graph in module.graphs]
+    weights = {weight for plan in made for weight in plan.weights}
+    assert max(map(stored_bytes, weights)) <= 128 << 20
+    room = arena(made, with_logits(greatest(Bounds(), c.max_position_embeddings), c.vocab_size), target.binding_bytes)
+    assert max(room.blocks) <= target.binding_bytes == 128 << 20
