@@ -15,16 +15,10 @@ from pathlib import Path
 
 import click
 import numpy as np
-from engine_cases import CASES, Row, Traffic, soak, told
+from engine_cases import CASES, Row, Traffic, show, soak, told
 
 from deepzig.runtime import load
 from deepzig.runtime.bench.plot import check_plot
-
-
-def show(row: Row) -> None:
-    """A line of the table, as it comes."""
-    figures = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
-    click.echo(", ".join(figures).removeprefix("case "))
 
 
 def plot(rows: Sequence[Row], path: Path) -> None:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any
 
+import click
 import numpy as np
 import psutil  # type: ignore[import-untyped]
 
@@ -233,6 +234,12 @@ def soak(traffic: Traffic, seconds: float) -> Iterator[Row]:
 CASES: dict[str, Callable[[Traffic], Iterator[Row]]] = {
     "overhead": overhead, "prefix": prefix, "speculation": speculation, "structured": structured, "load": load,
 }  # fmt: skip
+
+
+def show(row: Row) -> None:
+    """A line of the table, as it comes."""
+    figures = (f"{name} {value:.4g}" if isinstance(value, float) else f"{name} {value}" for name, value in row.items())
+    click.echo(", ".join(figures).removeprefix("case "))
 
 
 def told(rows: list[Row]) -> str:

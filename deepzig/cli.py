@@ -17,6 +17,7 @@ COMMANDS = {
     "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
     "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
     "serve": ("deepzig.server.cli", "serve", "deepzig[server]"),
+    "keys": ("deepzig.server.key_commands", "keys", "deepzig[server]"),
     "pack": ("deepzig.pack", "pack", "deepzig"),
     "unpack": ("deepzig.pack", "unpack", "deepzig"),
     "verify": ("deepzig.verify", "verify", "deepzig"),

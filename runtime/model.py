@@ -19,7 +19,7 @@ from deepzig.errors import DeepZigError
 
 from .backend import Backend
 from .chat import ChatGeneration, ChatResult
-from .engine import Engine, Generation, Settings
+from .engine import Admit, Engine, Generation, Settings
 from .engine.reading import Embedding, Reading, Score
 from .executor import Executor
 from .guide import Guide, GuideFactory
@@ -89,6 +89,7 @@ class Model:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        admit: Admit | None = None,
         **options: Any,
     ) -> Generation:
         """Ask for answers, beside whatever else the model is asked, and return at once.
@@ -100,6 +101,8 @@ class Model:
             chat_template_kwargs: as in `ChatOptions`.
             priority: requests with a lower number go first.
             cache_salt: prompts with different ones share no pages of the cache.
+            admit: is told the tokens of the prompt, the most tokens of an answer and the number of answers before the
+                request enters, and may refuse it by raising.
             options: those of `SamplingOptions`.
 
         Raises:
@@ -112,7 +115,7 @@ class Model:
         guides: list[Guide] = []
         if structure := parsed.structured_outputs:
             guides = self._guides(structure, parser_for(self.tokenizer, None, tokens), parsed.n)
-        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        return self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides, admit=admit)
 
     def submit_chat(
         self,
@@ -126,6 +129,7 @@ class Model:
         chat_template_kwargs: Mapping[str, Any] | None = None,
         priority: int = 0,
         cache_salt: str | None = None,
+        admit: Admit | None = None,
         **options: Any,
     ) -> ChatGeneration:
         """As `submit`, for chat messages; answers are taken apart in content, reasoning and calls of tools.
@@ -141,6 +145,7 @@ class Model:
             chat_template_kwargs: as in `ChatOptions`.
             priority: as in `submit`.
             cache_salt: as in `submit`.
+            admit: as in `submit`.
             options: those of `SamplingOptions`.
 
         Raises:
@@ -156,7 +161,9 @@ class Model:
         if tool_choice is not None and tools is not None:
             structure = tool_guide(parsers[0], tools, tool_choice, parallel_tool_calls) or structure
         guides = self._guides(structure, parsers[0], parsed.n) if structure else []
-        generation = self.engine.submit(tokens, parsed, priority=priority, salt=cache_salt, guides=guides)
+        generation = self.engine.submit(
+            tokens, parsed, priority=priority, salt=cache_salt, guides=guides, admit=admit
+        )  # fmt: skip
         return ChatGeneration(generation, parsers)
 
     def generate(self, prompt: Prompt, **asked: Any) -> Result:
@@ -205,7 +212,7 @@ class Model:
         return tuple(score.logprobs)
 
     def submit_score(
-        self, prompt: Prompt, top_logprobs: int = 0, *, priority: int = 0
+        self, prompt: Prompt, top_logprobs: int = 0, *, priority: int = 0, admit: Admit | None = None
     ) -> tuple[Generation, Score]:
         """As `score`, returning at once: the log-probabilities are complete when the generation has ended.
 
@@ -213,6 +220,7 @@ class Model:
             prompt: as in `score`.
             top_logprobs: as in `score`.
             priority: as in `submit`.
+            admit: as in `submit`.
 
         Raises:
             DeepZigError: the prompt or the option does not fit.
@@ -221,7 +229,7 @@ class Model:
         SamplingOptions(logprobs=True, top_logprobs=top_logprobs)  # checks it
         tokens = self._fitting(prompt_tokens(prompt, self.tokenizer, ChatOptions()), self.context)
         score = Score(tokens, top_logprobs)
-        return self.engine.read(tokens, score, priority=priority), score
+        return self.engine.read(tokens, score, priority=priority, admit=admit), score
 
     def embed(self, texts: Sequence[str | Sequence[int]]) -> F32:
         """Embeddings: of each text the state of its last token, after the last norm, of length 1; f32 [n, hidden].
@@ -243,11 +251,14 @@ class Model:
         vectors = [one.vector for _, one in asked]
         return np.stack(vectors) if vectors else np.empty((0, int(self.manifest.model["hidden_size"])), np.float32)
 
-    def submit_embeddings(self, texts: Sequence[str | Sequence[int]]) -> list[tuple[Generation, Embedding]]:
+    def submit_embeddings(
+        self, texts: Sequence[str | Sequence[int]], admit: Admit | None = None
+    ) -> list[tuple[Generation, Embedding]]:
         """As `embed`, returning at once: each embedding is there when its generation has ended.
 
         Args:
             texts: as in `embed`.
+            admit: as in `submit`, for each text.
 
         Raises:
             DeepZigError: a text that does not fit, or the artifact has no hidden states to give.
@@ -265,7 +276,7 @@ class Model:
             asked = []
             for tokens in prompts:
                 embedding = Embedding()
-                asked.append((stack.enter_context(self.engine.read(tokens, embedding)), embedding))
+                asked.append((stack.enter_context(self.engine.read(tokens, embedding, admit=admit)), embedding))
             stack.pop_all()
         return asked
 

@@ -1,6 +1,7 @@
-"""An OpenAI-compatible server over a loaded model: `deepzig serve`."""
+"""An OpenAI-compatible server over loaded models: `deepzig serve`."""
 
+from .access import Access
 from .app import create_app
-from .limits import Access
+from .served import Catalogue
 
-__all__ = ["Access", "create_app"]
+__all__ = ["Access", "Catalogue", "create_app"]

@@ -15,6 +15,7 @@ from deepzig.runtime.parsers import Delta
 from deepzig.runtime.result import END
 from deepzig.runtime.tokenizer import Tokenizer
 
+from .bodies import JsonRoute
 from .events import EventStream, unless_gone
 from .messages import conversation
 from .replies import Head, Usage, chat_logprobs
@@ -25,15 +26,15 @@ from .served import Catalogue
 
 def routes(catalogue: Catalogue) -> APIRouter:
     """The path, over the models that are served."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/chat/completions", response_model=ChatCompletion, responses=STREAMED)
     async def chat_completions(body: ChatRequest, request: Request) -> Response:
         """Answers to messages."""
-        served = catalogue[body.model]
+        served, exchange = catalogue.asked(body.model, request)
         messages, options = conversation(body.messages), body.options()
         # rendering, tokenizing and compiling a grammar take too long for the event loop
-        generation = await asyncio.to_thread(served.model.submit_chat, messages, **options)
+        generation = await asyncio.to_thread(lambda: exchange.submit(served.model.submit_chat, messages, **options))
         tokenizer = served.model.tokenizer
         if body.stream:
             events = chunks(served.head("chatcmpl", "chat.completion.chunk"), generation, tokenizer, body.include_usage)

@@ -16,7 +16,9 @@ from deepzig.runtime.engine.reading import Score
 from deepzig.runtime.result import END
 from deepzig.runtime.tokenizer import Tokenizer
 
+from .bodies import JsonRoute
 from .events import EventStream, unless_gone
+from .exchange import Exchange
 from .replies import Head, TextLogprobs, Usage
 from .requests import CompletionRequest
 from .schemas import STREAMED, Completion
@@ -25,13 +27,13 @@ from .served import Catalogue
 
 def routes(catalogue: Catalogue) -> APIRouter:
     """The path, over the models that are served."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/completions", response_model=Completion, responses=STREAMED)
     async def completions(body: CompletionRequest, request: Request) -> Response:
         """Continuations of texts or token ids."""
-        served = catalogue[body.model]
-        asked = await asyncio.to_thread(_submit_all, served.model, body)
+        served, exchange = catalogue.asked(body.model, request)
+        asked = await asyncio.to_thread(_submit_all, exchange, served.model, body)
 
         def cancel() -> None:
             for one in asked:
@@ -103,18 +105,19 @@ class Part:
             self.logprobs.setdefault(name, []).extend(values)
 
 
-def _submit_all(model: Model, body: CompletionRequest) -> list[Asked]:
+def _submit_all(exchange: Exchange, model: Model, body: CompletionRequest) -> list[Asked]:
     """Submit all prompts, or none of them."""
     options = body.options()
     with ExitStack() as stack:
-        asked = [_submit(model, prompt, body, options, stack) for prompt in body.prompts()]
+        asked = [_submit(exchange, model, prompt, body, options, stack) for prompt in body.prompts()]
         stack.pop_all()
     return asked
 
 
 def _submit(
-    model: Model, prompt: str | list[int], body: CompletionRequest, options: Mapping[str, Any], stack: ExitStack
-) -> Asked:
+    exchange: Exchange, model: Model, prompt: str | list[int], body: CompletionRequest, options: Mapping[str, Any],
+    stack: ExitStack,
+) -> Asked:  # fmt: skip
     tokens = model.encode(prompt) if isinstance(prompt, str) else prompt
     generation = scoring = score = None
     silent = body.echo and body.max_tokens == 0
@@ -122,10 +125,12 @@ def _submit(
         sampling = {name: value for name, value in options.items() if name not in ("priority", "cache_salt")}
         SamplingOptions.parse({**sampling, "max_tokens": 1})  # checks the others
     else:
-        generation = stack.enter_context(model.submit(tokens, **options))
+        generation = stack.enter_context(exchange.submit(model.submit, tokens, **options))
     if silent or (body.echo and body.logprobs is not None):
-        scoring, score = model.submit_score(tokens, body.logprobs or 0, priority=body.priority)
-        stack.enter_context(scoring)
+        scoring, score = model.submit_score(
+            tokens, body.logprobs or 0, priority=body.priority, admit=exchange.admit
+        )  # fmt: skip
+        exchange.watch(stack.enter_context(scoring))
     text = prompt if isinstance(prompt, str) else model.tokenizer.decode(prompt, skip_special=False)
     shown = score if body.logprobs is not None else None
     return Asked(body.n or 1, text if body.echo else "", tokens, generation, scoring, shown)

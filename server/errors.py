@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -19,6 +20,9 @@ log = logging.getLogger(__name__)
 INVALID, INTERNAL = "invalid_request_error", "server_error"
 RETRY_AFTER = "1"
 """Seconds that a client is asked to wait when the engine's queue is full."""
+
+FIELD = re.compile(r"\w+(\.\w+)*")
+"""What may be the name of a field, and no path of a file, which is nothing to tell a client."""
 
 MESSAGES = {404: "there is no such path", 405: "the path does not take this method"}
 
@@ -56,7 +60,8 @@ def refused(error: Exception) -> ApiError:
         headers = {"Retry-After": RETRY_AFTER}
         return ApiError(503, error.what, INTERNAL, code="overloaded", headers=headers)
     if isinstance(error, DeepZigError):
-        return ApiError(400, f"{error.what}: {error.hint}", param=error.where.removeprefix("option "))
+        field = error.where.removeprefix("option ")
+        return ApiError(400, f"{error.what}: {error.hint}", param=field if FIELD.fullmatch(field) else None)
     return failed(error)
 
 
@@ -69,6 +74,8 @@ def failed(error: Exception) -> ApiError:
 def _invalid(error: RequestValidationError) -> ApiError:
     """The first of what the schema found."""
     first: Mapping[str, Any] = error.errors()[0]
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body can't be read: {first['ctx']['error']}", code="invalid_json")
     place = ".".join(map(str, _place(first["loc"], {"body": error.body})))
     return ApiError(400, f"{place or 'the body'}: {first['msg']}", param=place or None)
 
@@ -102,7 +109,7 @@ def install(app: FastAPI) -> None:
         message = MESSAGES.get(error.status_code, str(error.detail))
         return ApiError(error.status_code, message, headers=error.headers).response()
 
-    for kind in (ApiError, DeepZigError, Exception):
+    for kind in (ApiError, DeepZigError):  # `Gate` answers others
         app.add_exception_handler(kind, api)
     app.add_exception_handler(RequestValidationError, invalid)
     app.add_exception_handler(HTTPException, http)

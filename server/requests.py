@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from .errors import ApiError
 from .messages import ChatMessage
@@ -77,16 +76,6 @@ class Sampling(BaseModel):
     priority: StrictInt = 0
     cache_salt: StrictStr | None = None
     prompt_logprobs: Any = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _is_text(cls, body: Any) -> Any:
-        """JSON can name half of a surrogate pair, which tokenizers do not take."""
-        try:
-            json.dumps(body, ensure_ascii=False).encode()
-        except UnicodeEncodeError:
-            raise ValueError("half of a surrogate pair is no text") from None
-        return body
 
     def options(self) -> dict[str, Any]:
         """Arguments for `Model.submit` and `Model.submit_chat`.

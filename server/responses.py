@@ -13,6 +13,7 @@ from fastapi.responses import JSONResponse
 from deepzig.runtime.chat import ChatGeneration
 from deepzig.runtime.result import END
 
+from .bodies import JsonRoute
 from .events import NamedEventStream, unless_gone
 from .replies import Usage, new_id
 from .response_items import Items
@@ -26,14 +27,14 @@ ENDS = {"length": "incomplete"}
 
 def routes(catalogue: Catalogue) -> APIRouter:
     """The path, over the models that are served."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/v1/responses", response_model=ResponseObject, responses=STREAMED)
     async def responses(body: ResponseRequest, request: Request) -> Response:
         """A response to a conversation: reasoning, a message, calls of functions."""
-        served = catalogue[body.model]
+        served, exchange = catalogue.asked(body.model, request)
         messages, options = body.messages(), body.options()
-        generation = await asyncio.to_thread(served.model.submit_chat, messages, **options)
+        generation = await asyncio.to_thread(lambda: exchange.submit(served.model.submit_chat, messages, **options))
         events = _events(served, body, generation)
         if body.stream:
             return NamedEventStream(events, generation.cancel)

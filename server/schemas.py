@@ -29,9 +29,9 @@ class ErrorBody(Body):
 
 
 class Health(Body):
-    """The server answers."""
+    """Whether the server takes requests."""
 
-    status: Literal["ok"]
+    status: Literal["ok", "loading", "draining"]
 
 
 class ModelCard(Body):

@@ -6,9 +6,12 @@ import hashlib
 import time
 from collections.abc import Iterator, Mapping
 
+from fastapi import Request
+
 from deepzig.runtime import Model
 
 from .errors import ApiError
+from .exchange import Exchange
 from .replies import Head
 
 
@@ -34,11 +37,11 @@ class Catalogue:
     """What is served.
 
     Args:
-        models: name -> model, at least one.
+        models: name -> model; more may be added.
     """
 
-    def __init__(self, models: Mapping[str, Model]) -> None:
-        self._served = {name: Served(name, model) for name, model in models.items()}
+    def __init__(self, models: Mapping[str, Model] | None = None) -> None:
+        self._served = {name: Served(name, model) for name, model in (models or {}).items()}
 
     def __iter__(self) -> Iterator[Served]:
         return iter(self._served.values())
@@ -54,5 +57,23 @@ class Catalogue:
         return self._served[name]
 
     def get(self, name: str | None) -> Served:
-        """As `catalogue[name]`, or the first model without a name."""
+        """As `catalogue[name]`, or the first model without a name.
+
+        Raises:
+            ApiError: as `catalogue[name]`.
+        """
         return next(iter(self)) if name is None else self[name]
+
+    def asked(self, name: str | None, request: Request) -> tuple[Served, Exchange]:
+        """The model that a request names, and what the request goes through to ask it.
+
+        Raises:
+            ApiError: as `catalogue[name]`.
+        """
+        served, exchange = self.get(name), request.state.exchange
+        exchange.model = served.name
+        return served, exchange
+
+    def add(self, name: str, model: Model) -> None:
+        """Serve another model."""
+        self._served[name] = Served(name, model)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
-from fastapi import APIRouter
+from fastapi import APIRouter, Request
 from pydantic import BaseModel, ConfigDict, Field, StrictBool, StrictInt, StrictStr
 
 from deepzig.runtime import Model
 from deepzig.runtime.prompt import ChatOptions, prompt_tokens
 
+from .bodies import JsonRoute
 from .errors import ApiError
 from .messages import ChatMessage, conversation
 from .schemas import TokenList, TokensText
@@ -44,20 +45,20 @@ class DetokenizeRequest(BaseModel):
 
 def routes(catalogue: Catalogue) -> APIRouter:
     """The paths, over the models that are served."""
-    router = APIRouter()
+    router = APIRouter(route_class=JsonRoute)
 
     @router.post("/tokenize", response_model=TokenList)
-    async def tokenize(body: TokenizeRequest) -> dict[str, Any]:
+    async def tokenize(body: TokenizeRequest, request: Request) -> dict[str, Any]:
         """Token ids of a text, or of messages as the model reads them."""
-        model = catalogue.get(body.model).model
+        model = catalogue.asked(body.model, request)[0].model
         tokens = await asyncio.to_thread(_tokens, model, body)
         texts = [model.tokenizer.written(token) for token in tokens] if body.return_token_strs else None
         return {"count": len(tokens), "max_model_len": model.context, "tokens": tokens, "token_strs": texts}
 
     @router.post("/detokenize", response_model=TokensText)
-    async def detokenize(body: DetokenizeRequest) -> dict[str, Any]:
+    async def detokenize(body: DetokenizeRequest, request: Request) -> dict[str, Any]:
         """The text of token ids, special tokens shown by their names."""
-        model = catalogue.get(body.model).model
+        model = catalogue.asked(body.model, request)[0].model
         size = int(model.manifest.model["vocab_size"])
         if not all(0 <= token < size for token in body.tokens):
             raise ApiError(400, f"a token is not in the vocabulary: use 0 to {size - 1}", param="tokens")

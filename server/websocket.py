@@ -50,7 +50,7 @@ def routes() -> APIRouter:
     return router
 
 
-class Exchange:
+class Call:
     """One request to the application: the two ends of ASGI.
 
     Attributes:
@@ -109,7 +109,7 @@ class Connection:
         given = websocket.scope["headers"]
         self._key = next((value for name, value in given if name == b"authorization"), b"")
         self._headers = [(name, value) for name, value in given if not name.startswith(OWN)]
-        self._open: dict[str | int, Exchange] = {}
+        self._open: dict[str | int, Call] = {}
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def serve(self) -> None:
@@ -127,8 +127,8 @@ class Connection:
                     return
                 await self._take(text)
         finally:
-            for exchange in self._open.values():
-                exchange.cancel()
+            for call in self._open.values():
+                call.cancel()
             await asyncio.gather(*self._tasks, return_exceptions=True)
 
     async def _enter(self) -> bool:
@@ -154,9 +154,9 @@ class Connection:
 
     async def _refusal(self) -> Response | None:
         """What the client's requests are answered for want of a key."""
-        exchange = Exchange(b"")
-        await self._app(self._scope("GET", "/v1/models"), exchange.receive, exchange.send)
-        return None if exchange.status < 400 else Response(exchange.body, exchange.status, exchange.headers)
+        call = Call(b"")
+        await self._app(self._scope("GET", "/v1/models"), call.receive, call.send)
+        return None if call.status < 400 else Response(call.body, call.status, call.headers)
 
     def _scope(self, method: str, path: str) -> Scope:
         scope = self._websocket.scope
@@ -189,27 +189,27 @@ class Connection:
         except ApiError as error:
             await self._say(number, "error", status=error.status, **error.body)
             return
-        exchange = Exchange(json.dumps({**body, "stream": True}).encode(), partial(self._tell, number))
-        self._open[number] = exchange
-        task = asyncio.create_task(self._answer(number, path, exchange))
+        call = Call(json.dumps({**body, "stream": True}).encode(), partial(self._tell, number))
+        self._open[number] = call
+        task = asyncio.create_task(self._answer(number, path, call))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
-    async def _answer(self, number: str | int, path: str, exchange: Exchange) -> None:
+    async def _answer(self, number: str | int, path: str, call: Call) -> None:
         """Serve a request, and tell how it ended."""
         try:
-            await self._app(self._scope("POST", path), exchange.receive, exchange.send)
+            await self._app(self._scope("POST", path), call.receive, call.send)
         except Exception as error:  # it is raised even if it was answered
-            if exchange.status < 400:
-                exchange.status, exchange.body = 500, json.dumps(failed(error).body).encode()
+            if call.status < 400:
+                call.status, call.body = 500, json.dumps(failed(error).body).encode()
         finally:
             del self._open[number]
-        if exchange.cancelled:
+        if call.cancelled:
             await self._say(number, "done", cancelled=True)
-        elif exchange.status != 200:
-            retry = {name: value for name, value in exchange.headers.items() if name == "retry-after"}
-            await self._say(number, "error", status=exchange.status, **json.loads(exchange.body), **retry)
-        elif not exchange.broken:
+        elif call.status != 200:
+            retry = {name: value for name, value in call.headers.items() if name == "retry-after"}
+            await self._say(number, "error", status=call.status, **json.loads(call.body), **retry)
+        elif not call.broken:
             await self._say(number, "done")
 
     async def _tell(self, number: str | int, data: bytes) -> None:
@@ -227,8 +227,8 @@ class Connection:
         try:
             await self._websocket.send_text(text)
         except (RuntimeError, WebSocketDisconnect):  # the client has gone
-            for exchange in self._open.values():
-                exchange.cancel()
+            for call in self._open.values():
+                call.cancel()
 
 
 def _object(text: str) -> dict[str, Any]:

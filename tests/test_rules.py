@@ -33,7 +33,10 @@ MAY_IMPORT = {
     | {"click", "numpy", "onnx", "rich", "threadpoolctl", "tvm", "tvm_ffi"},
     "artifacts": {"numpy", "onnx"},
     "web": set(),
-    "server": {"deepzig.runtime", "click", "fastapi", "pydantic", "starlette", "uvicorn"},
+    "server": {
+        "deepzig.runtime", "anyio", "click", "fastapi", "opentelemetry", "orjson", "prometheus_client", "pydantic",
+        "starlette", "uvicorn",
+    },
     "runtime": {
         "deepzig.artifacts", "deepzig.web", "click", "jinja2", "llguidance", "matplotlib", "numpy", "onnxruntime",
         "tokenizers", "tvm_ffi",

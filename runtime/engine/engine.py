@@ -50,6 +50,10 @@ NOTHING = SamplingOptions(max_tokens=1)
 """Options of requests that want no answer."""
 
 
+Admit = Callable[[int, int, int], None]
+"""Told the tokens of a prompt, the most tokens of an answer, and the number of answers; raises to refuse them."""
+
+
 Masks = dict[Sequence, Future[list[U32 | None]]]
 """What may be drawn by those who have a guide: for the next token, and after each guess."""
 
@@ -92,7 +96,7 @@ class Engine:
 
     def submit(
         self, prompt: list[int], options: SamplingOptions, *, priority: int = 0, salt: Hashable = None,
-        guides: List[Guide] = (),
+        guides: List[Guide] = (), admit: Admit | None = None,
     ) -> Generation:  # fmt: skip
         """Ask for answers; returns at once.
 
@@ -102,6 +106,7 @@ class Engine:
             priority: requests with a lower number go first, and may take the pages of others.
             salt: prompts with different ones share nothing.
             guides: one for each answer, if it has to keep to a structure.
+            admit: is told what the request may take, before it enters.
 
         Raises:
             DeepZigError: the model is closed.
@@ -109,6 +114,8 @@ class Engine:
         """
         room = min(self._manifest.bounds.positions, self._pool.tokens) - len(prompt)
         limit = min(options.max_tokens or room, room)
+        if admit:
+            admit(len(prompt), limit, options.n)
         seed = secrets.randbits(63) if options.seed is None else options.seed
         request = Request(prompt, options, priority, salt)
         drafts = options.speculate > 0 and DRAFT in self._manifest.entry_points
@@ -122,7 +129,10 @@ class Engine:
             sequences.append(one)
         return self._enter(request, sequences)
 
-    def read(self, prompt: list[int], reading: Reading, *, priority: int = 0, salt: Hashable = None) -> Generation:
+    def read(
+        self, prompt: list[int], reading: Reading, *, priority: int = 0, salt: Hashable = None,
+        admit: Admit | None = None,
+    ) -> Generation:  # fmt: skip
         """Have a text read, without an answer; wait for the end with `Generation.wait`.
 
         Args:
@@ -130,11 +140,14 @@ class Engine:
             reading: takes what the model makes of it, on the engine's thread.
             priority: as in `submit`.
             salt: as in `submit`.
+            admit: as in `submit`.
 
         Raises:
             DeepZigError: the model is closed.
             EngineBusyError: too many wait.
         """
+        if admit:
+            admit(len(prompt), 0, 0)
         request = Request(prompt, NOTHING, priority, salt, reading)
         answer = Answer(NOTHING, self._ends, 0, self._decode)
         return self._enter(request, [Sequence(request, 0, answer, NOTHING.key(0, 0), list(prompt))])

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import queue
+import time
 from collections.abc import AsyncIterator, Callable, Iterator
-from contextlib import suppress
 
 from deepzig.runtime.result import END, Choice, Piece, Result
 
+from .bell import Bell
 from .sequence import Request
 
 Event = tuple[int, Piece | BaseException | None]
@@ -19,6 +20,13 @@ class Generation:
 
     Iterate over it, with `for` or with `async for`, for pieces with the numbers of their answers; or take the `result`.
     As a context manager it makes sure that nothing goes on behind: what has not ended by then is cancelled.
+
+    Attributes:
+        request: what was asked.
+        made: tokens that were made, of all answers.
+        asked_at: when it was asked, in seconds of `time.perf_counter`.
+        first_at: when its first token came, if one has.
+        last_at: when its last one came.
     """
 
     def __init__(self, request: Request, cancel: Callable[[Request], None]) -> None:
@@ -26,17 +34,30 @@ class Generation:
         self._cancel = cancel
         self._events: queue.SimpleQueue[Event] = queue.SimpleQueue()
         self._wake: Callable[[], None] | None = None
-        self._ended = False
+        self._ended = False  # as far as events were taken
+        self._over = False
+        self.made = 0
+        self.asked_at = time.perf_counter()
+        self.first_at: float | None = None
+        self.last_at = self.asked_at
         request.deliver = self._put
 
     def _put(self, index: int, event: Piece | BaseException | None) -> None:
+        if not isinstance(event, Piece):
+            self._over = True
+        elif event.token_id != END:
+            self.made += 1
+            self.last_at = time.perf_counter()
+            if self.first_at is None:
+                self.first_at = self.last_at
         self._events.put((index, event))
         if self._wake:
             self._wake()
 
     def cancel(self) -> None:
         """Make nothing more of it; its pages are free soon after. Harmless when it has ended."""
-        self._cancel(self.request)
+        if not self._over:
+            self._cancel(self.request)
 
     def __enter__(self) -> Generation:
         return self
@@ -69,13 +90,9 @@ class Generation:
 
     async def __aiter__(self) -> AsyncIterator[tuple[int, Piece]]:
         """As `__iter__`, without blocking the event loop."""
-        loop, come = asyncio.get_running_loop(), asyncio.Event()
-
-        def wake() -> None:
-            with suppress(RuntimeError):  # the loop is closed: nobody listens
-                loop.call_soon_threadsafe(come.set)
-
-        self._wake = wake
+        come = asyncio.Event()
+        bell = Bell.of(asyncio.get_running_loop())
+        self._wake = lambda: bell.ring(come)
         while not self._ended:
             try:
                 index, event = self._events.get_nowait()

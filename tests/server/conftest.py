@@ -6,7 +6,7 @@ import asyncio
 import inspect
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,11 @@ from openai import AsyncOpenAI, AsyncStream, OpenAI
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.runtime import Model, load
-from deepzig.server import Access, create_app
+from deepzig.server import Access, Catalogue, create_app
+from deepzig.server.health import Health
+from deepzig.server.keys import Key, Keyring, hashed
+from deepzig.server.limits import RequestLimits
+from deepzig.server.protocol import Config, ConnectionLimits
 
 REFERENCE = Path(__file__).parents[2] / "models" / "reference"
 KEY = "sesame"
@@ -33,12 +37,31 @@ def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return out
 
 
+def key_of(secret: str, **limits: int) -> Key:
+    return Key(name=f"name-of-{secret}", sha256=hashed(secret), **limits)
+
+
 @contextmanager
-def serving(model: Model, access: Access) -> Iterator[str]:
-    """Serve a model; gives the address."""
-    app = create_app(model, NAME, access)
-    config = uvicorn.Config(
-        app, port=0, log_level="error", timeout_graceful_shutdown=5, ws_max_size=access.max_body
+def serving(*given: Any, **options: Any) -> Iterator[str]:
+    """As `started`; gives the address."""
+    with started(*given, **options) as server:
+        yield address_of(server)
+
+
+def address_of(server: uvicorn.Server) -> str:
+    return f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+
+
+@contextmanager
+def started(
+    models: Mapping[str, Model], access: Access, connections: ConnectionLimits | None = None,
+    health: Health | None = None, **options: Any,
+) -> Iterator[uvicorn.Server]:  # fmt: skip
+    """Serve models."""
+    app = create_app(Catalogue(models), access, health, **options)
+    config = Config(
+        app, connections or ConnectionLimits(), port=0, log_level="critical", timeout_graceful_shutdown=5,
+        ws_max_size=access.request.body,
     )  # fmt: skip
     server = uvicorn.Server(config)
     thread = threading.Thread(target=server.run)
@@ -47,7 +70,7 @@ def serving(model: Model, access: Access) -> Iterator[str]:
         while not server.started:
             assert thread.is_alive()
             time.sleep(0.01)
-        yield f"http://127.0.0.1:{server.servers[0].sockets[0].getsockname()[1]}"
+        yield server
     finally:
         server.should_exit = True
         thread.join()
@@ -61,7 +84,8 @@ def model(artifact: Path) -> Iterator[Model]:
 
 @pytest.fixture(scope="session")
 def address(model: Model) -> Iterator[str]:
-    with serving(model, Access(["other", KEY], max_body=MAX_BODY)) as url:
+    access = Access(Keyring([key_of("other"), key_of(KEY)]), request=RequestLimits(body=MAX_BODY))
+    with serving({NAME: model}, access) as url:
         yield url
 
 

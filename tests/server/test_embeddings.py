@@ -62,7 +62,7 @@ def test_a_model_without_hidden_states(tmp_path: Path) -> None:
     model = fake.model(fake.write_tokenizer(tmp_path), fake.babble(300))
     model.manifest.model["hidden_size"] = 8
     with (
-        serving(model, Access()) as url,
+        serving({NAME: model}, Access()) as url,
         OpenAI(base_url=f"{url}/v1", api_key="any", max_retries=0) as client,
         pytest.raises(openai.BadRequestError) as caught,
     ):

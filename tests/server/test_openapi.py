@@ -13,11 +13,12 @@ from pydantic import BaseModel
 from schemathesis import GenerationMode
 from schemathesis.specs.openapi.checks import positive_data_acceptance
 
-from deepzig.server import Access, create_app
+from deepzig.server import Access, Catalogue, create_app
+from deepzig.server.keys import Keyring
 from deepzig.server.schemas import ChatCompletion, Completion, EmbeddingList, ModelCard, ResponseObject, TokenList
 
 from ..runtime import fake
-from .conftest import KEY, NAME
+from .conftest import KEY, NAME, key_of
 from .test_http import http
 
 __all__ = ["http"]
@@ -30,6 +31,7 @@ NOT_CHECKED = [positive_data_acceptance]
 PATHS = [
     ("GET", "/"),
     ("GET", "/health"),
+    ("GET", "/metrics"),
     ("GET", "/v1/models"),
     ("GET", "/v1/models/{name}"),
     ("POST", "/detokenize"),
@@ -46,7 +48,7 @@ def document(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
     folder = fake.write_tokenizer(tmp_path_factory.mktemp("fake"))
     with fake.model(folder, fake.babble(VOCAB), vocab=VOCAB, pages=60) as model:
         model.manifest.model["hidden_size"] = 8
-        app = create_app(model, NAME, Access([KEY]))
+        app = create_app(Catalogue({NAME: model}), Access(Keyring([key_of(KEY)])))
         yield schemathesis.openapi.from_asgi("/openapi.json", app, headers=HEADERS)
 
 

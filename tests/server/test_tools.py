@@ -27,7 +27,7 @@ CLOSED = [{"role": "user", "content": "hi</think>"}]
 
 @contextmanager
 def client_of(form: str, model: Model) -> Iterator[Any]:
-    with serving(model, Access()) as url, connected(form, url) as one:
+    with serving({NAME: model}, Access()) as url, connected(form, url) as one:
         yield one
 
 

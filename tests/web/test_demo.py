@@ -83,7 +83,6 @@ def test_what_it_tells(root: Path, tmp_path: Path) -> None:
           const said = at("said").textContent;
           at("question").value = "Write a story with Ben, a black cat and the farm.";
           at("form").requestSubmit();
-          await until(() => at("log").lastElementChild.lastElementChild.textContent.length > 3);
           at("stop").click();
           await until(() => at("stop").hidden);
           const cut = at("log").lastElementChild.classList.contains("cut");

@@ -11,7 +11,7 @@ import pytest
 from .browser import in_browser
 from .javascript import run
 
-UPDATE = "update it: Chrome 98, Firefox 97, Safari 16.4, node 18 and later have it"
+UPDATE = "update it: Chrome 100, Firefox 104, Safari 16.4, node 18 and later have it"
 TAKEN_AWAY = {
     "simd": ("WebAssembly.validate = () => false", "there is no WebAssembly with SIMD", UPDATE),
     "bigint": ("delete DataView.prototype.setBigInt64", "there are no integers of 64 bits", UPDATE),

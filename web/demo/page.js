@@ -96,28 +96,35 @@ async function ask(text) {
   ready(false);
   at("stop").hidden = false;
   at("send").hidden = true;
+  let said = "";
+  let pieces = 0;
+  let frame = 0;
   const begin = performance.now();
   let first = begin;
-  let pieces = 0;
+  let last = begin;
+  const paint = () => {
+    frame = 0;
+    words.textContent = said;
+    if (said) entry.classList.remove("waiting");
+    at("log").scrollTop = at("log").scrollHeight;
+    if (pieces > 0) at("first").textContent = `${(first - begin).toFixed(0)} ms`;
+    if (pieces > 1) at("speed").textContent = `${((pieces - 1) / ((last - first) / 1000)).toFixed(0)} tokens/s`;
+  };
   try {
-    const messages = [{ role: "user", content: text }];
-    for await (const piece of model.chat(messages, { signal: mine.signal })) {
+    for await (const piece of model.chat([{ role: "user", content: text }], { signal: mine.signal })) {
+      said += piece;
       pieces += 1;
-      if (pieces === 1) first = performance.now();
-      words.textContent += piece;
-      if (piece) entry.classList.remove("waiting");
-      at("log").scrollTop = at("log").scrollHeight;
-      at("first").textContent = `${(first - begin).toFixed(0)} ms`;
-      if (pieces > 1) {
-        const speed = (pieces - 1) / ((performance.now() - first) / 1000);
-        at("speed").textContent = `${speed.toFixed(0)} tokens/s`;
-      }
+      last = performance.now();
+      if (pieces === 1) first = last;
+      frame ||= requestAnimationFrame(paint); // tokens come faster than a screen shows them
     }
-    at("said").textContent = words.textContent;
+    at("said").textContent = said;
   } catch (error) {
     if (!mine.signal.aborted) fail(error);
     entry.classList.replace("waiting", "cut") || entry.classList.add("cut");
   } finally {
+    cancelAnimationFrame(frame);
+    paint();
     at("stop").hidden = true;
     at("send").hidden = false;
     ready(Boolean(model));

@@ -7,7 +7,7 @@ const VECTOR = Uint8Array.of(
   3, 2, 1, 0, // a function of it
   10, 8, 1, 6, 0, 0x41, 0, 0xfd, 15, 0x0b, // its code: i32.const 0, i8x16.splat, end
 );
-const UPDATE = "update it: Chrome 98, Firefox 97, Safari 16.4, node 18 and later have it";
+const UPDATE = "update it: Chrome 100, Firefox 104, Safari 16.4, node 18 and later have it";
 
 /**
  * What browsers may lack: how it is found, what is said where it is missing, and how to mend that. Looked up when it is
