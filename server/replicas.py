@@ -42,7 +42,7 @@ class Replica:
 
 
 def serve_replicas(
-    build: Callable[[], ASGIApp], count: int, *, host: str, port: int, drain: int, gpu: bool = False
+    build: Callable[[], ASGIApp], count: int, *, host: str, port: int, drain: int, gpus: int = 0
 ) -> None:  # fmt: skip
     """Serve copies of an application until SIGTERM or Ctrl-C.
 
@@ -52,7 +52,7 @@ def serve_replicas(
         host: address to listen on.
         port: likewise.
         drain: seconds in which a copy that is stopped may end its answers.
-        gpu: whether each copy takes a GPU.
+        gpus: how many each copy takes; others are hidden from it.
 
     Raises:
         DeepZigError: Ray is not installed, or the copies do not come up.
@@ -72,7 +72,7 @@ def serve_replicas(
         deployment = serve.deployment(
             serve.ingress()(Replica), num_replicas=count, max_ongoing_requests=AT_ONCE,
             graceful_shutdown_timeout_s=drain, health_check_period_s=CHECK_SECONDS, logging_config=logs,
-            ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         )  # fmt: skip
         try:
             serve.run(deployment.bind(build), name=NAME, route_prefix="/")
