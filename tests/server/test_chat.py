@@ -173,8 +173,9 @@ class Person(BaseModel):
 
 def test_the_client_s_own_helpers(openai_client: OpenAI, model: Model) -> None:
     """An answer as an object of a class, and a stream that puts itself together."""
-    asked: dict[str, Any] = {"model": NAME, "messages": STORY, "max_tokens": 99, "temperature": 0}
-    parsed = openai_client.chat.completions.parse(**asked, response_format=Person)
+    parsed = openai_client.chat.completions.parse(
+        model=NAME, messages=STORY, response_format=Person, max_tokens=99, temperature=0
+    )
     assert isinstance(parsed.choices[0].message.parsed, Person)
     with openai_client.chat.completions.stream(model=NAME, messages=ASKED, temperature=0) as stream:
         kinds = {event.type for event in stream}
