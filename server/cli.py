@@ -116,7 +116,8 @@ def serve(artifacts: tuple[Path, ...], **options: Any) -> None:
     app = _app(catalogue, access, health, options)
     limits = ConnectionLimits(options["max_connections"])
     config = Config(
-        app, limits, host=options["host"], port=options["port"], log_config=None, ws_max_size=options["max_body"]
+        app, limits, host=options["host"], port=options["port"], log_config=None, ws_max_size=options["max_body"],
+        timeout_graceful_shutdown=1,  # what had time to end while it drained is cancelled
     )  # fmt: skip
     with ExitStack() as stack:
         load_all = partial(_load, names, options, catalogue, stack)

@@ -20,8 +20,13 @@ def templates(texts: Mapping[str, str]) -> tuple[list[str], dict[str, list[int]]
     for names in groups.values():
         numbers = [NUMBER.findall(texts[name]) for name in names]
         varying = [len(set(column)) > 1 for column in zip(*numbers, strict=True)]
-        places = iter(varying)
         for name, own in zip(names, numbers, strict=True):
             told[name] = [len(made), *(int(n) for n, varies in zip(own, varying, strict=True) if varies)]
-        made.append(NUMBER.sub(lambda found, places=places: PLACE if next(places) else found[0], texts[names[0]]))
+        made.append(_with_places(texts[names[0]], varying))
     return made, told
+
+
+def _with_places(text: str, varying: list[bool]) -> str:
+    """The text with PLACE for those of its numbers that vary."""
+    places = iter(varying)
+    return NUMBER.sub(lambda found: PLACE if next(places) else found[0], text)

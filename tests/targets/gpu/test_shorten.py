@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from deepzig.targets.gpu.brackets import unbracketed
-from deepzig.targets.gpu.compact import compacted
+from deepzig.targets.gpu.compact import DOTS, compacted
 from deepzig.targets.gpu.shorten import shortened
 from deepzig.targets.gpu.spelling import spelled
 from deepzig.targets.gpu.templates import templates
@@ -248,6 +248,26 @@ def test_four_elements_are_loaded_by_a_function() -> None:
         y_ptr[v]=((v_1)[0]+(v_1)[3]);
     """
     assert compacted(HEAD + body(before)) == HEAD + load + body(after)
+
+
+def test_products_of_four_words_are_one_call() -> None:
+    def chain(weights: str) -> str:
+        calls = [
+            f"dz_dot4(bitcast<i32>({weights.replace('W', f'(v_1)[{i}]')}),bitcast<i32>((v_2)[{i}]),"
+            for i in (3, 2, 1, 0)
+        ]
+        return "".join(calls) + "held[(tx+1i)]))))"
+
+    sign, whole = chain("(W&15u)"), chain("W")
+    shifted, other = chain("((W>>4u)&15u)"), chain("W").replace("(v_2)[1]", "(v_3)[1]")
+    before = "".join(f"y_ptr[tx]=f32({text});\n" for text in (sign, whole, shifted, other))
+    after = f"""
+        y_ptr[tx]=f32(dz_dots((v_1&vec4<u32>(15u)),v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32(dz_dots(v_1,v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32(dz_dots(((v_1>>vec4<u32>(4u))&vec4<u32>(15u)),v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32({other});
+    """
+    assert compacted(HEAD + body(before)) == HEAD + DOTS + body(after)
 
 
 def test_fewer_letters() -> None:
