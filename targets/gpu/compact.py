@@ -17,11 +17,13 @@ LET = re.compile(r"let (\w+)=(.*);")
 CHOSEN = re.compile(r"var (\w+):\w+;\nif\((.*)\)\{\n\1=(\w+\[\d+i\]);\n\}else\{\n\1=(\w+\[\d+i\]);\n\}\n")
 """A variable that one of two elements of arrays is stored in."""
 SETTLED = re.compile(r"^(\w+)=(.*);\nlet (\w+)=(?:bool\(\1\)|\1);\n", re.M)
+"""A store to a variable, and a load of it at once."""
 BINDS = re.compile(r"(?:let|for\(var) (\w+)\b")
 STORE = re.compile(r"(\w+)(?:=|\+\+)")
 ZERO = re.compile(r"(\w+)\[(\d+)i\]=0(?:\.0+e\+00f|i|u);")
 ARRAY = re.compile(r"^var (\w+):(array<\w+,(\d+)>);\n", re.M)
 FOUR = re.compile(r"vec4<(\w+)>\((\w+)\[(\w+)\+0\],\2\[\3\+1\],\2\[\3\+2\],\2\[\3\+3\]\)")
+"""Four elements of a buffer, one behind the other."""
 ENTRY = re.compile(r"^@compute", re.M)
 EFFECTS = re.compile(r"\bdz_(?:shuffle|sum|max|uniform)")
 """Calls that all threads have to come to."""
@@ -30,6 +32,7 @@ CALLED = frozenset(("i32", "u32", "f32", "min", "max", "select", "fma", "bitcast
 GIVEN = frozenset(("podArgs", "blockIdx", "gridDim", "threadIdx"))
 """What every shader is given."""
 LAST_OF_FOUR = re.compile(r"dz_dot4\(bitcast<i32>\((\(*\(\w+\)\[3\][^\[\],]*)\),bitcast<i32>\(\((\w+)\)\[3\]\),")
+"""The outermost call of a chain of products of the words of two vectors."""
 DOTS = """fn dz_dots(a:vec4<u32>,b:vec4<u32>,c:i32)->i32{
 let x=bitcast<vec4<i32>>(a);
 let y=bitcast<vec4<i32>>(b);
@@ -38,6 +41,7 @@ return dz_dot4(x.w,y.w,dz_dot4(x.z,y.z,dz_dot4(x.y,y.y,dz_dot4(x.x,y.x,c))));
 """
 """The products of signed bytes, sixteen at a time; sums of integers are exact."""
 CALLEE = re.compile(r"(?:bitcast<\w+>|[A-Za-z_]\w*)$")
+"""What is called, before the bracket."""
 SHORTEST = 8
 """Letters of the shortest expression that is worth a name."""
 
