@@ -29,6 +29,14 @@ CALLED = frozenset(("i32", "u32", "f32", "min", "max", "select", "fma", "bitcast
 """Functions whose values depend on their arguments only, and cost little."""
 GIVEN = frozenset(("podArgs", "blockIdx", "gridDim", "threadIdx"))
 """What every shader is given."""
+LAST_OF_FOUR = re.compile(r"dz_dot4\(bitcast<i32>\((\(*\(\w+\)\[3\][^\[\],]*)\),bitcast<i32>\(\((\w+)\)\[3\]\),")
+DOTS = """fn dz_dots(a:vec4<u32>,b:vec4<u32>,c:i32)->i32{
+let x=bitcast<vec4<i32>>(a);
+let y=bitcast<vec4<i32>>(b);
+return dz_dot4(x.w,y.w,dz_dot4(x.z,y.z,dz_dot4(x.y,y.y,dz_dot4(x.x,y.x,c))));
+}
+"""
+"""The products of signed bytes, sixteen at a time; sums of integers are exact."""
 CALLEE = re.compile(r"(?:bitcast<\w+>|[A-Za-z_]\w*)$")
 SHORTEST = 8
 """Letters of the shortest expression that is worth a name."""
@@ -44,9 +52,10 @@ def compacted(text: str) -> str:
     assert begin is not None
     lines = text[begin.start() :].splitlines()
     lines = _merged(_inlined(_without_unused(_without_copies(_bound(lines)))))
+    lines, dots = _in_fours(lines)
     first = next(i for i, line in enumerate(lines) if line == "){") + 1
     body = _without_copies(_Block(lines[first:-1]).named(GIVEN, _fresh()))
-    return text[: begin.start()] + "\n".join([*lines[:first], *body, "}"]) + "\n"
+    return text[: begin.start()] + dots + "\n".join([*lines[:first], *body, "}"]) + "\n"
 
 
 def _without_settled(text: str) -> str:
@@ -200,6 +209,29 @@ def _inlined(lines: list[str]) -> list[str]:
                 kept.pop()
         kept.append(line)
     return kept
+
+
+def _in_fours(lines: list[str]) -> tuple[list[str], str]:
+    """Chains of four products of words of two vectors are one call; and the function that is called."""
+
+    def short(line: str) -> str:
+        for found in reversed(list(LAST_OF_FOUR.finditer(line))):
+            chain = "".join(found[0].replace(")[3]", f")[{i}]") for i in (3, 2, 1, 0))
+            begin, end = found.start() + len(chain), found.start() + len(chain)
+            if not line.startswith(chain, found.start()):
+                continue
+            depth = 1
+            while depth:
+                depth += (line[end] == "(") - (line[end] == ")")
+                end += 1
+            if line.startswith(")))", end):
+                weights = re.sub(r"\((\w+)\)\[3\]", r"\1", re.sub(r"\b(\d+u)\b", r"vec4<u32>(\1)", found[1]))
+                call = f"dz_dots({weights},{found[2]},{line[begin : end - 1]})"
+                line = line[: found.start()] + call + line[end + 3 :]
+        return line
+
+    made = [short(line) for line in lines]
+    return made, DOTS if made != lines else ""
 
 
 def _fresh() -> Iterator[str]:

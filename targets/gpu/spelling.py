@@ -10,24 +10,27 @@ from string import ascii_letters
 
 import numpy as np
 
+from .brackets import unbracketed
+
 FLOAT = re.compile(r"\b(\d+\.\d+e[+-]\d+)f\b")
 INTEGER = re.compile(r"(?<![\w.])(?<!bitcast<f32>\()(\d+)i\b")
 ELEMENT = re.compile(r"(?<![\w>])\((\w+)\)\[([0-3])i?\]")
 TYPED = re.compile(r"\b(let \w+):vec4<\w+>=")
 VECTOR = re.compile(r"\bvec([234])<([fiu])32>")
-DECLARED = re.compile(r"\b(?:fn|let|var(?:<[\w,]+>)?|const|struct) ?(\w+)|[({,\n](\w+):(?!vec3u)")
+DECLARED = re.compile(r"\b(?:fn|let|var(?:<[\w,]+>)?|const|struct) ?(\w+)|[(){,\n](\w+):")
 NAME = re.compile(r"(?<![\w@.])[A-Za-z_]\w*|(?<=podArgs\.)\w+")
 SHORT = frozenset(("as", "at", "by", "do", "fn", "go", "if", "in", "is", "my", "no", "of", "on", "or", "to"))
 """Words of two letters that are not made names of: some are WGSL's."""
 
 
 def spelled(text: str) -> str:
-    """The same shader in fewer letters; what it begins with is called `main`."""
+    """The same shader in fewer letters, on one line; what it begins with is called `main`."""
     text = FLOAT.sub(_float, text)
     text = INTEGER.sub(r"\1", TYPED.sub(r"\1=", text))
     text = VECTOR.sub(r"vec\1\2", text)
     text = ELEMENT.sub(lambda found: f"{found[1]}.{'xyzw'[int(found[2])]}", text)
-    return _named(text)
+    head, end, body = _named(text).partition("\n){\n")
+    return "".join([*head.splitlines(), end.strip(), *map(unbracketed, body.splitlines())])
 
 
 def _float(found: re.Match[str]) -> str:

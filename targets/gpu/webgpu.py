@@ -13,6 +13,7 @@ from .adapter import LIMITS
 from .device import GpuTarget
 from .pipeline import compile_module
 from .programs import Program, programs
+from .templates import templates
 from .wgsl import Shader, shaders
 
 
@@ -33,8 +34,8 @@ class WebGpuCode:
     def to_json(self) -> dict[str, Any]:
         """What a page reads; see `web/src/webgpu.js`."""
         programs = {name: {"sizes": p.sizes, "body": p.body} for name, p in self.programs.items()}
-        shaders = {name: shader.text for name, shader in self.shaders.items()}
-        return {"limits": self.limits, "programs": programs, "shaders": shaders}
+        texts, shaders = templates({name: shader.text for name, shader in self.shaders.items()})
+        return {"limits": self.limits, "programs": programs, "texts": texts, "shaders": shaders}
 
     def export_library(self, path: str, **_: Any) -> None:
         """Write what a page reads to a file, as executables of TVM write machine code; nothing is linked."""

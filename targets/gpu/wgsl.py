@@ -54,6 +54,7 @@ def _shader(text: str, library: dict[str, str]) -> tuple[str, Shader]:
     entry = ENTRY.search(text)
     assert entry is not None
     threads, name, _ = entry.groups()
+    text = text.replace("dz_fma(", "fma(")
     used = _used(text, library)
     head = [f"const dz_threads = {threads}u;\n", *(library[key] for key in library if key in used)]
     note = "  dz_thread = threadIdx.x;\n" if "dz_thread" in used else ""

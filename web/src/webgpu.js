@@ -4,7 +4,11 @@
  * @typedef {import("./executor.js").Kernels} Executable
  * @typedef {import("./executor.js").Calls} Calls
  * @typedef {import("./programs.js").Program} Program
- * @typedef {{programs: Record<string, Program>, shaders: Record<string, string>, limits: Record<string, number>}} Code
+ * @typedef {object} Code
+ * @property {Record<string, number>} limits that kernels need
+ * @property {Record<string, Program>} programs
+ * @property {string[]} texts of shaders, with `$` for numbers
+ * @property {Record<string, [number, ...number[]]>} shaders their texts, and the numbers
  * @typedef {{pipeline: GPUComputePipeline, group: GPUBindGroup, blocks: [number, number, number]}} Dispatch
  */
 
@@ -40,10 +44,11 @@ export class GpuKernels {
    * @param {Code} code
    * @param {string} where for errors
    */
-  static async compile(memory, { programs, shaders }, where) {
+  static async compile(memory, { programs, texts, shaders }, where) {
     const { device } = memory;
-    const made = Object.entries(shaders).map(async ([label, text]) => {
-      const module = device.createShaderModule({ code: text, label });
+    const made = Object.entries(shaders).map(async ([label, [text, ...numbers]]) => {
+      const code = texts[text].replace(/\$/g, () => String(numbers.shift()));
+      const module = device.createShaderModule({ code, label });
       try {
         const pipeline = await device.createComputePipelineAsync({ layout: "auto", compute: { module }, label });
         return /** @type {[string, GPUComputePipeline]} */ ([label, pipeline]);

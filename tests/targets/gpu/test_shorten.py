@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from deepzig.targets.gpu.compact import compacted
+from deepzig.targets.gpu.brackets import unbracketed
+from deepzig.targets.gpu.compact import DOTS, compacted
 from deepzig.targets.gpu.shorten import shortened
 from deepzig.targets.gpu.spelling import spelled
+from deepzig.targets.gpu.templates import templates
 
 TEXT = """fn k() {
   var v : array<f32, 1>;
@@ -247,6 +250,26 @@ def test_four_elements_are_loaded_by_a_function() -> None:
     assert compacted(HEAD + body(before)) == HEAD + load + body(after)
 
 
+def test_products_of_four_words_are_one_call() -> None:
+    def chain(weights: str) -> str:
+        calls = [
+            f"dz_dot4(bitcast<i32>({weights.replace('W', f'(v_1)[{i}]')}),bitcast<i32>((v_2)[{i}]),"
+            for i in (3, 2, 1, 0)
+        ]
+        return "".join(calls) + "held[(tx+1i)]))))"
+
+    sign, whole = chain("(W&15u)"), chain("W")
+    shifted, other = chain("((W>>4u)&15u)"), chain("W").replace("(v_2)[1]", "(v_3)[1]")
+    before = "".join(f"y_ptr[tx]=f32({text});\n" for text in (sign, whole, shifted, other))
+    after = f"""
+        y_ptr[tx]=f32(dz_dots((v_1&vec4<u32>(15u)),v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32(dz_dots(v_1,v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32(dz_dots(((v_1>>vec4<u32>(4u))&vec4<u32>(15u)),v_2,held[(tx+1i)]));
+        y_ptr[tx]=f32({other});
+    """
+    assert compacted(HEAD + body(before)) == HEAD + DOTS + body(after)
+
+
 def test_fewer_letters() -> None:
     """The names that are used most become the shortest; those of WGSL, and members, stay."""
     before = """
@@ -256,10 +279,63 @@ def test_fewer_letters() -> None:
         }
     """
     assert spelled(HEAD + body(before)) == (
-        "@group(0)@binding(0)var<storage,read>c:array<f32>;\n@group(0)@binding(1)var<storage,read_write>d:array<f32>;\n"
-        "struct e{\nf:i32,\ni:u32\n}\n@group(0)@binding(2)var<uniform>g:e;\nvar<workgroup>j:array<f32,64>;\n"
-        "@compute @workgroup_size(64,1,1)\nfn main(\n@builtin(workgroup_id)blockIdx:vec3u,\n"
-        "@builtin(num_workgroups)gridDim:vec3u,\n@builtin(local_invocation_id)threadIdx:vec3u\n){\n"
-        "let h=i32(threadIdx.x);\nlet b=vec4f(c[h],128f,1e-6f,-3e38f);\nfor(var a:i32=0;a<g.f;a++){\n"
-        "d[(a+16)]=((b.x+b.w)+bitcast<f32>(7i));\n}\n}\n"
+        "@group(0)@binding(0)var<storage,read>c:array<f32>;@group(0)@binding(1)var<storage,read_write>d:array<f32>;"
+        "struct e{f:i32,j:u32}@group(0)@binding(2)var<uniform>g:e;var<workgroup>k:array<f32,64>;"
+        "@compute @workgroup_size(64,1,1)fn main(@builtin(workgroup_id)l:vec3u,"
+        "@builtin(num_workgroups)m:vec3u,@builtin(local_invocation_id)h:vec3u){"
+        "let i=i32(h.x);let b=vec4f(c[i],128f,1e-6f,-3e38f);for(var a:i32=0;a<g.f;a++){"
+        "d[a+16]=b.x+b.w+bitcast<f32>(7i);}}"
     )
+
+
+BRACKETS = [
+    ("x=((i32(b.y)*16)+(z*2));", "x=i32(b.y)*16+z*2;"),
+    ("y[((((p*512)+((c&3)*128))+(c>>2u))+g)]=(q*n[(c&3)]);", "y[p*512+(c&3)*128+(c>>2u)+g]=q*n[c&3];"),
+    ("let x=((a-b)-(c-d));", "let x=a-b-(c-d);"),
+    ("let x=((a*b)/(c*d));", "let x=a*b/(c*d);"),
+    ("let x=(a+(b+c));", "let x=a+(b+c);"),
+    ("let x=(a - -(b+c));", "let x=a- -(b+c);"),
+    ("let x=(-1*(-a));", "let x=-1*(-a);"),
+    ("if((((c&3)<(k.m -a))&&((g%4)==0))){", "if(((c&3)<k.m-a)&&(g%4==0)){"),
+    ("if(!(a<b)){", "if(!(a<b)){"),
+    ("let x=(0<(u&16));", "let x=0<(u&16);"),
+    ("let x=select(0f,v.x,(a<b));", "let x=select(0f,v.x,(a<b));"),
+    ("let x=((a+b)).x;", "let x=(a+b).x;"),
+    ("let x=(w[(a+1)])[0];", "let x=w[a+1][0];"),
+    ("let x=bitcast<i32>((a^b));", "let x=bitcast<i32>(a^b);"),
+    ("x=array<f32,8>();", "x=array<f32,8>();"),
+    ("for(var a:i32=0;a<((v+255)>>8u);a++){", "for(var a:i32=0;a<((v+255)>>8u);a++){"),
+    ("return (a+b);", "return a+b;"),
+]
+
+
+@pytest.mark.parametrize(("before", "after"), BRACKETS)
+def test_brackets(before: str, after: str) -> None:
+    assert unbracketed(before) == after
+
+
+def test_expressions_mean_the_same_without_brackets() -> None:
+    """Random ones of integers, as Python, which knows the same order of these operators, computes them."""
+    rng = np.random.default_rng(6)
+
+    def expression(depth: int) -> str:
+        if depth == 0 or rng.random() < 0.2:
+            return str(rng.choice(["a", "b", "-3", "(-7)", "5"]))
+        return f"({expression(depth - 1)}{rng.choice(['+', '-', '*', '%', '<', '=='])} {expression(depth - 1)})"
+
+    for _ in range(300):
+        text = expression(5)
+        short = unbracketed(f"{text};").removesuffix(";")
+        values = {"a": int(rng.integers(1, 9)), "b": int(rng.integers(-9, 0))}
+        try:
+            want = eval(text, values)
+        except ZeroDivisionError:
+            continue
+        assert eval(short, values) == want and len(short) <= len(text)
+
+
+def test_shaders_that_differ_in_numbers_are_one_text() -> None:
+    texts = {"one": "x[12]=y*3u;z=1e-6f;", "two": "x[7]=y*3u;z=1e-5f;", "three": "x[7]=y;"}
+    made, told = templates(texts)
+    assert made == ["x[$]=y*3u;z=1e-$f;", "x[7]=y;"]
+    assert told == {"one": [0, 12, 6], "two": [0, 7, 5], "three": [1]}
