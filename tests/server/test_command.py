@@ -154,8 +154,8 @@ def test_traces_are_sent(artifact: Path) -> None:
     with HTTPServer(("127.0.0.1", 0), Collector) as collector:
         threading.Thread(target=collector.serve_forever, daemon=True).start()
         where = f"http://127.0.0.1:{collector.server_port}"
-        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": where, "OTEL_BSP_SCHEDULE_DELAY": "50"}
-        with running(artifact, "--otel", **sending) as (_, address):
+        with running(artifact, "--otel", OTEL_EXPORTER_OTLP_ENDPOINT=where, OTEL_BSP_SCHEDULE_DELAY="50") as served:
+            address = served[1]
             httpx.get(f"{address}/v1/models/{artifact.name}", headers={"Authorization": "Bearer k"})
             path, body = sent.get(timeout=30)
         collector.shutdown()
