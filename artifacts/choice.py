@@ -11,8 +11,8 @@ from shlex import quote
 from deepzig.errors import DeepZigError
 
 from .cuda_driver import cuda_gpu
-from .devices import CUDA, HOST, KINDS, Device, Gpu, compiled_for, fits
-from .machines import WASM, Machine, fitting
+from .devices import CUDA, HOST, KINDS, WEBGPU, Device, Gpu, compiled_for, fits
+from .machines import ANYWHERE, Machine, fitting
 from .manifest import Build, Manifest
 
 log = logging.getLogger(__name__)
@@ -37,9 +37,9 @@ def find_gpu(device: Device) -> Gpu:
     """
     if device.kind == CUDA:
         return cuda_gpu(device)
-    if device.index:  # Apple's chips have one GPU, and it needs no driver
+    if device.index:  # Apple's chips have one GPU, and it needs no driver; a browser takes the one that it likes
         raise DeepZigError(f"there is no device {device}", f"device {device}", f"choose {Device(device.kind)}")
-    return Gpu(device, "the GPU of this Mac")
+    return Gpu(device, "the GPU that Chromium takes" if device.kind == WEBGPU else "the GPU of this Mac")
 
 
 def choose(
@@ -75,7 +75,7 @@ def _choose(manifest: Manifest, machine: Machine, path: Path, device: Device, fi
     if not builds:
         what = f"the artifact is for the device {_either(b.device for b in manifest.builds)}, not for {device.kind}"
         raise DeepZigError(what, str(path), _mend(manifest, target))
-    same = [b for b in builds if b.platform == machine.platform] or [b for b in builds if b.platform == WASM]
+    same = [b for b in builds if b.platform == machine.platform] or [b for b in builds if b.platform in ANYWHERE]
     if not same:
         what = f"the artifact is for {_either(b.platform for b in builds)}, this machine is {machine.platform}"
         raise DeepZigError(what, str(path), _mend(manifest, target))
@@ -103,8 +103,8 @@ def _mend(manifest: Manifest, target: str) -> str:
 
 
 def lacking(build: Build, machine: Machine) -> list[str]:
-    """The instruction sets that a build needs and the CPU has not; what runs WebAssembly has all of its own."""
-    if build.platform == WASM:
+    """The instruction sets that a build needs and the CPU has not; what runs it anywhere has all of its own."""
+    if build.platform in ANYWHERE:
         return []
     return sorted(build.features - compiled_for(build.features) - machine.features)
 
@@ -118,7 +118,7 @@ def obstacle(build: Build, machine: Machine, device: Device | None = None, find:
     """Why a machine can't run a build, on a device or the first of the build's kind; an empty text if it can."""
     if device is None:
         device = Device(build.device)
-    if build.platform not in (machine.platform, WASM):
+    if build.platform not in (machine.platform, *ANYWHERE):
         return f"this machine is {machine.platform}"
     if lacks := lacking(build, machine):
         return f"this CPU lacks {', '.join(lacks)}"

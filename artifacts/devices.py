@@ -7,9 +7,9 @@ from dataclasses import dataclass
 
 from deepzig.errors import DeepZigError
 
-CPU, CUDA, METAL = "cpu", "cuda", "metal"
+CPU, CUDA, METAL, WEBGPU = "cpu", "cuda", "metal", "webgpu"
 
-KINDS = {CUDA: 2, METAL: 8, CPU: 1}
+KINDS = {CUDA: 2, METAL: 8, WEBGPU: 15, CPU: 1}
 """Kind of device -> its number (DLDeviceType of dlpack.h). Where an artifact has code for several, the
 first is taken."""
 

@@ -21,8 +21,14 @@ class Machine:
 WASM = "wasm32"
 """The platform of WebAssembly: code for a machine of its own, which node and browsers run wherever they are."""
 
+WEB = "web"
+"""The platform of pages: shaders, and data for what a browser's JavaScript does around them."""
+
+ANYWHERE = frozenset({WASM, WEB})
+"""Platforms of code that other programs run, on whatever machine they are."""
+
 WASM_BYTES = 1 << 32
-"""The most memory of it: addresses have 32 bits."""
+"""The most memory of WebAssembly: addresses have 32 bits."""
 
 _V3 = frozenset({"avx2", "bmi2", "f16c", "fma"})
 _V4 = _V3 | {"avx512f", "avx512bw", "avx512dq", "avx512vl"}

@@ -52,6 +52,7 @@ class Call:
         layer: the layer of the model, if it is in one.
         where: the line of the model definition.
         values: of each of its outputs the name in the fused graph; empty where it has none there.
+        partial: whether it writes a part of its output, of which calls before it have written the rest.
     """
 
     kernel: str
@@ -59,6 +60,12 @@ class Call:
     layer: int | None
     where: str
     values: tuple[str, ...]
+    partial: bool = False
+
+    def to_json(self) -> dict[str, Any]:
+        """The entry of manifest.json."""
+        fields = {**vars(self), "values": list(self.values)}
+        return fields if self.partial else {name: value for name, value in fields.items() if name != "partial"}
 
 
 @dataclass(frozen=True)
@@ -97,7 +104,7 @@ class Build:
 
     def to_json(self) -> dict[str, Any]:
         """The entry of manifest.json."""
-        calls = {entry: [{**vars(c), "values": list(c.values)} for c in calls] for entry, calls in self.calls.items()}
+        calls = {entry: [c.to_json() for c in calls] for entry, calls in self.calls.items()}
         lists = {"features": sorted(self.features), "libraries": list(self.libraries)}
         return {**vars(self), **lists, "calls": calls}
 
@@ -252,4 +259,7 @@ class _Reader(Fields):
         kernel, op, where = (self.text(data.get(key), f"{field} {key}") for key in ("kernel", "op", "where"))
         layer = data.get("layer")
         number = None if layer is None else self.count(layer, f"{field} layer")
-        return Call(kernel, op, number, where, self.texts(data.get("values"), f"{field} values"))
+        values, partial = self.texts(data.get("values"), f"{field} values"), data.get("partial", False)
+        if not isinstance(partial, bool):
+            raise self.fail(f"{field} partial", "is neither true nor false")
+        return Call(kernel, op, number, where, values, partial)

@@ -1,4 +1,4 @@
-"""From a TVM module to a shared library, and TVM's runtime library beside it."""
+"""From a TVM module to a file of code, and TVM's runtime library beside it."""
 
 from __future__ import annotations
 
@@ -23,13 +23,14 @@ tvm_ffi.register_error("KeyboardInterrupt", KeyboardInterrupt)
 
 
 def build(module: tvm.IRModule, target: Target, out: Path) -> None:
-    """Compile the module and link it to `out`, beside which objects are put.
+    """Compile the module, and link it where it is machine code, to `out`, beside which objects are put.
 
     Raises:
         DeepZigError: no linker; TVM refused the module.
     """
     native = target.platform == this_machine().platform
-    linker(target.platform, native)
+    if PLATFORMS[target.platform].zig:
+        linker(target.platform, native)  # first, since it may be missing
 
     def link_objects(output: str, objects: Any, options: Any = None, **_: Any) -> None:
         link([objects] if isinstance(objects, str) else list(objects), output, target.platform, native)

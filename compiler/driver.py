@@ -29,7 +29,7 @@ from .graphs import graphs_json
 from .options import CACHES, DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
-from .plan import Plan, Tensor, plan_graph
+from .plan import Plan, Tensor, partials, plan_graph
 from .precision import parse_quant, whole_blocks
 from .selfcheck import BUDGET, record, sampled_layers
 from .stages import Progress, logged
@@ -141,7 +141,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             else:
                 lowered = kernel_module(mine)
                 most = with_logits(sizes, int(source.config.vocab_size))
-                room = arena(mine, most)
+                room = arena(mine, most, target.binding_bytes)
                 values[target] = room.bytes
                 writer.add_file(plan, plan_json(mine, room, most))
             build(lowered, target, file)
@@ -150,7 +150,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         progress("kernels", len(targets), len(targets))
         for name, content in source.files.items():
             writer.add_file(name, content)
-        if cut:
+        if cut and all(target.binding_bytes is None for target in targets):
             check_fits(sum(map(stored_bytes, _weights(plans))) + max(values.values()))
         writer.add_file(GRAPHS, graphs_json(traced, module))
         weights = WeightSource(module, source.checkpoint)
@@ -164,7 +164,7 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
             "format": FORMAT,
             "created_by": f"deepzig {__version__}",
             "model": {"name": source.name, **_stored(options), **source.config.summary()},
-            "abi": {**versions(), "symbols": ["workspace"] if cut else ["vm_load_executable"]},
+            "abi": {**versions(), "symbols": _symbols(targets[0])},
             "builds": [b.to_json() for b in builds],
             "entry_points": {plan.name: _entry_point(plan) for plan in plans},
             "bounds": _bounds(options.bounds, source.config),
@@ -181,6 +181,13 @@ def compile_model(path: Path, out: Path, options: Options, progress: Progress = 
         writer.finish(Manifest.from_json(manifest, str(out)))
     kernels = len({(b.name, call.kernel) for b in builds for calls in b.calls.values() for call in calls})
     return Report(out, time.perf_counter() - start, kernels, size)
+
+
+def _symbols(target: Target) -> list[str]:
+    """What the code exports, beside kernels."""
+    if target.virtual_machine:
+        return ["vm_load_executable"]
+    return ["workspace"] if target.binding_bytes is None else []
 
 
 def _stored(options: Options) -> dict[str, str | None]:
@@ -209,8 +216,8 @@ def _build(
 ) -> Build:  # fmt: skip
     calls = {
         plan.name: tuple(
-            Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs))
-            for c in plan.launches
+            Call(c.kernel_name, c.op, c.layer, c.where, tuple(plan.names.get(t, "") for t in c.outputs), partial)
+            for c, partial in zip(plan.launches, partials(plan), strict=True)
         )
         for plan in plans
     }

@@ -67,6 +67,21 @@ class Plan:
     """Names in the graph, of the tensors that are values there."""
 
 
+def versions(plan: Plan) -> dict[Tensor, Tensor]:
+    """What launches made of a tensor in place -> the tensor that it was at first, where it lies."""
+    first: dict[Tensor, Tensor] = {}
+    for launch in plan.launches:
+        if launch.in_place:
+            first[launch.outputs[0]] = first.get(launch.args[-1], launch.args[-1])
+    return first
+
+
+def partials(plan: Plan) -> list[bool]:
+    """Of each launch whether it writes a part of a value that others have begun; caches are no such values."""
+    first = versions(plan)
+    return [launch.in_place and first[launch.outputs[0]] not in plan.states for launch in plan.launches]
+
+
 @dataclass
 class _Recorder:
     """The `Emitter` that lowerings write to."""

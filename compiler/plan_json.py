@@ -26,7 +26,7 @@ def plan_json(plans: Sequence[Plan], arena: Arena, sizes: Sizes) -> bytes:
     """
     data = {
         "sizes": {name: most for name, most in sizes.items() if name != PAGES},
-        "arena_bytes": arena.bytes,
+        "blocks": arena.blocks,
         "entry_points": {plan.name: _EntryPoint(plan, arena).to_json() for plan in plans},
     }
     return (json.dumps(data, ensure_ascii=False, separators=(",", ":")) + "\n").encode()
@@ -58,6 +58,6 @@ class _EntryPoint:
     def _number(self, tensor: Tensor) -> int:
         if tensor not in self._numbers:
             self._numbers[tensor] = len(self._tensors)
-            place: dict[str, Any] = self._stored.get(tensor) or {"offset": self._arena.offsets[tensor]}
+            place: dict[str, Any] = self._stored.get(tensor) or {"at": self._arena.places[tensor]}
             self._tensors.append({"dtype": tensor.type.dtype, "shape": list(tensor.type.shape), **place})
         return self._numbers[tensor]

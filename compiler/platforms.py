@@ -33,7 +33,7 @@ class Platform:
     """How code is linked.
 
     Attributes:
-        zig: what zig calls it; with the oldest C library, or system, that code shall run on.
+        zig: what zig calls it; with the oldest C library, or system, that code shall run on. Empty where code is data.
         suffix: of files of code.
         libraries: TVM's runtime library, then those for devices that the platform has, which are loaded after it.
             None where code needs no runtime.
@@ -152,5 +152,6 @@ PLATFORMS = {
         sources=(("workspace.c", _WORKSPACE),),
         output=("-Wl,--export-dynamic", "-Wl,--strip-all"),
     ),
+    "web": Platform(zig="", suffix=".json", libraries=()),
 }
 """Platform -> how to link for it. The hashes are those of the wheels on PyPI."""

@@ -1,4 +1,4 @@
-"""What carries out the entry points of an artifact: TVM's virtual machine in this process, or node in its own."""
+"""What carries out the entry points of an artifact: TVM's virtual machine in this process, or JavaScript in another."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 from contextlib import AbstractContextManager
 from typing import Protocol, runtime_checkable
 
+from deepzig.artifacts.machines import WEB
 from deepzig.artifacts.reader import Artifact
 
 from .backend import Backend
@@ -38,8 +39,12 @@ def open_executor(artifact: Artifact, pages: int, threads: int | None = None) ->
     """What runs the chosen build of a checked artifact, with `pages` pages of cache.
 
     Raises:
-        DeepZigError: the code can't be loaded, or there is no node that could.
+        DeepZigError: the code can't be loaded, or there is no node or Chromium that could.
     """
+    if artifact.build.platform == WEB:
+        from .chromium import ChromiumMachine
+
+        return ChromiumMachine(artifact, pages)
     if artifact.build.plan is not None:
         from .node import NodeMachine
 

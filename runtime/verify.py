@@ -48,6 +48,9 @@ ROWS = {"bf16": HALVED, "f16": HALVED / 8}
 CACHED = (np.dtype(np.uint16), np.dtype(np.int8))
 """Element types that only caches have."""
 
+IN_WORDS = {"bf16": np.uint16, "f16": np.uint16, "i8": np.int8}
+"""Type of a cache -> what lies in the words of rows that are made of those."""
+
 Progress = Callable[[str, int, int], None]
 
 
@@ -124,7 +127,7 @@ def replay(
     Raises:
         DeepZigError: the vectors don't fit the artifact, or its code fails.
     """
-    cache = artifact.manifest.cache[0].dtype if artifact.manifest.cache else "f32"
+    cache = _cache_type(artifact)
     verdict = Verdict(vectors.layers)
     executor = open_executor(artifact, vectors.pages, threads)
     try:
@@ -141,6 +144,14 @@ def replay(
     finally:
         executor.close()
     return verdict
+
+
+def _cache_type(artifact: Artifact) -> str:
+    """The type of the elements of caches, which may lie in words."""
+    manifest = artifact.manifest
+    dtype = manifest.cache[0].dtype if manifest.cache else "f32"
+    named = str(manifest.model.get("cache"))
+    return {"q8": "i8"}.get(named, named) if dtype == "u32" else dtype
 
 
 def floats_allowed(build: Build, model: Mapping[str, Any]) -> float:
@@ -223,17 +234,18 @@ class _Replay:
         call = self.calls[self.done]
         outputs = dict(zip(call.values, tensors[len(tensors) - len(call.values) :], strict=True))
         if before:
-            for name in outputs.keys() & self.checked.forced.keys():
+            # of what a call writes a part of, the rest is there
+            for name in () if call.partial else outputs.keys() & self.checked.forced.keys():
                 outputs[name][...] = 0  # nothing is right because it was there before
             return
         self.done += 1
         self.kernels = (*self.kernels, kernel)
         for name, tensor in outputs.items():
             if name:
-                values = np.asarray(tensor)  # a copy of what lies on a device
+                values = self._elements(np.asarray(tensor))  # a copy of what lies on a device
                 self._compare(call, name, values)
                 if name in self.checked.forced and self._force(name, values, self.checked.forced[name].make()):
-                    tensor[...] = values
+                    tensor[...] = values.view(tensor.dtype)
         if any(call.values):
             self.kernels = ()
 
@@ -244,6 +256,10 @@ class _Replay:
         wanted = [*self.checked.sketches, *(name for choice in self.checked.choices for name in choice.values)]
         lost = next((name for name in wanted if name not in self.compared), None)
         return None if lost is None else f"the code does not compute the recorded value {lost}"
+
+    def _elements(self, tensor: Array) -> Array:
+        """What lies in a tensor of words, which only caches are; others as they are."""
+        return tensor.view(IN_WORDS[self.cache]) if tensor.dtype == np.uint32 and self.cache in IN_WORDS else tensor
 
     def _compare(self, call: Call, name: str, tensor: Array) -> None:
         allowed = ROUNDED[self.cache] if tensor.dtype in CACHED else TOLERANCE[tensor.dtype]

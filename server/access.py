@@ -10,8 +10,8 @@ from starlette.types import Scope
 from .addresses import Network, caller
 from .errors import ApiError
 from .exchange import Exchange
-from .keys import Key, Keyring, Limits
-from .ledgers import Account, Ledgers
+from .keys import Keyring, Limits
+from .ledgers import Account, Ledger, Ledgers
 from .limits import RequestLimits
 
 PAGE, HEALTH, METRICS = "/", "/health", "/metrics"
@@ -46,21 +46,15 @@ class Access:
         exchange.address = caller(scope, headers, self.proxies)
         if exchange.path in self.public:
             return
-        key = self._key(headers)
-        callers = [(self.ledgers.of_address(exchange.address), self.address)]
+        callers: list[tuple[Ledger, Limits]] = [(self.ledgers.of_address(exchange.address), self.address)]
+        scheme, _, given = headers.get("authorization", "").partition(" ")
+        key = self.keys.find(given.strip()) if scheme.lower() == "bearer" else None
         if key:
             exchange.key = key.name
             callers.insert(0, (self.ledgers.of_key(key.name), key))
         exchange.account = Account(self.ledgers, callers)
-        exchange.account.open()
-
-    def _key(self, headers: Headers) -> Key | None:
-        if not self.keys.required:
-            return None
-        scheme, _, given = headers.get("authorization", "").partition(" ")
-        key = self.keys.find(given.strip()) if scheme.lower() == "bearer" else None
-        if key is None:
+        exchange.account.open()  # with a wrong key too: who guesses is held up by the limit of his address
+        if self.keys.required and not key:
             raise ApiError(
                 401, "the API key is missing or wrong", code="invalid_api_key", headers={"WWW-Authenticate": "Bearer"}
             )
-        return key

@@ -76,6 +76,7 @@ OPTIONS = (
     click.option("--device", help="Where it runs: cpu, cuda, cuda:1 or metal; by default where it can."),
     click.option("--threads", type=AT_LEAST_1, help="Threads of the kernels; by default all processors."),
     click.option("--replicas", type=AT_LEAST_1, help="Copies, each a process of its own, by Ray (extra [ray])."),
+    click.option("--gpus", default=0, show_default=True, type=click.IntRange(0), help="GPUs that each copy takes."),
     click.option("--cache-tokens", type=AT_LEAST_1, help="Tokens that the cache of each model holds."),
     # what is told
     click.option("--log-format", default=logs.PLAIN, show_default=True, type=click.Choice([logs.PLAIN, logs.JSON])),
@@ -108,15 +109,15 @@ def serve(artifacts: tuple[Path, ...], **options: Any) -> None:
     if options["replicas"]:
         from .replicas import serve_replicas
 
-        gpu = (options["device"] or "cpu") != "cpu"
-        where = {name: options[name] for name in ("host", "port", "drain")}
-        serve_replicas(partial(_copy, names, options), options["replicas"], gpu=gpu, **where)
+        given = {name: options[name] for name in ("host", "port", "drain", "gpus")}
+        serve_replicas(partial(_copy, names, options), options["replicas"], **given)
         return
     catalogue, health = Catalogue(), Health(LOADING)
     app = _app(catalogue, access, health, options)
     limits = ConnectionLimits(options["max_connections"])
     config = Config(
-        app, limits, host=options["host"], port=options["port"], log_config=None, ws_max_size=options["max_body"]
+        app, limits, host=options["host"], port=options["port"], log_config=None, ws_max_size=options["max_body"],
+        timeout_graceful_shutdown=1,  # what had time to end while it drained is cancelled
     )  # fmt: skip
     with ExitStack() as stack:
         load_all = partial(_load, names, options, catalogue, stack)

@@ -81,8 +81,9 @@ class Gate:
         async def replay() -> Message:
             return pending.pop() if pending else await receive()
 
+        time = anyio.move_on_after(limits.seconds)
         try:
-            with anyio.move_on_after(limits.seconds) as time:
+            with time:
                 await self._app(scope, replay, answer.send)
         except Exception as error:
             await answer.fail(failed(error), scope, receive)

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 from collections.abc import Callable
 from datetime import datetime, timezone
 from typing import Any
 
-from deepzig.log import Stderr
+from deepzig.log import VARIABLE, Stderr
 
 from .access import Access
 from .exchange import Exchange
@@ -50,7 +51,7 @@ def _plain(value: Any) -> str:
 
 
 def configure(style: str) -> None:
-    """Have our messages and those of uvicorn written to the standard error.
+    """Have our messages and those of uvicorn written to the standard error: of DEEPZIG_LOG's level, or from `info` on.
 
     Args:
         style: `plain` or `json`.
@@ -61,8 +62,9 @@ def configure(style: str) -> None:
         logger = logging.getLogger(name)
         logger.handlers = [handler]
         logger.propagate = False
-    for logger in (logging.getLogger("uvicorn"), logging.getLogger(__package__)):
-        logger.setLevel(min(logging.INFO, logging.getLogger("deepzig").level))
+    level = logging.getLogger("deepzig").level if os.environ.get(VARIABLE) else logging.INFO
+    for name in ("uvicorn", __package__):
+        logging.getLogger(name).setLevel(level)
 
 
 def observer(access: Access, prompts: bool = False) -> Callable[[Exchange], None]:

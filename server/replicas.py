@@ -25,6 +25,22 @@ AT_ONCE = 4096
 CHECK_SECONDS = 2
 """Between two looks whether a copy is alive."""
 
+ENVIRONMENT = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # Ray would report to its makers
+    "RAY_worker_niceness": "0",  # it is 15 otherwise, and everything else on the machine comes before a model
+}
+"""For a Ray that is started here, where nothing else is set."""
+
+SERVE_ENVIRONMENT = {
+    # or the proxy hands all requests to copies on its own machine
+    "RAY_SERVE_PROXY_PREFER_LOCAL_NODE_ROUTING": "0",
+    "RAY_SERVE_PROXY_PREFER_LOCAL_AZ_ROUTING": "0",
+    # 5 and 10 seconds otherwise, in which a machine that is busy loading models starts no proxy
+    "RAY_SERVE_PROXY_READY_CHECK_TIMEOUT_S": "60",
+    "RAY_SERVE_PROXY_HEALTH_CHECK_TIMEOUT_S": "60",
+}
+"""For the processes of Ray Serve, on whatever machine."""
+
 
 class Replica:
     """One copy, in a process that Ray starts.
@@ -42,7 +58,7 @@ class Replica:
 
 
 def serve_replicas(
-    build: Callable[[], ASGIApp], count: int, *, host: str, port: int, drain: int, gpu: bool = False
+    build: Callable[[], ASGIApp], count: int, *, host: str, port: int, drain: int, gpus: int = 0
 ) -> None:  # fmt: skip
     """Serve copies of an application until SIGTERM or Ctrl-C.
 
@@ -52,12 +68,13 @@ def serve_replicas(
         host: address to listen on.
         port: likewise.
         drain: seconds in which a copy that is stopped may end its answers.
-        gpu: whether each copy takes a GPU.
+        gpus: how many each copy takes; others are hidden from it.
 
     Raises:
         DeepZigError: Ray is not installed, or the copies do not come up.
     """
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")  # Ray would report to its makers
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
     try:
         ray: Any = import_module("ray")
         serve: Any = import_module("ray.serve")
@@ -66,17 +83,17 @@ def serve_replicas(
         raise DeepZigError(what, "option --replicas", "pip install 'deepzig[ray]'") from None
     told = threading.Event()
     logs = {"log_level": "WARNING", "enable_access_log": False}
-    ray.init(include_dashboard=False, logging_level=logging.WARNING)
+    ray.init(include_dashboard=False, logging_level=logging.WARNING, runtime_env={"env_vars": SERVE_ENVIRONMENT})
     try:
-        serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logs)
         deployment = serve.deployment(
             serve.ingress()(Replica), num_replicas=count, max_ongoing_requests=AT_ONCE,
             graceful_shutdown_timeout_s=drain, health_check_period_s=CHECK_SECONDS, logging_config=logs,
-            ray_actor_options={"num_cpus": 1, "num_gpus": int(gpu)},
+            ray_actor_options={"num_cpus": 1, "num_gpus": gpus},
         )  # fmt: skip
         try:
+            serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=logs)
             serve.run(deployment.bind(build), name=NAME, route_prefix="/")
-        except RuntimeError as error:
+        except (RuntimeError, ray.exceptions.RayError) as error:
             hint = "see what Ray has logged: each copy needs a processor, the artifact at the same path, and memory"
             raise DeepZigError(f"the copies do not come up: {error}", "option --replicas", hint) from error
         for number in (signal.SIGINT, signal.SIGTERM):

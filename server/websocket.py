@@ -134,7 +134,7 @@ class Connection:
     async def _enter(self) -> bool:
         """Let a client in that has a key: in its headers, or in its first message."""
         refusal = await self._refusal()
-        if refusal and self._key:
+        if refusal and (self._key or refusal.status_code != 401):  # it loads, drains, or a limit is reached
             await self._websocket.send_denial_response(refusal)
             return False
         await self._websocket.accept()

@@ -98,8 +98,13 @@ class Target(Protocol):
         """Whether TVM's virtual machine calls the kernels; else whoever loads an artifact does, after its plan."""
         ...
 
+    @property
+    def binding_bytes(self) -> int | None:
+        """The largest buffer that kernels can be given, where no two values of a call may lie in one; else None."""
+        ...
+
     def compile(self, module: Any) -> Any:
-        """Compile a TVM module: an executable that can be exported as a library."""
+        """Compile a TVM module: an executable that can be exported as a file of code."""
 
     def state_type(self, state: TensorType) -> TensorType:
         """The physical type of a cache."""

@@ -71,7 +71,7 @@ def test_the_wheel_holds_the_package_and_nothing_else(dist: Path) -> None:
     assert {n for n in names if n.endswith(".py")} == sources()
     other = {n for n in names if not n.endswith(".py")}
     plain = {"py.typed", "artifacts/FORMAT.md", "runtime/inspect/page.html", "server/page.html"}
-    plain |= {f"targets/gpu/prelude/{n}" for n in ("cuda.cuh", "metal.h")}
+    plain |= {f"targets/gpu/prelude/{n}" for n in ("cuda.cuh", "metal.h", "webgpu.wgsl")}
     plain |= {"web/package.json", *(f"web/src/{p.name}" for p in (ROOT / "web" / "src").glob("*.js"))}
     assert other == {f"deepzig/{n}" for n in plain} | {f"deepzig/models/{n}" for n in REFERENCE}
     assert wheel.stat().st_size < 16e6

@@ -116,7 +116,7 @@ def test_the_program_of_the_onnx_page_runs(tmp_path: Path) -> None:
     """With nothing of ours, it says what `deepzig run` says."""
     run("deepzig-compile", ROOT / "models" / "reference", "--onnx", tmp_path / "out" / "model.onnx", cwd=tmp_path)
     (program,) = blocks((ROOT / "docs" / "onnx.md").read_text(), "python")
-    words = ("out/model.onnx", "One day, Finn", "--max-tokens", "32", "--ignore-eos")
+    words = ("out/model.onnx", "One day, Finn", "--max-tokens", "16", "--ignore-eos")
     assert run(sys.executable, "-c", program, cwd=tmp_path) == run("deepzig", "run", *words, cwd=tmp_path)
 
 

@@ -12,7 +12,7 @@ from deepzig.artifacts.checks import FileEntry
 from deepzig.artifacts.cpu_features import this_machine
 from deepzig.artifacts.devices import HOST, Device
 from deepzig.artifacts.graphs import Graphs, read_graphs
-from deepzig.artifacts.machines import WASM_BYTES, fitting
+from deepzig.artifacts.machines import WASM, WASM_BYTES, fitting
 from deepzig.artifacts.manifest import FORMAT, EntryPoint, TensorSpec
 from deepzig.artifacts.reader import read_manifest
 from deepzig.runtime.library import default_threads
@@ -145,7 +145,7 @@ def inspect_artifact(
     build = manifest.builds[shown]
     kinds = layer_kinds(build)
     room = memory().total if ram is None else ram
-    if build.plan is not None:
+    if build.platform == WASM:
         room = WASM_BYTES if room is None else min(room, WASM_BYTES)
     facts = Facts(
         path=str(path),

@@ -107,12 +107,15 @@ def widened(stored: Any, cdtype: str, lanes: int) -> Any:
 
 def narrow(x: Any, cdtype: str, lanes: int) -> Any:
     """f32 lanes rounded to nearest even, as stored. Not for NaN; halves beyond the range become infinite."""
-    if cdtype == "f32":
-        return x
+    return x if cdtype == "f32" else T.Cast(dtype("uint16", lanes), half_bits(x, cdtype, lanes))
+
+
+def half_bits(x: Any, cdtype: str, lanes: int) -> Any:
+    """The same for bf16 and f16, as u32 lanes of their bits."""
     bits = T.reinterpret(dtype("uint32", lanes), x)
     if cdtype == "bf16":
         odd = T.bitwise_and(T.shift_right(bits, words(16, lanes)), words(1, lanes))
-        return T.Cast(dtype("uint16", lanes), T.shift_right(bits + odd + words(0x7FFF, lanes), words(16, lanes)))
+        return T.shift_right(bits + odd + words(0x7FFF, lanes), words(16, lanes))
     magnitude = T.bitwise_and(bits, words(0x7FFFFFFF, lanes))
     odd = T.bitwise_and(T.shift_right(magnitude, words(13, lanes)), words(1, lanes))
     normal = T.min(
@@ -124,4 +127,4 @@ def narrow(x: Any, cdtype: str, lanes: int) -> Any:
     subnormal = T.reinterpret(dtype("uint32", lanes), sum_with_half) - words(0x3F000000, lanes)
     rounded = T.Select(magnitude < words(113 << 23, lanes), subnormal, normal)
     sign = T.shift_right(T.bitwise_and(bits, words(0x80000000, lanes)), words(16, lanes))
-    return T.Cast(dtype("uint16", lanes), T.bitwise_or(rounded, sign))
+    return T.bitwise_or(rounded, sign)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from deepzig.artifacts.machines import WASM
+from deepzig.artifacts.machines import WASM, WEB
 from deepzig.ir import TensorType
 
 from .layout import LANES, cache_row
@@ -61,6 +61,7 @@ TRIPLES = {
     "aarch64-macos": "arm64-apple-macos11.0",
     "x86_64-windows": "x86_64-pc-windows-msvc",
     WASM: "wasm32-unknown-unknown-wasm",
+    WEB: "wasm32-unknown-unknown-wasm",
 }
 """Platform -> LLVM's name of architecture and system."""
 
@@ -81,6 +82,7 @@ class CpuTarget:
     name: str = "native"
     device = "cpu"
     replay = False
+    binding_bytes = None
 
     @property
     def vectors(self) -> Vectors:

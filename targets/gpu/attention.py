@@ -27,7 +27,7 @@ from deepzig.targets.emit import Buffer, Expr, loop, store, when
 from .cache import pair
 from .cached import Tile, tile_of
 from .device import SUBGROUP, Gpu
-from .emit import Threads, barrier, registers, shared, variable
+from .emit import Threads, barrier, registers, settled, shared, turns, variable
 from .latent import turned
 from .softmax import MASKED, Lines, Softmax
 from .units import Unit
@@ -110,13 +110,13 @@ class Block:
         s: the sizes.
         tile: of the cache.
         matrices: of the tile's unit below each other, which make the lines.
-        shared_bytes: shared memory that there is.
+        gpu: the device.
     """
 
     s: Sizes
     tile: Tile
     matrices: int
-    shared_bytes: int
+    gpu: Gpu
 
     @classmethod
     def of(cls, gpu: Gpu, s: Sizes, lines: int | None = None) -> Block:
@@ -124,7 +124,7 @@ class Block:
 
         Two matrices halve what is read of shared memory, but only where registers hold their queries.
         """
-        one, two = (cls(s, tile_of(gpu, s.cdtype, s.width), matrices, gpu.shared_bytes) for matrices in (1, 2))
+        one, two = (cls(s, tile_of(gpu, s.cdtype, s.width), matrices, gpu) for matrices in (1, 2))
         return two if two.holds and (lines is None or lines > one.count) else one
 
     @property
@@ -156,8 +156,8 @@ class Block:
 
     @property
     def holds(self) -> bool:
-        """Whether queries stay in registers."""
-        return self.matrices * self.steps[1] * len(self.unit.a(T.int64(0))) <= HELD
+        """Whether queries stay in registers; where code is to be short, they do not."""
+        return not self.gpu.compact and self.matrices * self.steps[1] * len(self.unit.a(T.int64(0))) <= HELD
 
     @property
     def pitch(self) -> int:
@@ -169,7 +169,7 @@ class Block:
         positions = self.tile.positions
         wide = positions + 8 if positions % 16 == 0 else positions
         tiles = self.tile.stages * positions * self.tile.pitch
-        fits = 4 * (tiles + PARTS * self.count * wide) <= self.shared_bytes
+        fits = 4 * (tiles + PARTS * self.count * wide) <= self.gpu.shared_bytes
         return wide if fits else positions + 4
 
 
@@ -187,6 +187,10 @@ class Attending:
         """
         s, self.block, self.unit, self.tile, self.t = block.s, block, block.unit, block.tile, t
         self.s, self.line, self.queries, self.matrices = s, line, queries, block.matrices
+        self.named = (
+            settled if block.gpu.compact else T.bind
+        )  # a bound expression is written out, but costs no register
+        self.lane, self.part = self.named(t.lane), self.named(t.subgroup)
         self.lines = Lines.of(self.unit)
         self.rows = self.tile.shared()
         turned_size = block.count * s.rope
@@ -212,7 +216,7 @@ class Attending:
     def _query(self, matrix: int, step: Expr) -> Buffer:
         """Emit the loading of A: queries of a matrix, and the columns of a step of the thread's part."""
         s, unit = self.s, self.unit
-        first = (self.t.subgroup * self.block.steps[1] + step) * self.tile.step
+        first = (self.part * self.block.steps[1] + step) * self.tile.step
 
         def element(r: Expr, column: Expr) -> Expr:
             row, head, there = self.line(r)
@@ -230,7 +234,7 @@ class Attending:
             values = [element(place, column) for column in columns]
             return operand(values, unit.element)
 
-        return unit.load_a(self.t.lane, read)
+        return unit.load_a(self.lane, read)
 
     def attend(
         self, cache: Buffer, table: Buffer, seq: Expr, begin: Expr, end: Expr,
@@ -254,7 +258,7 @@ class Attending:
             barrier()
             tile.copy(self.t, self.rows, T.int64(0), *given, begin, end, self.s.page)
         with loop(turns) as turn:
-            first, stage = T.bind(begin + turn * positions), T.bind(turn % 2)
+            first, stage = self.named(begin + turn * positions), T.bind(turn % 2)
             if tile.stages == 2:
                 tile.arrived()
                 with when(turn + 1 < turns):
@@ -272,25 +276,25 @@ class Attending:
         limits = registers(self.matrices * self.softmax.count, dtype="int32")
         for m in range(self.matrices):
             for i in range(self.softmax.count):
-                row = m * self.unit.rows + self.lines.row(self.t.lane, i)
+                row = m * self.unit.rows + self.lines.row(self.lane, i)
                 store(limits, T.Cast("int32", sees(row)), m * self.softmax.count + i)
         return lambda m, line: limits[m * self.softmax.count + line]
 
     def _multiply_keys(self, stage: Expr) -> None:
         """Emit a part's scores of the tile whose rows begin at `stage`, into shared memory."""
-        unit, t, (steps, own) = self.unit, self.t, self.block.steps
+        unit, (steps, own) = self.unit, self.block.steps
         across = self.tile.positions // unit.columns
         sums = unit.zero(across * self.matrices)
 
         def multiply(step: Expr, queries: Callable[[int], Buffer]) -> None:
-            number = T.bind(t.subgroup * own + step)
+            number = T.bind(self.part * own + step)
             with _within(number, steps, own):
                 for i in range(across):
 
                     def key(column: Expr, word: Expr, i: int = i) -> Expr:
                         return self.tile.key(self.rows, stage + i * unit.columns + column, number * unit.words + word)
 
-                    b = unit.load_b(t.lane, key)
+                    b = unit.load_b(self.lane, key)
                     for m in range(self.matrices):
                         unit.multiply(sums, queries(m), b, i * self.matrices + m)
 
@@ -301,8 +305,8 @@ class Attending:
                 multiply(each, lambda m: self._query(m, each))
         for i in range(across):
             for m in range(self.matrices):
-                for register, (row, column) in enumerate(unit.sums(t.lane)):
-                    at = (t.subgroup * self.block.count + m * unit.rows + row) * self.block.pitch
+                for register, (row, column) in enumerate(unit.sums(self.lane)):
+                    at = (self.part * self.block.count + m * unit.rows + row) * self.block.pitch
                     value = sums[(i * self.matrices + m) * self.sums_size + register]
                     store(self.scores, value, at + i * unit.columns + column)
 
@@ -311,24 +315,24 @@ class Attending:
         chunks = self.tile.positions // self.tile.step
         weights = [self._weights(m, first, limits, chunks) for m in range(self.matrices)]
         spans, own = self.block.spans
-        for span in range(own):
-            number = T.bind(self.t.subgroup * own + span)
+        for span in turns(own, compact=self.block.gpu.compact):
+            number = T.bind(self.part * own + span)
             with _within(number, spans, own):
                 for chunk in range(chunks):
                     begin = stage + chunk * self.tile.step
-                    values = self.tile.values(self.t.lane, self.rows, number * self.unit.columns, begin)
+                    values = self.tile.values(self.lane, self.rows, number * self.unit.columns, begin)
                     for m in range(self.matrices):
                         for s, b in enumerate(values):
                             self.unit.multiply(self.sums, weights[m][chunk], b, self._matrix(span, s, m))
 
-    def _matrix(self, own: int, s: int, m: int) -> int:
+    def _matrix(self, own: int | Expr, s: int, m: int) -> int | Expr:
         """Which matrix of the sums: the part's span of columns, matrix s of it, matrix of lines."""
         return (own * self.tile.span + s) * self.matrices + m
 
     def _weights(self, m: int, begin: Expr, limits: Limits, chunks: int) -> list[Buffer]:
         """Emit the softmax of a matrix of lines, and the fading of its sums: A for each chunk of positions."""
         unit, per_word, block = self.unit, self.unit.per_word, self.block
-        places = unit.a(self.t.lane)
+        places = unit.a(self.lane)
         scores = registers(chunks * len(places) * per_word)
         line_of: list[int] = []
         for chunk in range(chunks):
@@ -342,7 +346,7 @@ class Attending:
                     line_of.append(line)
         decays = self.softmax.weigh(m, scores, line_of)
         with when(reduce(or_, (decay != T.float32(1) for decay in decays))):
-            for span in range(block.spans[1]):
+            for span in turns(block.spans[1], compact=block.gpu.compact):
                 for s in range(self.tile.span):
                     for i, line in enumerate(self.lines.of_sums):
                         register = self._matrix(span, s, m) * self.sums_size + i
@@ -359,11 +363,11 @@ class Attending:
     def write(self, write: Callable[[Expr, Expr, Expr, Expr], None]) -> None:
         """Emit `write` of line, column, sum and mass, for all latent columns of all lines of the block."""
         own = self.block.spans[1]
-        for span in range(own):
-            number = T.bind(self.t.subgroup * own + span)
+        for span in turns(own, compact=self.block.gpu.compact):
+            number = T.bind(self.part * own + span)
             for s in range(self.tile.span):
                 for m in range(self.matrices):
-                    for i, (row, column) in enumerate(self.unit.sums(self.t.lane)):
+                    for i, (row, column) in enumerate(self.unit.sums(self.lane)):
                         c = T.bind(self.tile.column(number * self.unit.columns, column, s))
                         mass = self.softmax.mass[m * self.softmax.count + self.lines.of_sums[i]]
                         with when(c < self.s.kv_lora):
@@ -372,11 +376,11 @@ class Attending:
 
     def each_line(self, write: Callable[[Expr, Expr, Expr], None]) -> None:
         """Emit `write` of line, peak and mass, by one part of the block."""
-        with when(self.t.subgroup == 0):
+        with when(self.part == 0):
             for m in range(self.matrices):
                 for i in range(self.softmax.count):
                     at = m * self.softmax.count + i
-                    line = T.bind(m * self.unit.rows + self.lines.row(self.t.lane, i))
+                    line = T.bind(m * self.unit.rows + self.lines.row(self.lane, i))
                     write(line, self.softmax.peak[at], self.softmax.mass[at])
 
 

@@ -15,11 +15,11 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from deepzig.ir.quantize import GROUP
-from deepzig.targets.cpu.cache import narrow
+from deepzig.targets.cpu.cache import half_bits
 from deepzig.targets.emit import Buffer, Expr, Kernel, extent, loop, store, when
 
 from .emit import Threads, device, subgroup_max
-from .layout import cache_row
+from .layout import cache_row, word_row
 
 PER_WORD = {"f32": 1, "bf16": 2, "f16": 2, "q8": 4}
 """Element type of a cache -> columns of a word."""
@@ -34,8 +34,7 @@ def word_type(cdtype: str) -> str:
 
 def row_words(cdtype: str, width: int) -> int:
     """Words of a row of `width` columns, a multiple of 4."""
-    stored, size = cache_row(cdtype, width)
-    return size * {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}[stored] // 4
+    return word_row(cdtype, width)[1]
 
 
 def scale_word(width: int) -> int:
@@ -43,9 +42,12 @@ def scale_word(width: int) -> int:
     return -(-width // GROUP) * GROUP // 4
 
 
-def pages(f: Kernel, number: Expr, page: int, cdtype: str, width: int) -> Buffer:
-    """The parameter that is a cache with rows of `width` columns, which `as_words` reads and writes."""
-    stored, size = cache_row(cdtype, width)
+def pages(f: Kernel, number: Expr, page: int, cdtype: str, width: int, *, words: bool = False) -> Buffer:
+    """The parameter that is a cache with rows of `width` columns, which `as_words` reads and writes.
+
+    Its elements are those of `cache_row`, or words.
+    """
+    stored, size = word_row(cdtype, width) if words else cache_row(cdtype, width)
     return f.tensor("cache", stored, number, page, size)
 
 
@@ -74,7 +76,7 @@ def half(word: Expr, cdtype: str, odd: bool) -> Expr:
 
 def pair(low: Expr, high: Expr, cdtype: str) -> Expr:
     """The word of two f32 values, rounded to nearest even; halves beyond the range become infinite."""
-    bits = [T.Cast("uint32", narrow(T.bind(value), cdtype, 1)) for value in (low, high)]
+    bits = [half_bits(T.bind(value), cdtype, 1) for value in (low, high)]
     return bits[0] | bits[1] << T.uint32(16)
 
 

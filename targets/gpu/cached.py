@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from tvm.script import tirx as T
 
@@ -18,7 +18,7 @@ from deepzig.targets.emit import Buffer, Expr, either, store, when
 from .cache import PER_WORD, half, pair, row_columns, scale_word, word_type
 from .device import Gpu
 from .emit import Threads, barrier, device, registers, shared, variable
-from .units import UNITS, Unit
+from .units import NARROW, UNITS, Unit
 
 VECTOR = 4
 """Words that a thread reads from global memory at once."""
@@ -205,9 +205,14 @@ class Tile:
 
 
 def tile_of(gpu: Gpu, cdtype: str, width: int) -> Tile:
-    """The tile for a kind of GPUs: of 16 positions, or of 8 where its unit can and 16 take too much shared memory."""
-    unit = UNITS[gpu.unit("bf16" if cdtype == "q8" else cdtype)]
+    """The tile for a kind of GPUs: the first of these whose shared memory leaves enough for the rest.
+
+    It has 16 positions; or 8, where the unit multiplies no more at once; or 4, where there is a unit for so few.
+    """
+    name = gpu.unit("bf16" if cdtype == "q8" else cdtype)
     stages = 2 if gpu.asynchronous and cdtype != "q8" else 1
-    tile = Tile(unit, cdtype, width, 16, stages)
-    fits = stages * tile.positions * tile.pitch * 4 <= gpu.shared_bytes * 5 // 6
-    return tile if fits or tile.step > 8 else replace(tile, positions=8)
+    units = {16: name, 8: name, 4: NARROW.get(name, name)}
+    tiles = [Tile(UNITS[unit], cdtype, width, positions, stages) for positions, unit in units.items()]
+    able = [tile for tile in tiles if max(tile.step, tile.unit.columns) <= tile.positions]
+    fitting = (t for t in able if t.stages * t.positions * t.pitch * 4 <= gpu.shared_bytes * 5 // 6)
+    return next(fitting, able[-1])

@@ -16,9 +16,9 @@ from deepzig.sampling import EXP2_COEFFICIENTS
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP
-from .emit import Threads, barrier, device, registers, settled, shared, variable
+from .emit import Threads, barrier, device, registers, settled, shared, subgroup_sum, variable
 from .greatest import INFINITE
-from .wide import Wide, WideVariable, select, subgroup_total
+from .wide import Wide, WideVariable, select
 
 HALVINGS = 32.0
 """Beyond as many, a weight is 0."""
@@ -28,8 +28,6 @@ EVEN_TURNS = 3
 """Turns in which the parts are equal distances of gaps; then they are equal numbers of keys."""
 KEY_TURNS = 16
 """Turns that narrow 2^31 keys to one."""
-AHEAD = 4
-"""Logits that a thread reads at once."""
 KEPT = 2048
 """The most keys that a block keeps in shared memory."""
 
@@ -95,14 +93,15 @@ class Choice:
     Attributes:
         t: the threads that have the row.
         vocab: how many tokens.
+        ahead: logits that a thread reads at once.
         scale: halvings of the weight per gap.
         gap: of a token.
         limit: i32[1], the greatest key.
         sums: u32[12, 32], shared, room for a number of each subgroup.
     """
 
-    def __init__(self, t: Threads, vocab: int, scale: Expr, gap: Callable[[Expr], Expr]) -> None:
-        self.t, self.vocab, self.scale, self.gap = t, vocab, scale, gap
+    def __init__(self, t: Threads, vocab: int, ahead: int, scale: Expr, gap: Callable[[Expr], Expr]) -> None:
+        self.t, self.vocab, self.ahead, self.scale, self.gap = t, vocab, ahead, scale, gap
         self.limit = variable(T.int32(INFINITE), "int32")
         self.sums = shared(3 * SECTIONS, SUBGROUP, dtype="uint32")
         self._keys = shared(KEPT, dtype="int32")
@@ -129,7 +128,7 @@ class Choice:
         reach = device("divide", T.float32(HALVINGS), self.scale, returns="float32")
 
         def row(account: Callable[[Expr], None]) -> None:
-            each_read(self.t, self.vocab, self.key, lambda _, key: account(key))
+            each_read(self.t, self.vocab, self.ahead, self.key, lambda _, key: account(key))
 
         with loop(EVEN_TURNS) as turn:
             least, most = (
@@ -236,17 +235,18 @@ class Choice:
             per: 1 or 3.
         """
         t, parts = self.t, self.t.count // SUBGROUP
-        values = [subgroup_total(amounts[i]) for i in range(per * SECTIONS)]
+        values = [subgroup_sum(amounts[i]) for i in range(per * SECTIONS)]
+        lanes = 1 << (parts - 1).bit_length()
         if parts > 1:
             barrier()
             with when(t.lane == 0):
                 for i, value in enumerate(values):
                     store(self.sums, value, i, t.subgroup)
             barrier()
-            lane = T.min(t.lane, parts - 1)
-            values = [T.bind(T.Select(t.lane < parts, self.sums[i, lane], T.uint32(0))) for i in range(per * SECTIONS)]
-        lanes = SUBGROUP if parts > 1 else 1
-        counts = [subgroup_total(values[per * i], lanes) for i in range(SECTIONS)]
+            lane = t.lane % lanes
+            inside, there = lane < parts, T.min(lane, parts - 1)
+            values = [T.bind(T.Select(inside, self.sums[i, there], T.uint32(0))) for i in range(per * SECTIONS)]
+        counts = [subgroup_sum(values[per * i], lanes) for i in range(SECTIONS)]
         if per == 1:
             masses = list(map(Wide.of, counts))
         else:
@@ -271,14 +271,16 @@ class Choice:
                 store(place, place[0] + 1, 0)
 
         with when(few):
-            each_read(t, self.vocab, self.key, keep)
+            each_read(t, self.vocab, self.ahead, self.key, keep)
         barrier()
 
 
-def each_read(t: Threads, size: int, read: Callable[[Expr], Expr], body: Callable[[Expr, Expr], None]) -> None:
-    """Emit body(i, read(i)) for i = thread, thread + count, ... below `size`; a few are read at once, ahead of use."""
-    with loop(-(-size // (t.count * AHEAD))) as turn:
-        places = [T.bind((turn * AHEAD + i) * t.count + t.thread) for i in range(AHEAD)]
+def each_read(
+    t: Threads, size: int, ahead: int, read: Callable[[Expr], Expr], body: Callable[[Expr, Expr], None]
+) -> None:
+    """Emit body(i, read(i)) for i = thread, thread + count, ... below `size`, of which `ahead` are read at once."""
+    with loop(-(-size // (t.count * ahead))) as turn:
+        places = [T.bind((turn * ahead + i) * t.count + t.thread) for i in range(ahead)]
         values = [read(T.min(place, T.int64(size - 1))) for place in places]
         for place, value in zip(places, values, strict=True):
             with when(place < size):

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from deepzig.artifacts.machines import WEB
 from deepzig.ir import TensorType
 from deepzig.targets.cpu.features import TRIPLES
 
-from .layout import cache_row
+from .layout import cache_row, word_row
 
 SUBGROUP = 32
 """Threads that run in step and read each other's registers: a warp, or a simdgroup."""
@@ -24,8 +25,11 @@ class Gpu:
         max_threads: the most threads of a block (a threadgroup).
         shared_bytes: the most shared (threadgroup) memory of a block.
         bindings: the most buffers of a kernel; None for no limit.
+        uniforms: whether numbers are passed in a binding of another kind, which is not one of these.
         binding_bytes: the largest buffer that a kernel can be given. Larger weights are cut into shards.
         grid: the most blocks along each axis.
+        words_only: whether elements of buffers have 32 bits.
+        compact: whether code is to be short, since it is sent as text, rather than have loads wait for each other less.
         replay: whether launches can be recorded and replayed as one.
         units: how matrices are multiplied: element type of the weight -> name of a unit of `units.UNITS`; what is not
             listed is multiplied by the unit `fma`.
@@ -36,8 +40,11 @@ class Gpu:
     max_threads: int
     shared_bytes: int
     bindings: int | None = None
+    uniforms: bool = False
     binding_bytes: int = (1 << 31) - 1
     grid: tuple[int, int, int] = ((1 << 31) - 1, (1 << 16) - 1, (1 << 16) - 1)
+    words_only: bool = False
+    compact: bool = False
     replay: bool = False
     units: Mapping[str, str] = field(default_factory=dict)
     asynchronous: bool = False
@@ -61,6 +68,17 @@ METAL = Gpu(
     shared_bytes=32 << 10,
     bindings=31,
     units=dict.fromkeys(("f32", "bf16", "fp8", "f16", "q8", "q4"), "simd_f32"),
+)
+WEBGPU = Gpu(  # the limits that every adapter has (WebGPU specification, section "Limits")
+    kind="webgpu",
+    max_threads=256,
+    shared_bytes=16 << 10,
+    bindings=8,
+    uniforms=True,
+    binding_bytes=128 << 20,
+    grid=((1 << 31) - 1, (1 << 16) - 1, 1),  # TVM spreads x over x and z
+    words_only=True,
+    compact=True,
 )
 
 
@@ -91,7 +109,15 @@ class GpuTarget:
         """Whether launches can be recorded and replayed as one."""
         return self.gpu.replay
 
-    virtual_machine = True
+    @property
+    def virtual_machine(self) -> bool:
+        """Whether TVM's virtual machine calls the kernels; a page has none."""
+        return self.platform != WEB
+
+    @property
+    def binding_bytes(self) -> int | None:
+        """The largest buffer that kernels can be given, where no two values of a call may lie in one."""
+        return None if self.virtual_machine else self.gpu.binding_bytes
 
     @property
     def triple(self) -> str:
@@ -102,14 +128,15 @@ class GpuTarget:
         """The TVM target."""
         from tvm.target import Target
 
-        limits = {
-            "max_threads_per_block": self.gpu.max_threads,
-            "max_shared_memory_per_block": self.gpu.shared_bytes,
-            "thread_warp_size": SUBGROUP,
-        }
+        threads = "max_num_threads" if self.gpu.kind == "webgpu" else "max_threads_per_block"
+        limits = {threads: self.gpu.max_threads, "max_shared_memory_per_block": self.gpu.shared_bytes}
+        if self.gpu.kind != "webgpu":
+            limits["thread_warp_size"] = SUBGROUP
         # the generated source is the same for all architectures: they matter to the device's compiler only
         arch = {"arch": "sm_80"} if self.gpu.kind == "cuda" else {}
-        host = {"kind": "llvm", "mtriple": self.triple}
+        # of the host for a page nothing is compiled; LLVM warns where it does not know the width of vectors
+        width = {} if self.virtual_machine else {"vector-width": 128}
+        host = {"kind": "llvm", "mtriple": self.triple, **width}
         return Target({"kind": self.gpu.kind, **limits, **arch}, host=host)
 
     def compile(self, module: Any) -> Any:
@@ -120,6 +147,11 @@ class GpuTarget:
         """
         from . import embed, limits, nvcc
         from .pipeline import compile_module
+
+        if not self.virtual_machine:
+            from .webgpu import compile_functions
+
+            return compile_functions(module, self)
 
         lowered = limits.Lowered()
         executable = compile_module(module, self.tvm_target(), [lowered])
@@ -134,5 +166,5 @@ class GpuTarget:
     def state_type(self, state: TensorType) -> TensorType:
         """Rows of a cache lie as `cache_row` says."""
         *lead, width = (d if isinstance(d, str) else int(d) for d in state.shape)
-        dtype, size = cache_row(state.dtype, int(width))
+        dtype, size = (word_row if self.gpu.words_only else cache_row)(state.dtype, int(width))
         return TensorType(dtype, (*lead, size))

@@ -18,6 +18,8 @@ from deepzig.targets.emit import Buffer, Expr, extent, loop, store, when
 from .device import SUBGROUP
 
 AXES = "xyz"
+SHORT = {"float32": "f32", "int32": "i32", "uint32": "u32"}
+"""TVM's type -> how names of device functions end, which are written in languages without overloads, too."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,8 @@ class Threads:
 def launch(threads: int, *grid: int | Expr, resident: int = 0) -> Iterator[Threads]:
     """What is emitted in this context is run by `threads` threads for each point of a grid of 1 to 3 dimensions.
 
+    The second and third are one dimension of the device, since WebGPU leaves no third: one of them has to be a number.
+
     A function may launch several times; launches follow each other. A grid with a dimension of 0 is not launched.
     `resident` blocks at least are to be on a multiprocessor at once, if it is not 0. CUDA's compiler takes as many
     registers as leave room for these; if it is not told, it makes room for all the threads that there can be, and has
@@ -68,11 +72,20 @@ def launch(threads: int, *grid: int | Expr, resident: int = 0) -> Iterator[Threa
     """
     sizes = [size for size in grid if not isinstance(size, int)]
     frames: list[Any] = [when(tirx.all(*(size > 0 for size in sizes)))] if sizes else []
-    frames += [builder.launch_thread(f"blockIdx.{AXES[i]}", extent(size)) for i, size in enumerate(grid)]
+    axes = grid if len(grid) < 3 else (grid[0], grid[1] * grid[2])
+    frames += [builder.launch_thread(f"blockIdx.{AXES[i]}", extent(size)) for i, size in enumerate(axes)]
     with _entered(frames) as entered, builder.launch_thread("threadIdx.x", T.int64(threads)) as thread:
         bounds = builder.attr(T.int32(0), "tirx.launch_bounds_min_blocks_per_sm", T.int32(resident))
         with bounds if resident else nullcontext():
-            yield Threads(tuple(entered[-len(grid) :]), thread, threads)
+            first, *rest = entered[-len(axes) :]
+            yield Threads((first, *(_apart(rest[0], *grid[1:]) if len(grid) == 3 else rest)), thread, threads)
+
+
+def _apart(index: Expr, first: int | Expr, second: int | Expr) -> tuple[Expr, Expr]:
+    """Indices in two dimensions from the index in both; neighbours are those of the first, if that is a number."""
+    if isinstance(first, int):
+        return T.bind(index % first), T.bind(index // first)
+    return T.bind(index // second), T.bind(index % second)
 
 
 @contextmanager
@@ -82,6 +95,15 @@ def _entered(frames: list[Any]) -> Iterator[list[Expr]]:
         return
     with frames[0] as first, _entered(frames[1:]) as rest:
         yield [first, *rest]
+
+
+def turns(count: int, *, compact: bool) -> Iterator[Any]:
+    """0 to count - 1: each in code of its own; or all as one variable of a loop, where code is to be short."""
+    if not compact:
+        yield from range(count)
+        return
+    with loop(count) as turn:
+        yield turn
 
 
 def shared(*shape: int, dtype: str = "float32") -> Buffer:
@@ -131,27 +153,35 @@ def device(name: str, *args: Any, returns: str = "void") -> Any:
 
 
 def shuffle_xor(value: Expr, mask: int) -> Expr:
-    """The value, f32 or i32, of the thread of the subgroup whose lane differs in the bits of `mask`."""
-    return device("shuffle_xor", value, T.int32(mask), returns=str(value.ty))
+    """The value, of 32 bits, of the thread of the subgroup whose lane differs in the bits of `mask`.
+
+    All threads of the block come here together: WebGPU has no subgroups of a known size, and exchanges through memory.
+    """
+    dtype = str(value.ty)
+    if dtype == "int32":
+        return device("shuffle_xor", value, T.int32(mask), returns=dtype)
+    other = device("shuffle_xor", T.reinterpret("int32", T.bind(value)), T.int32(mask), returns="int32")
+    return T.bind(T.reinterpret(dtype, other))
+
+
+def uniform(value: Expr) -> Expr:
+    """The i32 value, the same in all threads of the block, as one that WebGPU lets barriers depend on."""
+    return device("uniform", value, returns="int32")
 
 
 def subgroup_sum(value: Expr, lanes: int = SUBGROUP) -> Expr:
-    """The sum over each `lanes` consecutive threads of the subgroup, the same bits in all of them."""
-    return _fold(value, lanes, lambda a, b: a + b)
+    """The sum, of f32 or u32, over each `lanes` consecutive threads of the subgroup, the same bits in all of them."""
+    return _fold("sum", value, lanes)
 
 
 def subgroup_max(value: Expr, lanes: int = SUBGROUP) -> Expr:
-    """The greatest over each `lanes` consecutive threads of the subgroup."""
-    return _fold(value, lanes, T.max)
+    """The greatest f32 or i32 over each `lanes` consecutive threads of the subgroup."""
+    return _fold("max", value, lanes)
 
 
-def _fold(value: Expr, lanes: int, combine: Any) -> Expr:
-    # a + b and b + a have the same bits: each pair of threads agrees
-    value = settled(value)
-    while lanes > 1:
-        lanes //= 2
-        value = settled(combine(value, shuffle_xor(value, lanes)))
-    return value
+def _fold(name: str, value: Expr, lanes: int) -> Expr:
+    dtype = str(value.ty)
+    return device(f"{name}_{SHORT[dtype]}", value, T.int32(lanes), returns=dtype) if lanes > 1 else T.bind(value)
 
 
 def block_sum(t: Threads, value: Expr) -> Expr:

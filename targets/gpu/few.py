@@ -13,6 +13,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.targets.emit import Expr, kernel, store, symbols, when
 
+from .device import Gpu
 from .emit import launch, view
 from .lanes import THREADS, Lanes, Memory, Weight, multiply
 from .layout import pitch, stored
@@ -21,6 +22,9 @@ from .source import Source
 
 TILES = (1, 4, 8)
 """Rows that are multiplied together: the weight is read once for them."""
+
+FEWER_TILES = TILES[:2]
+"""The same where code is to be short."""
 
 RESIDENT = {1: 2, 4: 2, 8: 1}
 """Tile -> blocks that a multiprocessor has registers for. With more of them, threads have fewer loads under way."""
@@ -48,7 +52,7 @@ def lanes_for(k: int, n: int, wdtype: str, *, halves: int = 1, batch: int = 1, t
 
 
 @contextmanager
-def tile_of(count: Expr, tile: int, tiles: tuple[int, ...] = TILES) -> Iterator[None]:
+def tile_of(count: Expr, tile: int, tiles: tuple[int, ...]) -> Iterator[None]:
     """What is emitted in this context runs if `tile` is the one of `tiles` for so many rows: the smallest for them."""
     below = max((other for other in tiles if other < tile), default=0)
     conditions = ([count > below] if below else []) + ([count <= tile] if tile != tiles[-1] else [])
@@ -71,8 +75,9 @@ def aligned(*sizes: int) -> bool:
 
 
 @cache
-def few(product: Product) -> PrimFunc:
+def few(gpu: Gpu, product: Product) -> PrimFunc:
     """Kernel for a product of a few rows; its parameters are `Product.operands`."""
+    tiles = FEWER_TILES if gpu.compact else TILES
     with kernel("few", *product.names) as f:
         (rows,) = symbols("rows")
         operands = product.operands(f, rows)
@@ -82,15 +87,15 @@ def few(product: Product) -> PrimFunc:
         )  # fmt: skip
         halves = product.halves
         weight = Weight(operands.w, lambda output, half: (output * halves + half,))
-        for tile in TILES:
+        for tile in tiles:
             lanes = lanes_for(product.k, product.n, product.wdtype, halves=halves, tile=tile)
             blocks = resident(product.wdtype, tile)
             with (
-                tile_of(rows, tile),
+                tile_of(rows, tile, tiles),
                 launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, resident=blocks) as t,
             ):
                 row_tile, block = t.block
-                memory = Memory(lanes, tile, norm=product.norm_eps is not None)
+                memory = Memory(gpu, lanes, tile, norm=product.norm_eps is not None)
                 first = row_tile * tile
 
                 def write(r: Expr, output: Expr, *sums: Expr, first: Expr = first) -> None:
@@ -107,12 +112,13 @@ def clamped(first: Expr, rows: Expr, tile: int) -> Callable[[Expr], Expr]:
 
 @cache
 def heads_product(
-    heads: int, k: int, n: int, wdtype: str, *, x_shape: tuple[int, ...], x_offset: int, x_stride: int,
-    y_shape: tuple[int, ...], y_offset: int, y_stride: int,
+    gpu: Gpu, heads: int, k: int, n: int, wdtype: str, *, x_shape: tuple[int, ...], x_offset: int, x_stride: int,
+    y_shape: tuple[int, ...], y_offset: int, y_stride: int, least: int = 1,
 ) -> PrimFunc:  # fmt: skip
     """Kernel for a product of each head h, of rows' elements from x_offset + h * x_stride on with w[h].
 
     Args:
+        gpu: the device.
         heads: how many.
         k: inputs of a head.
         n: outputs of a head.
@@ -123,23 +129,26 @@ def heads_product(
         y_shape: dimensions of y after the first, taken as one.
         y_offset: where the outputs of head 0 begin in a row of y.
         y_stride: from a head's first output to the next head's.
+        least: for fewer rows it does nothing.
 
     Returns:
         (X f32[rows, *x_shape], W[heads, n, pitch] packed by `layout.pack_rows`, Y f32[rows, *y_shape]). What is
         not an output in Y is left as it is.
     """
+    tiles = FEWER_TILES if gpu.compact else TILES
     shapes = ["by".join(map(str, shape)) for shape in (x_shape, y_shape)]
     places = [f"x{x_offset}s{x_stride}of{shapes[0]}", f"y{y_offset}s{y_stride}of{shapes[1]}"]
+    places += [f"from{least}rows"] if least > 1 else []
     with kernel("few_heads", f"h{heads}", f"k{k}", f"n{n}", wdtype, *places) as f:
         (rows,) = symbols("rows")
         x = f.tensor("x", "f32", rows, *x_shape)
         W = f.tensor("w", stored(wdtype), heads, n, pitch(k, wdtype))
         y = f.tensor("y", "f32", rows, *y_shape)
         X, Y = view(x, rows, prod(x_shape)), view(y, rows, prod(y_shape))
-        for tile in TILES:
+        for tile in tiles[least - 1 :]:
             lanes = lanes_for(k, n, wdtype, batch=heads, tile=tile)
             with (
-                tile_of(rows, tile),
+                tile_of(rows, tile, tiles),
                 launch(THREADS, (rows + tile - 1) // tile, lanes.blocks, heads, resident=resident(wdtype, tile)) as t,
             ):
                 row_tile, block, head = t.block
@@ -154,7 +163,6 @@ def heads_product(
 
                 weight = Weight(W, place)
                 row_of = clamped(first, rows, tile)
-                multiply(
-                    t, lanes, Memory(lanes, tile, norm=False), source, row_of, weight, block, tile, rows - first, write
-                )  # fmt: skip
+                memory = Memory(gpu, lanes, tile, norm=False)
+                multiply(t, lanes, memory, source, row_of, weight, block, tile, rows - first, write)
     return f.function

@@ -29,7 +29,7 @@ def factor(wdtype: str, unit: Unit) -> float:
     return NIBBLES.get((wdtype, unit.element), 1.0)
 
 
-def fragment(wdtype: str, unit: Unit, step: int, chunk: int, number: Expr, raw: Read) -> Read:
+def fragment(wdtype: str, unit: Unit, step: int | Expr, chunk: int, number: Expr, raw: Read) -> Read:
     """The words of B that a unit multiplies in a step.
 
     Args:

@@ -17,7 +17,7 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .device import SUBGROUP
+from .device import SUBGROUP, Gpu
 from .emit import Threads, barrier, device, registers, settled, shuffle_xor, subgroup_sum
 from .layout import group, has_scales, row_words
 from .source import Codes, Norms, Source
@@ -85,9 +85,9 @@ class Weight:
 class Memory:
     """The shared memory of a kernel, for tiles of up to `tile` rows."""
 
-    def __init__(self, lanes: Lanes, tile: int, norm: bool) -> None:
+    def __init__(self, gpu: Gpu, lanes: Lanes, tile: int, norm: bool) -> None:
         self.norms = Norms(tile, THREADS) if norm else None
-        self.codes = Codes(lanes.wdtype, tile, lanes.k) if lanes.wdtype in QUANTIZED else None
+        self.codes = Codes(gpu, lanes.wdtype, tile, lanes.k) if lanes.wdtype in QUANTIZED else None
 
 
 Write = Callable[..., None]

@@ -11,6 +11,7 @@ from tvm.tirx import PrimFunc
 from deepzig.targets.emit import Expr, extent, kernel, store, symbols
 
 from .cache import as_words, pages, row_columns, write_row
+from .device import Gpu
 from .emit import barrier, block_sum, launch, shared, variable
 
 THREADS = 128
@@ -31,11 +32,12 @@ def turned(i: Expr, size: int, interleaved: bool, x: Callable[[Expr], Expr], ang
 
 @cache
 def latent_write(
-    width: int, begin: int, kv_lora: int, rope: int, page: int, cdtype: str, eps: float, interleaved: bool
+    gpu: Gpu, width: int, begin: int, kv_lora: int, rope: int, page: int, cdtype: str, eps: float, interleaved: bool
 ) -> PrimFunc:
     """Kernel that appends rows to the cache: a block for each.
 
     Args:
+        gpu: the device.
         width: columns of the projected rows.
         begin: where the latent starts in them; the key follows it.
         kv_lora: width of the latent.
@@ -56,7 +58,7 @@ def latent_write(
         ANGLES = f.tensor("angles", "f32", n, rope)
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
-        CACHE = as_words(pages(f, number, page, cdtype, kv_lora + rope), cdtype)
+        CACHE = as_words(pages(f, number, page, cdtype, kv_lora + rope, words=gpu.words_only), cdtype)
         columns = row_columns(cdtype, kv_lora + rope)
         with launch(THREADS, n) as t:
             row = t.block[0]

@@ -29,6 +29,9 @@ Array = npt.NDArray[Any]
 BITS = {"f32": 32, "bf16": 16, "f16": 16, "q8": 8, "q4": 4, FP8: 8}
 """Element type of a weight -> bits of an element."""
 
+ITEM_BYTES = {"f32": 4, "bf16": 2, "f16": 2, "i8": 1}
+"""Element type of a cache row -> bytes of an element."""
+
 
 def group(dtype: str) -> int:
     """Elements along the inner dimension that lie together: those of a scale, where there are scales."""
@@ -99,3 +102,9 @@ def cache_row(dtype: str, width: int) -> tuple[str, int]:
     if dtype != "q8":
         return dtype, -(-width // 16) * 16
     return "i8", -(-(-(-width // GROUP) * (GROUP + 4)) // 64) * 64
+
+
+def word_row(dtype: str, width: int) -> tuple[str, int]:
+    """The same row in words: their type, and how many."""
+    stored, size = cache_row(dtype, width)
+    return ("f32" if stored == "f32" else "u32"), size * ITEM_BYTES[stored] // 4

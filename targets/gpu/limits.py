@@ -58,7 +58,7 @@ def check(kernel: Kernel, gpu: Gpu) -> None:
     asked: list[tuple[str, int | None, int | None]] = [
         ("threads in a block", kernel.block, gpu.max_threads),
         ("bytes of shared memory", kernel.shared, gpu.shared_bytes),
-        ("bindings", kernel.bindings, gpu.bindings),
+        ("bindings", len(kernel.buffers) if gpu.uniforms else kernel.bindings, gpu.bindings),
         *(("bytes in a buffer", size, gpu.binding_bytes) for size in kernel.buffers),
         *((f"blocks along {axis}", kernel.grid.get(axis), most) for axis, most in zip(AXES, gpu.grid, strict=True)),
     ]
@@ -73,15 +73,20 @@ def check(kernel: Kernel, gpu: Gpu) -> None:
 
 @pass_instrument
 class Lowered:
-    """Notes the kernels of what TVM compiles while it is an instrument of the pass context."""
+    """Notes what TVM compiles while it is an instrument of the pass context: modules whose launches are functions."""
 
     def __init__(self) -> None:
-        self.kernels: list[Kernel] = []
+        self.modules: list[Any] = []
+
+    @property
+    def kernels(self) -> list[Kernel]:
+        """The kernels."""
+        return [kernel for module in self.modules for kernel in kernels(module)]
 
     def run_after_pass(self, module: Any, info: Any) -> None:
         """What TVM calls after each pass."""
         if info.name == SPLIT:
-            self.kernels += kernels(module)
+            self.modules.append(module)
 
 
 def kernels(module: Any) -> list[Kernel]:

@@ -19,6 +19,7 @@ from .device import GpuTarget
 from .few import heads_product
 from .latent import latent_write
 from .mla import mla_attend, mla_flash, scratch
+from .mla_one import one_values
 from .operands import Encoding, prepare
 from .tiled import tiled_heads
 from .weights import rows_layout, transposed_layout
@@ -33,8 +34,8 @@ def _value(node: Node, index: int) -> Value:
 def _latent_write(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     x, weight, angles, cache, *rows = (_value(node, i) for i in range(7))
     kernel = latent_write(
-        int(x.shape[1]), int(str(node.attrs["begin"])), int(weight.shape[0]), int(angles.shape[1]), int(cache.shape[1]),
-        cache.type.dtype, float(str(node.attrs["eps"])), bool(node.attrs["interleaved"]),
+        gpu.gpu, int(x.shape[1]), int(str(node.attrs["begin"])), int(weight.shape[0]), int(angles.shape[1]),
+        int(cache.shape[1]), cache.type.dtype, float(str(node.attrs["eps"])), bool(node.attrs["interleaved"]),
     )  # fmt: skip
     args = [e.value(x), e.weight(RAW, weight), e.value(angles), *map(e.value, rows), e.value(cache)]
     return e.update(kernel, args)
@@ -59,7 +60,7 @@ def _heads(
     """
     heads, weight = int(w.shape[0]), e.weight(layout, w)
     if e.graph != "prefill":
-        return e.call(heads_product(heads, k, n, w.type.dtype, **places), [x, weight], output)
+        return e.call(heads_product(gpu.gpu, heads, k, n, w.type.dtype, **places), [x, weight], output)
     encoding = Encoding.of(gpu.gpu, k, w.type.dtype)
     kernel = prepare(
         encoding, x_shape=places["x_shape"], begin=places["x_offset"], parts=heads, stride=places["x_stride"]
@@ -88,14 +89,19 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     down = transposed_layout(w_uk.type.dtype)
     absorbed = _heads(e, gpu, e.value(q), w_uk, down, nope, latent, places(in_queries, in_latents), latents)
     args = [absorbed, *map(e.value, (q, angles, cache, *rows))]
+    least, sections = 1, None
     if e.graph == "prefill":
         attended = e.call(mla_flash(s, gpu=gpu.gpu), args, latents)
     else:
-        kept = scratch(gpu.gpu, s)
-        sections = [TensorType("f32", shape) for shape in (kept, kept[:2], kept[:2])]
-        *_, attended = e.call(mla_attend(s, gpu=gpu.gpu), args, *sections, latents)
-    up = rows_layout(w_uv.type.dtype)
-    return _heads(e, gpu, attended, w_uv, up, latent, v, places(in_latents, in_outputs), node.output.type)
+        least = 1 if gpu.gpu.replay else 2
+        sums = TensorType("f32", scratch(gpu.gpu, s))
+        sections, attended = e.call(mla_attend(s, gpu=gpu.gpu, least=least), args, sums, latents)
+    up, up_places = rows_layout(w_uv.type.dtype, None), places(in_latents, in_outputs) | {"least": least}
+    y = _heads(e, gpu, attended, w_uv, up, latent, v, up_places, node.output.type)
+    if least == 1:
+        return y
+    values = one_values(s, v, w_uv.type.dtype, gpu=gpu.gpu)
+    return e.update(values, [sections, e.value(rows[1]), e.weight(up, w_uv), y])
 
 
 def _only(lower: Any) -> tuple[Variant, ...]:

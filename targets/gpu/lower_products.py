@@ -15,14 +15,12 @@ from deepzig.ir import Node, TensorType, Value
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 from deepzig.targets.plain import RAW
 
-from . import moe
 from .device import GpuTarget
 from .few import few
 from .lower_tiled import many_rows, prepared
 from .plain import PLAIN
 from .product import Product
 from .tiled import tiled
-from .tiled_moe import Experts, tiled_experts
 from .weights import Part, gate_up_layout, parts, rows_layout
 
 
@@ -75,7 +73,7 @@ def _product(
 ) -> Operand:  # fmt: skip
     x, (norm, *others) = _value(node, 0), extras
     rows, norms, after = e.value(x), _vectors(e, norm), _vectors(e, *others)
-    make: Callable[[Product], Any] = few
+    make: Callable[[Product], Any] = partial(few, gpu.gpu)
     if many_rows(e, x.shape[0]):
         make = partial(tiled, gpu.gpu)
         rows = prepared(
@@ -116,53 +114,9 @@ def _gated_proj(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     return _product(e, gpu, node, product, gate_up_layout, [gate, up], norm)
 
 
-def _moe(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
-    x, ids, weights, gate, up, down = (_value(node, i) for i in range(6))
-    residual = _optional(node, 6)
-    experts, width, hidden = (int(d) for d in gate.shape)
-    shared, top_k, rows = int(str(node.attrs["shared"])), int(ids.shape[1]), x.shape[0]
-    slots = top_k + shared
-    by_slot = [TensorType(dtype, (rows, slots)) for dtype in ("i32", "f32", "i32", "i32")]
-    offsets, slot_rows, slot_weights, slot_experts, places = e.call(
-        moe.moe_sort(experts - shared, top_k, shared), [e.value(ids), e.value(weights)],
-        TensorType("i32", (experts + 1,)), *by_slot,
-    )  # fmt: skip
-    gate_type, down_type, of_rows = gate.type.dtype, down.type.dtype, e.value(x)
-    opened_type, products_type = (TensorType("f32", (rows, slots, size)) for size in (width, hidden))
-    if many_rows(e, rows):
-        of_rows = prepared(e, gpu.gpu, of_rows, rows, hidden, gate_type, x_shape=(hidden,))
-        first = Experts(hidden, width, gate_type, experts, slots, gathered=True, gated=True)
-        opened = sharded(
-            e, gpu, gate_up_layout, [gate, up], lambda part: tiled_experts(gpu.gpu, replace(first, part=part)),
-            [of_rows, offsets, slot_rows], [], opened_type,
-        )  # fmt: skip
-        of_slots = prepared(
-            e, gpu.gpu, opened, rows, width, down_type, x_shape=(slots, width), parts=slots, stride=width
-        )  # fmt: skip
-        second = Experts(width, hidden, down_type, experts, slots)
-        products = sharded(
-            e, gpu, rows_layout, [down], lambda part: tiled_experts(gpu.gpu, replace(second, part=part)),
-            [of_slots, offsets], [], products_type,
-        )  # fmt: skip
-    else:
-        opened = sharded(
-            e, gpu, gate_up_layout, [gate, up],
-            lambda part: moe.moe_gate_up(hidden, width, experts, slots, gate_type, part),
-            [of_rows, offsets, slot_rows, slot_experts], [], opened_type,
-        )  # fmt: skip
-        products = sharded(
-            e, gpu, rows_layout, [down],
-            lambda part: moe.moe_down(width, hidden, experts, slots, down_type, part),
-            [opened, offsets, slot_experts], [], products_type,
-        )  # fmt: skip
-    combine = moe.moe_combine(hidden, slots, residual=residual is not None)
-    return e.call(combine, [products, slot_weights, places, *_vectors(e, residual)], node.output.type)
-
-
 PRODUCTS: Table = {
     "linear": (Variant(_linear),),
     "proj": (Variant(_proj),),
     "gated_proj": (Variant(_gated_proj),),
-    "moe": (Variant(_moe),),
 }
-"""Ops that multiply by weights."""
+"""Ops that multiply by weights, but for those of experts."""

@@ -68,13 +68,13 @@ def _router(e: Emitter, node: Node, target: GpuTarget) -> Any:
     bias, forced = _optional(node, 2), _optional(node, 3)
     experts, k = (int(d) for d in gate.shape)
     dtype = gate.type.dtype
-    product, weight, rows = Product(k, experts, dtype), e.weight(rows_layout(dtype), gate), x.shape[0]
+    product, weight, rows = Product(k, experts, dtype), e.weight(rows_layout(dtype, None), gate), x.shape[0]
     logits = TensorType("f32", (rows, experts))
     if many_rows(e, rows) and dtype == "f32":  # which is not rounded: the choice must not depend on that
         taken = prepared(e, target.gpu, e.value(x), rows, k, dtype, x_shape=(k,))
         scores = e.call(tiled(target.gpu, product), [taken, weight], logits)
     else:
-        scores = e.call(few(product), [e.value(x), weight], logits)
+        scores = e.call(few(target.gpu, product), [e.value(x), weight], logits)
     numbers = {name: int(str(node.attrs[name])) for name in ("groups", "keep", "best")}
     kernel = router.route(
         experts, int(str(node.attrs["top_k"])), scoring=str(node.attrs["scoring"]), **numbers,

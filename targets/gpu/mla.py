@@ -6,6 +6,8 @@ of position (Dao et al., Flash-Decoding, 2023).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import cache
 
@@ -17,11 +19,13 @@ from deepzig.targets.emit import Buffer, Expr, Kernel, kernel, loop, store, symb
 from .attention import Attending, Block, Queries, Sizes
 from .cache import as_words, pages
 from .device import Gpu
-from .emit import barrier, launch, shared, variable
+from .emit import Threads, barrier, launch, settled, shared, variable
 from .softmax import LOWEST
 
 JOINERS = 128
 """Threads of a block that joins sections."""
+PEAK, MASS = 0, 1
+"""What follows a line's sums."""
 PLACES_BYTES = 64 << 20
 """Memory for the sums of sections; with more of them rows take turns."""
 
@@ -71,7 +75,7 @@ class _Operands:
     table: Buffer
 
     @classmethod
-    def of(cls, f: Kernel, s: Sizes, n: Expr) -> tuple[_Operands, Expr]:
+    def of(cls, f: Kernel, gpu: Gpu, s: Sizes, n: Expr) -> tuple[_Operands, Expr]:
         """The parameters, and how many positions a row of the table has room for."""
         b, p, number = symbols("b p pages")
         queries = Queries(
@@ -79,7 +83,7 @@ class _Operands:
             f.tensor("q", "f32", n, s.heads * (s.nope + s.rope)),
             f.tensor("angles", "f32", n, s.rope),
         )
-        cached = pages(f, number, s.page, s.cdtype, s.width)
+        cached = pages(f, number, s.page, s.cdtype, s.width, words=gpu.words_only)
         seq, pos = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         return cls(queries, cached, seq, pos, f.tensor("table", "i32", b, p)), p * s.page
 
@@ -89,74 +93,98 @@ class _Operands:
 
 
 @cache
-def mla_attend(s: Sizes, *, gpu: Gpu) -> PrimFunc:
+def mla_attend(s: Sizes, *, gpu: Gpu, least: int = 1) -> PrimFunc:
     """Kernel of causal attention in latent space for few rows of a sequence.
 
-    A block has one row, some heads, and a section.
+    A block has one row, some heads, and a section. The sections of fewer rows than `least` are not joined.
 
     Returns:
         (absorbed f32[n, heads, latent_pitch], q f32[n, heads * (nope + rope)], angles f32[n, rope],
         cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p], and what it writes: sums f32[places, lines,
-        latent_pitch], peaks f32[places, lines], masses f32[places, lines], latent f32[n, heads, latent_pitch]);
-        `scratch` has the shapes of the first three, which mean nothing afterwards.
+        latent_pitch + 4], latent f32[n, heads, latent_pitch]); `scratch` is the shape of the sums, which mean nothing
+        afterwards. After those of a line are its peak and its mass.
     """
-    block, cut = _few(gpu, s)
-    places, lines, _ = scratch(gpu, s)
+    block, cut = few_rows(gpu, s)
+    places, lines, width = scratch(gpu, s)
     groups = lines // block.count
-    with kernel("mla_attend", gpu.kind, *s.names) as f:
+    with kernel("mla_attend", gpu.kind, *s.names, *([f"join{least}"] if least > 1 else [])) as f:
         (n,) = symbols("n")
-        given, positions = _Operands.of(f, s, n)
-        SUMS = f.tensor("sums", "f32", places, lines, s.latent_pitch)
-        PEAKS, MASSES = f.tensor("peaks", "f32", places, lines), f.tensor("masses", "f32", places, lines)
+        given, positions = _Operands.of(f, gpu, s, n)
+        SUMS = f.tensor("sums", "f32", places, lines, width)
         Y = f.tensor("latent", "f32", n, s.heads, s.latent_pitch)
         cached = as_words(given.cache, s.cdtype)
         bound = cut.bound(positions)
         at_once = cut.rows(bound)
+        named = settled if gpu.compact else T.bind  # see `Attending`
 
         with loop(T.truncdiv(n + (at_once - 1), at_once)) as turn:
             first = turn * at_once
             rows = T.min(at_once, n - first)
             with launch(block.threads, rows, groups, bound) as t:
-                row = T.bind(first + t.block[0])
-                count = T.bind(given.count(row))
-                size = T.bind(cut.size(count))
-                begin = T.bind(t.block[2] * size)
+                row = named(first + t.block[0])
+                count = named(given.count(row))
+                size = named(cut.size(count))
+                begin = named(t.block[2] * size)
                 with when(begin < count):
                     head = t.block[1] * block.count
                     work = Attending(block, t, given.queries, lambda r: (row, head + r, head + r < s.heads))
-                    end = T.bind(T.min(begin + size, count))
+                    end = named(T.min(begin + size, count))
                     work.attend(cached, given.table, T.bind(given.seq[row]), begin, end)
-                    place = T.bind(t.block[0] * bound + t.block[2])
+                    place = named(t.block[0] * bound + t.block[2])
                     work.write(lambda r, c, value, mass: store(SUMS, value, place, head + r, c))
 
                     def keep(r: Expr, peak: Expr, mass: Expr) -> None:
-                        store(PEAKS, peak, place, head + r)
-                        store(MASSES, mass, place, head + r)
+                        store(SUMS, peak, place, head + r, s.latent_pitch + PEAK)
+                        store(SUMS, mass, place, head + r, s.latent_pitch + MASS)
 
                     work.each_line(keep)
-            with launch(JOINERS, rows, s.heads) as t:
-                row, head = T.bind(first + t.block[0]), t.block[1]
-                count = T.bind(given.count(row))
-                size = T.bind(cut.size(count))
-                number = T.bind(T.truncdiv(count + (size - 1), size))
-                place = T.bind(t.block[0] * bound)
-                share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
-                with loop(number) as i:
-                    store(top, T.max(top[0], PEAKS[place + i, head]), 0)
-                with t.each(cut.most) as i, when(i < number):
-                    store(share, T.exp(PEAKS[place + i, head] - top[0]), i)
-                barrier()
-                with loop(number) as i:
-                    store(mass, mass[0] + MASSES[place + i, head] * share[i], 0)
-                with t.each(s.kv_lora) as c:
-                    total = variable(T.float32(0))
-                    with loop(number) as i:
-                        store(total, total[0] + SUMS[place + i, head, c] * share[i], 0)
-                    store(Y, total[0] / mass[0], row, head, c)
+            with when(n >= least) if least > 1 else nullcontext(), launch(JOINERS, rows, s.heads) as t:
+                row, head = settled(first + t.block[0]), t.block[1]
+                place = settled(t.block[0] * bound)
+                count = settled(given.count(row))
+
+                def write(c: Expr, value: Expr) -> None:
+                    store(Y, value, row, head, c)
+
+                join(t, cut, s, SUMS, count, place, head, write)
     return f.function
 
 
-def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
+def join(
+    t: Threads, cut: Sections, s: Sizes, sums: Buffer, count: Expr, place: Expr, head: Expr,
+    write: Callable[[Expr, Expr], None],
+) -> None:  # fmt: skip
+    """Emit write(column, value) for the attended latent of a head, by the threads of a block.
+
+    Args:
+        t: the threads.
+        cut: how positions were cut.
+        s: the sizes.
+        sums: of the sections.
+        count: positions that the row sees.
+        place: of the row's first section.
+        head: which.
+        write: emits what becomes of a column.
+    """
+    size = settled(cut.size(count))
+    number = settled(T.truncdiv(count + (size - 1), size))
+    share, top, mass = shared(cut.most), variable(T.float32(LOWEST)), variable(T.float32(0))
+    with loop(number) as i:
+        store(top, T.max(top[0], sums[place + i, head, s.latent_pitch + PEAK]), 0)
+    with t.each(cut.most) as i, when(i < number):
+        store(share, T.exp(sums[place + i, head, s.latent_pitch + PEAK] - top[0]), i)
+    barrier()
+    with loop(number) as i:
+        store(mass, mass[0] + sums[place + i, head, s.latent_pitch + MASS] * share[i], 0)
+    with t.each(s.kv_lora) as c:
+        total = variable(T.float32(0))
+        with loop(number) as i:
+            store(total, total[0] + sums[place + i, head, c] * share[i], 0)
+        write(c, total[0] / mass[0])
+
+
+def few_rows(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
+    """How blocks attend for few rows, and how positions are cut for them."""
     block = Block.of(gpu, s, s.heads)
     groups = -(-s.heads // block.count)
     return block, Sections.of(groups, groups * block.count * s.latent_pitch)
@@ -164,8 +192,8 @@ def _few(gpu: Gpu, s: Sizes) -> tuple[Block, Sections]:
 
 def scratch(gpu: Gpu, s: Sizes) -> tuple[int, int, int]:
     """Of the sums that `mla_attend` keeps: places, lines, columns."""
-    block, cut = _few(gpu, s)
-    return cut.places, -(-s.heads // block.count) * block.count, s.latent_pitch
+    block, cut = few_rows(gpu, s)
+    return cut.places, -(-s.heads // block.count) * block.count, s.latent_pitch + 4
 
 
 @cache
@@ -182,7 +210,7 @@ def mla_flash(s: Sizes, *, gpu: Gpu) -> PrimFunc:
     block = Block.of(gpu, s)
     with kernel("mla_flash", gpu.kind, *s.names) as f:
         (n,) = symbols("n")
-        given, _ = _Operands.of(f, s, n)
+        given, _ = _Operands.of(f, gpu, s, n)
         Y = f.tensor("latent", "f32", n, s.heads, s.latent_pitch)
         cached = as_words(given.cache, s.cdtype)
         with launch(block.threads, T.truncdiv(n * s.heads + (block.count - 1), T.int64(block.count))) as t:

@@ -8,6 +8,7 @@ experts may be cut into shards of some experts each: each is a launch, which lea
 from __future__ import annotations
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import cache
 
 from tvm.script import tirx as T
@@ -15,6 +16,7 @@ from tvm.tirx import PrimFunc
 
 from deepzig.targets.emit import Buffer, Expr, either, kernel, loop, store, symbols, when
 
+from .device import Gpu
 from .emit import barrier, launch, shared, variable, view
 from .few import aligned, lanes_for, resident, tile_of
 from .lanes import THREADS, Memory, Weight, multiply
@@ -31,13 +33,14 @@ IDS_AT_ONCE = 1024
 
 
 @cache
-def moe_sort(experts: int, top_k: int, shared_experts: int) -> PrimFunc:
+def moe_sort(experts: int, top_k: int, shared_experts: int, *, least: int = 1) -> PrimFunc:
     """Kernel for a counting sort of slots by expert.
 
     Args:
         experts: routed experts.
         top_k: experts of a row.
         shared_experts: their ids follow the routed ones, their weight is 1.
+        least: fewer rows are left to `moe_one`.
 
     Returns:
         (IDS i32[rows, top_k], WEIGHTS f32[rows, top_k], OFFSETS i32[experts + shared_experts + 1],
@@ -47,7 +50,7 @@ def moe_sort(experts: int, top_k: int, shared_experts: int) -> PrimFunc:
         has the slot of each of a row's choices, then those of the shared experts. Ids are not checked.
     """
     every, slots = experts + shared_experts, top_k + shared_experts
-    with kernel("gpu_moe_sort", f"e{experts}", f"top{top_k}", f"shared{shared_experts}") as f:
+    with kernel("gpu_moe_sort", f"e{experts}", f"top{top_k}", f"shared{shared_experts}", *_least(least)) as f:
         (rows,) = symbols("rows")
         IDS = f.tensor("ids", "i32", rows, top_k)
         WEIGHTS = f.tensor("weights", "f32", rows, top_k)
@@ -56,7 +59,7 @@ def moe_sort(experts: int, top_k: int, shared_experts: int) -> PrimFunc:
         SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
         SLOT_EXPERTS = f.tensor("slot_experts", "i32", rows, slots)
         PLACES = f.tensor("places", "i32", rows, slots)
-        with launch(THREADS, 1) as t:
+        with when(rows >= least) if least > 1 else nullcontext(), launch(THREADS, 1) as t:
             ids, next_slot = shared(IDS_AT_ONCE, dtype="int32"), shared(experts + 1, dtype="int32")
             total = rows * top_k
 
@@ -108,22 +111,29 @@ def _count(below: Buffer, e: Expr, chosen: Expr) -> None:
 
 
 @cache
-def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None) -> PrimFunc:
+def moe_gate_up(
+    gpu: Gpu, k: int, i: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None, *,
+    least: int = 1,
+) -> PrimFunc:  # fmt: skip
     """Kernel for silu(x gate^T) * (x up^T) of every slot.
 
     Args:
+        gpu: the device.
         k: inputs.
         i: outputs of an expert.
         experts: all experts in the stack.
         slots: slots of a row.
         wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         part: the experts of the shard, from and to; None: all.
+        least: fewer rows are left to `moe_one`.
 
     Returns:
         (X f32[rows, k], OFFSETS, ROWS, SLOT_EXPERTS from `moe_sort`, W[experts of the shard, 2 * i, pitch] packed by
         `layout.pack_rows`, gate and up rows in turns, A f32[rows, slots, i]). A is written, in the order of slots.
     """
-    with kernel("few_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype, *_part(part)) as f:
+    with kernel(
+        "few_gate_up", f"k{k}", f"i{i}", f"e{experts}", f"slots{slots}", wdtype, *_part(part), *_least(least)
+    ) as f:
         (rows,) = symbols("rows")
         X = f.tensor("x", "f32", rows, k)
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
@@ -140,27 +150,37 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, part: tup
             return T.Cast("int64", ROWS[flat(slot, slots)])
 
         source = Source(X, k, 0, aligned(k))
-        _by_expert(OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, row_of, W, i, wdtype, 2, write)
+        _by_expert(
+            gpu, OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, row_of, W, i, wdtype, 2, write,
+            least,
+        )  # fmt: skip
     return f.function
 
 
 @cache
-def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None) -> PrimFunc:
+def moe_down(
+    gpu: Gpu, i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[int, int] | None = None, *,
+    least: int = 1,
+) -> PrimFunc:  # fmt: skip
     """Kernel for a down^T of every slot.
 
     Args:
+        gpu: the device.
         i: inputs of an expert.
         h: outputs.
         experts: all experts in the stack.
         slots: slots of a row.
         wdtype: `f32`, `bf16`, `f16`, `q8`, `q4` or `fp8`.
         part: the experts of the shard, from and to; None: all.
+        least: fewer rows are left to `moe_one`.
 
     Returns:
         (A f32[rows, slots, i] from `moe_gate_up`, OFFSETS, SLOT_EXPERTS from `moe_sort`, W[experts of the shard, h,
         pitch] packed by `layout.pack_rows`, D f32[rows, slots, h]). D is written, in the order of slots.
     """
-    with kernel("few_down", f"i{i}", f"h{h}", f"e{experts}", f"slots{slots}", wdtype, *_part(part)) as f:
+    with kernel(
+        "few_down", f"i{i}", f"h{h}", f"e{experts}", f"slots{slots}", wdtype, *_part(part), *_least(least)
+    ) as f:
         (rows,) = symbols("rows")
         A = f.tensor("a", "f32", rows, slots, i)
         OFFSETS = f.tensor("offsets", "i32", experts + 1)
@@ -174,29 +194,30 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, part: tuple[
 
         source = Source(view(A, rows * slots, i), i, 0, aligned(i))
         _by_expert(
-            OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, lambda slot: slot, W, h, wdtype, 1, write
-        )
+            gpu, OFFSETS, SLOT_EXPERTS, rows, experts, slots, (begin, end), source, lambda slot: slot, W, h, wdtype, 1,
+            write, least,
+        )  # fmt: skip
     return f.function
 
 
 def _by_expert(
-    offsets: Buffer, slot_experts: Buffer, rows: Expr, experts: int, slots: int, part: tuple[int, int],
+    gpu: Gpu, offsets: Buffer, slot_experts: Buffer, rows: Expr, experts: int, slots: int, part: tuple[int, int],
     source: Source, row_of: Callable[[Expr], Expr], weight: Buffer, n: int, wdtype: str, halves: int,
-    write: Callable[..., None],
+    write: Callable[..., None], least: int,
 ) -> None:  # fmt: skip
     """Emit the products of all slots with the weights of their experts.
 
     There is a block for each part of the outputs and each expert or, where these are fewer, each slot: that of the
     first slot of an expert has the expert's slots.
     """
-    for alone in (True, False):
+    for alone in (True, False)[least - 1 :]:
         tiles = TILES[:1] if alone else TILES
         lanes = lanes_for(source.k, n, wdtype, halves=halves, batch=slots, tile=tiles[-1])
         several = T.min(rows * slots, T.int64(experts))
         grid, blocks = (lanes.blocks, slots if alone else several), resident(wdtype, tiles[-1])
         with when(rows == 1 if alone else rows > 1), launch(THREADS, *grid, resident=blocks) as t:
             block, which = t.block
-            memory = Memory(lanes, tiles[-1], norm=False)
+            memory = Memory(gpu, lanes, tiles[-1], norm=False)
             begin, end, expert = (variable(T.int32(0), "int32") for _ in range(3))
 
             def found(e: Expr, begin: Buffer = begin, end: Buffer = end, expert: Buffer = expert) -> None:
@@ -237,26 +258,27 @@ def _by_expert(
 
 
 @cache
-def moe_combine(h: int, slots: int, *, residual: bool) -> PrimFunc:
+def moe_combine(h: int, slots: int, *, residual: bool, least: int = 1) -> PrimFunc:
     """Kernel for y = residual + weighted sum of a row's slots, in the order in which it chose them.
 
     Args:
         h: outputs.
         slots: slots of a row.
         residual: whether a matrix of y's shape is added.
+        least: fewer rows are left to `moe_one`.
 
     Returns:
         (D f32[rows, slots, h] in the order of slots, SLOT_WEIGHTS, PLACES from `moe_sort`, residual f32[rows, h]?,
         Y f32[rows, h]). Y is written.
     """
-    with kernel("gpu_moe_combine", f"h{h}", f"slots{slots}", *(["res"] if residual else [])) as f:
+    with kernel("gpu_moe_combine", f"h{h}", f"slots{slots}", *(["res"] if residual else []), *_least(least)) as f:
         (rows,) = symbols("rows")
         D = f.tensor("d", "f32", rows, slots, h)
         SLOT_WEIGHTS = f.tensor("slot_weights", "f32", rows, slots)
         PLACES = f.tensor("places", "i32", rows, slots)
         RESIDUAL = f.tensor("residual", "f32", rows, h) if residual else None
         Y = f.tensor("y", "f32", rows, h)
-        with launch(THREADS, rows, -(-h // THREADS)) as t:
+        with when(rows >= least) if least > 1 else nullcontext(), launch(THREADS, rows, -(-h // THREADS)) as t:
             row, part = t.block
             column = T.bind(part * THREADS + t.thread)
             with when(column < h):
@@ -276,3 +298,7 @@ def flat(slot: Expr, slots: int) -> tuple[Expr, Expr]:
 
 def _part(part: tuple[int, int] | None) -> list[str]:
     return [] if part is None else [f"from{part[0]}to{part[1]}"]
+
+
+def _least(least: int) -> list[str]:
+    return [f"from{least}rows"] if least > 1 else []

@@ -1,13 +1,16 @@
-"""From the text of `--target` to a target with a GPU: `cuda`, `cuda:arch=sm_80+sm_90a,host=aarch64-linux`, `metal`."""
+"""From the text of `--target` to a target with a GPU: `cuda:arch=sm_80+sm_90a,host=aarch64-linux`, `metal`."""
 
 from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from pathlib import Path
 
+from deepzig.artifacts.machines import WEB
 from deepzig.errors import DeepZigError
 
-from .device import CUDA, METAL, Gpu, GpuTarget
+from .adapter import read_limits
+from .device import CUDA, METAL, WEBGPU, Gpu, GpuTarget
 from .nvcc import VIRTUAL
 
 
@@ -17,15 +20,17 @@ class Kind:
 
     Attributes:
         gpu: what the device can do.
-        hosts: platforms that TVM has a runtime library with this device for.
+        hosts: platforms that launch its kernels: those that TVM has a runtime library with this device for, or pages.
         archs: architectures that machine code can be made for.
         usual: those that it is made for if none is named.
+        limits: whether a file can say what a device has beyond what all have.
     """
 
     gpu: Gpu
     hosts: tuple[str, ...]
     archs: tuple[str, ...] = ()
     usual: tuple[str, ...] = ()
+    limits: bool = False
 
 
 GPUS = {
@@ -55,6 +60,7 @@ GPUS = {
         usual=("sm_80", "sm_89", "sm_90a"),
     ),
     "metal": Kind(METAL, ("aarch64-macos",)),
+    "webgpu": Kind(WEBGPU, (WEB,), limits=True),
 }
 """What stands before options in `--target` -> kind of device."""
 
@@ -64,17 +70,18 @@ def gpu_target(spec: str, here: str) -> GpuTarget:
 
     Args:
         spec: a name of GPUS, and perhaps after a colon options joined by commas: `arch=`, architectures joined by +,
-            and `host=`, a platform. PTX, which later GPUs run, is of the lowest architecture that is named.
+            `host=`, a platform, and `limits=`, a file with the limits of a WebGPU adapter. PTX, which later GPUs run,
+            is of the lowest architecture that is named.
         here: the platform that compiles; the host if none is named, and it can be.
 
     Raises:
-        DeepZigError: an option, an architecture or a host that there is not.
+        DeepZigError: an option, an architecture or a host that there is not, or limits that can't be read.
     """
     name, _, rest = spec.partition(":")
     kind = GPUS[name]
     given = [option.partition("=") for option in rest.split(",") if option]
     options = {option: value for option, _, value in given}
-    allowed = {"arch": kind.archs, "host": kind.hosts}
+    allowed = {"arch": kind.archs, "host": kind.hosts, "limits": (options.get("limits", ""),) if kind.limits else ()}
     for option, value in options.items():
         if not allowed.get(option):
             known = " and ".join(f"{o}=" for o, values in allowed.items() if values)
@@ -88,7 +95,8 @@ def gpu_target(spec: str, here: str) -> GpuTarget:
                 raise DeepZigError(f"the {option} {part} is named twice", "--target", "name it once")
     host = options.get("host") or (here if here in kind.hosts else kind.hosts[0])
     archs = frozenset(options["arch"].split("+") if "arch" in options else kind.usual)
-    return GpuTarget(kind.gpu, archs | _later(archs), host, name)
+    gpu = read_limits(Path(options["limits"])) if "limits" in options else kind.gpu
+    return GpuTarget(gpu, archs | _later(archs), host, name)
 
 
 def _later(archs: frozenset[str]) -> frozenset[str]:

@@ -11,6 +11,7 @@ from tvm.s_tir.pipeline import finalize_device_passes, finalize_host_passes
 from tvm.tirx.compilation_pipeline import PIPELINE_MAP
 
 from .preludes import device_functions
+from .wgsl import exact_numbers
 
 PIPELINE = "deepzig_gpu"
 RELAX_PIPELINE = "default_build"
@@ -45,6 +46,7 @@ PASSES = (
     tirx.transform.StmtSimplify,
     tirx.transform.RemoveNoOp,
     s_tir.transform.RewriteUnsafeSelect,
+    exact_numbers,
     tirx.transform.VerifyMemory,
     # the calling convention
     tirx.transform.AnnotateEntryFunc,

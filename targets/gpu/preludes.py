@@ -10,7 +10,7 @@ from typing import Any
 
 import tvm_ffi
 
-PRELUDES = {"cuda": "cuda.cuh", "metal": "metal.h"}
+PRELUDES = {"cuda": "cuda.cuh", "metal": "metal.h", "webgpu": "webgpu.wgsl"}
 """Kind of a device -> the file with our device functions."""
 
 AS_TEXT = "TVM_COMPILE_FORCE_FALLBACK"

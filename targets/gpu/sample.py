@@ -20,10 +20,12 @@ from deepzig.targets.emit import Expr, kernel, loop, store, symbols, when
 
 from .choice import Choice, each_read, halves
 from .device import SUBGROUP, Gpu
-from .emit import barrier, device, launch, registers, settled, variable
+from .emit import barrier, device, launch, registers, settled, subgroup_sum, uniform, variable
 from .greatest import INFINITE, NEVER, block_first, place
-from .wide import Wide, select, subgroup_total
+from .wide import Wide, select
 
+AHEAD = 4
+"""Logits that a thread reads at once, where code need not be short."""
 LOG2_E = float(np.float32(math.log2(math.e)))
 
 
@@ -39,6 +41,7 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
         (logits f32[r, vocab], temperature f32[r], top_k i32[r], top_p f32[r], min_p f32[r], seed i32[r, 2],
         position i32[r], tokens i32[r]), the last written.
     """
+    ahead = 1 if gpu.compact else AHEAD
     threads = min(gpu.max_threads, -(-vocab // SUBGROUP) * SUBGROUP)
     with kernel("sample", vocab) as f:
         (r,) = symbols("r")
@@ -59,9 +62,10 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
                     store(best, found, 0)
                     store(where, T.Cast("int32", j), 0)
 
-            each_read(t, vocab, lambda j: place(LOGITS[row, j]), better)
+            each_read(t, vocab, ahead, lambda j: place(LOGITS[row, j]), better)
             greatest, first = block_first(t, best[0], where[0])
             token = variable(first, "int32")
+            greatest = uniform(greatest)
             finite = T.bind(tirx.all(greatest < T.int32(INFINITE), greatest > T.int32(-INFINITE)))
             with when(tirx.Not(finite)):
                 store(token, T.int32(NO_TOKEN), 0)
@@ -69,7 +73,7 @@ def sample(vocab: int, gpu: Gpu) -> PrimFunc:
                 tempered = T.max(TEMPERATURE[row], T.float32(MIN_TEMPERATURE))
                 scale = device("divide", T.float32(LOG2_E), tempered, returns="float32")
                 top = T.bind(LOGITS[row, first])
-                chosen = Choice(t, vocab, scale, lambda j: top - LOGITS[row, j])
+                chosen = Choice(t, vocab, ahead, scale, lambda j: top - LOGITS[row, j])
                 with when(tirx.all(TOP_K[row] > 0, TOP_K[row] < vocab)):
                     chosen.restrict(False, lambda _: Wide.of(T.Cast("uint32", TOP_K[row])))
                 with when(TOP_P[row] < T.float32(1)):
@@ -160,7 +164,7 @@ def draw(chosen: Choice, floor: Expr, word: Expr) -> Expr:
                 held = weight_at(token)
                 store(own, own[0] + T.bitwise_and(held, T.uint32(0xFFFF)), 0)
                 store(own, own[1] + T.shift_right(held, T.uint32(16)), 1)
-        low, high = subgroup_total(own[0]), subgroup_total(own[1])
+        low, high = subgroup_sum(own[0]), subgroup_sum(own[1])
         barrier()
         with when(t.lane == 0):
             store(sums, low, 0, t.subgroup)

@@ -11,13 +11,24 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store, when
 
-from .device import SUBGROUP
-from .emit import Threads, barrier, device, registers, settled, shared, subgroup_max, subgroup_sum, variable
+from .device import SUBGROUP, Gpu
+from .emit import (
+    Threads,
+    barrier,
+    device,
+    registers,
+    settled,
+    shared,
+    shuffle_xor,
+    subgroup_max,
+    subgroup_sum,
+    variable,
+)
 from .layout import groups
 from .vector import WORDS, bytes_of, fma, load, split
 
 CAPACITY = 12288
-"""Codes of rows that are in shared memory at once; with their scales, 15 KiB."""
+"""Codes of rows that are in shared memory at once, if they take no more than half of it; with their scales, 15 KiB."""
 
 ENCODERS = 8
 """Threads that round a group together."""
@@ -128,9 +139,9 @@ class Codes:
         capacity: of how many elements.
     """
 
-    def __init__(self, wdtype: str, tile: int, k: int) -> None:
+    def __init__(self, gpu: Gpu, wdtype: str, tile: int, k: int) -> None:
         self._nibbles = wdtype == "q4"
-        self.capacity = min(CAPACITY, tile * groups(k, wdtype) * GROUP)
+        self.capacity = min(CAPACITY, gpu.shared_bytes // 2, tile * groups(k, wdtype) * GROUP)
         self._words = shared(self.capacity // WORDS, dtype="uint32")  # TVM narrows vectors of int32 to one element
         self._scales = shared(self.capacity // GROUP)
         self._offsets = shared(self.capacity // GROUP * 2, dtype="int32") if self._nibbles else None
@@ -221,7 +232,7 @@ class Codes:
             total = total + x
         total = settled(total)
         for mask in (1, 4):
-            total = settled(total + device("shuffle_xor", total, T.int32(mask), returns="int32"))
+            total = settled(total + shuffle_xor(total, mask))
         return total * -8
 
 

@@ -13,7 +13,7 @@ from tvm.tirx import PrimFunc
 from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, when
 
 from .device import SUBGROUP, Gpu
-from .emit import Threads, launch, subgroup_max, variable
+from .emit import Threads, launch, subgroup_max, uniform, variable
 from .layout import pitch, stored
 from .product import gated
 from .tiles import Multiplier, Source
@@ -105,14 +105,14 @@ def expert_of(t: Threads, offsets: Buffer, begin: int, end: int, size: int) -> E
     An expert's tiles are those from `_tile` of it to `_tile` of the next one: as many as it needs, or one more. So no
     block has to count the tiles of the experts before, and there are no more than slots // size + experts.
     """
-    found = variable(T.float32(-1))
+    found = variable(T.int32(-1), "int32")
     with loop(-(-(end - begin) // SUBGROUP)) as turn:
         e = turn * SUBGROUP + t.lane
         with when(e < end - begin):
             first, last = (_tile(offsets, begin, other, size) for other in (e, e + 1))
             with when(tirx.all(first <= t.block[0], t.block[0] < last)):
-                store(found, T.Cast("float32", e), 0)
-    return T.bind(T.Cast("int64", subgroup_max(found[0])))
+                store(found, T.Cast("int32", e), 0)
+    return T.bind(T.Cast("int64", uniform(subgroup_max(found[0]))))
 
 
 def _tile(offsets: Buffer, begin: int, e: Expr, size: int) -> Expr:

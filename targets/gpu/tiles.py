@@ -21,7 +21,7 @@ from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import STORAGE, Buffer, Expr, loop, store, when
 
 from .device import SUBGROUP, Gpu
-from .emit import Threads, barrier, device, registers, shared
+from .emit import Threads, barrier, device, registers, settled, shared, turns
 from .fragments import factor, fragment
 from .layout import BITS, group, has_scales, row_words, stored
 from .operands import Encoding
@@ -128,10 +128,14 @@ class Multiplier:
     def of(cls, gpu: Gpu, k: int, columns: int, wdtype: str, *, small: bool = False) -> Multiplier:
         """For rows of k elements, and a weight of so many rows.
 
-        Tiles are small for few rows, or few columns: else there were too few tiles for all of the device.
+        Tiles are small for few rows, or few columns: else there were too few tiles for all of the device. They are
+        small as well where its shared memory can't have two large ones.
         """
-        tile = (SMALL_TILES if small or columns <= NARROW else TILES)[gpu.unit(wdtype), has_scales(wdtype)]
-        return cls(gpu, Encoding.of(gpu, k, wdtype), tile)
+        key, encoding = (gpu.unit(wdtype), has_scales(wdtype)), Encoding.of(gpu, k, wdtype)
+        large = cls(gpu, encoding, TILES[key])
+        if small or columns <= NARROW or 2 * large.stage_bytes > gpu.shared_bytes:
+            return cls(gpu, encoding, SMALL_TILES[key])
+        return large
 
     @property
     def unit(self) -> Unit:
@@ -173,11 +177,15 @@ class Multiplier:
         return self.encoding.wdtype == "q4" and self.tile.chunk < GROUP
 
     @property
+    def stage_bytes(self) -> int:
+        """Shared memory of a chunk."""
+        words = sum(size * count for size, count in zip(self._size, self.chunk_words, strict=True))
+        return 4 * (words + (sum(self._size) if self.scaled else 0))
+
+    @property
     def stages(self) -> int:
         """Chunks in shared memory."""
-        words = sum(size * count for size, count in zip(self._size, self.chunk_words, strict=True))
-        words += sum(self._size) if self.scaled else 0
-        stages = min(STAGES, self.gpu.shared_bytes // (4 * words))
+        stages = min(STAGES, self.gpu.shared_bytes // self.stage_bytes)
         assert stages > 1
         return stages
 
@@ -253,7 +261,7 @@ class _Block:
 
     def _step(self, chunk: Expr, stage: Expr) -> None:
         """Multiply a chunk, and scale the sums of a group that ends with it."""
-        for step in range(self.form.chunk_words[0] // self.unit.words):
+        for step in turns(self.form.chunk_words[0] // self.unit.words, compact=self.form.gpu.compact):
             first = step * self.unit.words
             left = [
                 self.unit.load_a(self.t.lane, self.a.reader(stage, self.first_row + m * self.unit.rows, first))
@@ -378,6 +386,8 @@ class _Staged:
 
         def read(row: Expr, word: Expr) -> Expr:
             row, word = first_row + row, first_word + word
+            if self.words == FOUR:
+                row = settled(row)  # TVM (0.27) errs for WebGPU where it knows multiples of more than the four words
             return T.bind(self.array[stage, row, turned(row, word // FOUR, self.words) + word % FOUR])
 
         return read

@@ -131,16 +131,20 @@ def _simdgroup() -> Unit:
     return Unit("simd_mma_f32", 8, 8, 8, "f32", across, down, across)
 
 
-def _fma() -> Unit:
+def _fma(columns: int) -> Unit:
+    """Of a thread's own sums, two rows and `columns` columns."""
     words = 4
 
     def a(lane: Expr) -> list[tuple[Expr, Expr]]:
         return [(lane // 4 + row, T.int64(word)) for row in (0, 8) for word in range(words)]
 
     def b(lane: Expr) -> list[tuple[Expr, Expr]]:
-        return [(lane % 4 * 2 + column, T.int64(word)) for column in (0, 1) for word in range(words)]
+        return [(lane % 4 * columns + column, T.int64(word)) for column in range(columns) for word in range(words)]
 
-    return Unit("", 16, 8, words, "f32", a, b, _sums)
+    def sums(lane: Expr) -> list[tuple[Expr, Expr]]:
+        return [(lane // 4 + row, lane % 4 * columns + column) for row in (0, 8) for column in range(columns)]
+
+    return Unit("", 16, 4 * columns, words, "f32", a, b, sums)
 
 
 UNITS = {
@@ -148,6 +152,10 @@ UNITS = {
     "mma_f16": _mma("mma_f16", "f16"),
     "mma_s8": _mma("mma_s8", "s8"),
     "simd_f32": _simdgroup(),
-    "fma": _fma(),
+    "fma": _fma(2),
+    "fma_narrow": _fma(1),
 }
 """Names of `device.Gpu.units` -> units."""
+
+NARROW = {"fma": "fma_narrow"}
+"""Unit -> one with fewer columns."""

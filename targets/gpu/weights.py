@@ -21,7 +21,7 @@ Part = tuple[int, int] | None
 
 
 @cache
-def rows_layout(dtype: str, part: Part = None) -> Layout:
+def rows_layout(dtype: str, part: Part) -> Layout:
     """Rows of words."""
     return Layout(_name("rows", dtype, part), packed_type, lambda w: pack_rows(w, dtype), part)
 
@@ -41,7 +41,7 @@ def transposed_layout(dtype: str) -> Layout:
 
 
 @cache
-def gate_up_layout(dtype: str, part: Part = None) -> Layout:
+def gate_up_layout(dtype: str, part: Part) -> Layout:
     """Rows of words of two weights, in turns."""
 
     def type_of(gate: TensorType, _: TensorType) -> TensorType:
@@ -69,7 +69,7 @@ def parts(layout: Callable[..., Layout], binding_bytes: int, *weights: TensorTyp
         binding_bytes: the most of a kernel's buffer.
         weights: the sources of the layout.
     """
-    whole, *rest = (int(d) for d in layout(weights[0].dtype).stored(*weights).shape)
+    whole, *rest = (int(d) for d in layout(weights[0].dtype, None).stored(*weights).shape)
     count = int(weights[0].shape[0])
     most = binding_bytes // (4 * int(np.prod(rest)) * whole // count)
     if most >= count:

@@ -9,13 +9,7 @@ from tvm.script import tirx as T
 
 from deepzig.targets.emit import Buffer, Expr, store
 
-from .device import SUBGROUP
 from .emit import device, registers, settled, shuffle_xor
-
-
-def shuffled(word: Expr, mask: int) -> Expr:
-    """The u32 word of the thread of the subgroup whose lane differs in the bits of `mask`."""
-    return T.reinterpret("uint32", shuffle_xor(T.reinterpret("int32", word), mask))
 
 
 @dataclass(frozen=True)
@@ -59,7 +53,7 @@ class Wide:
         whole = self
         while lanes > 1:
             lanes //= 2
-            whole = whole + Wide(shuffled(whole.low, lanes), shuffled(whole.high, lanes))
+            whole = whole + Wide(shuffle_xor(whole.low, lanes), shuffle_xor(whole.high, lanes))
         return whole
 
     def kept(self) -> WideVariable:
@@ -92,12 +86,3 @@ class WideVariable:
 def select(condition: Expr, yes: Wide, no: Wide) -> Wide:
     """One of two."""
     return Wide.of(T.Select(condition, yes.low, no.low), T.Select(condition, yes.high, no.high))
-
-
-def subgroup_total(word: Expr, lanes: int = SUBGROUP) -> Expr:
-    """Emit the sum of u32 over each `lanes` consecutive threads of the subgroup."""
-    word = T.bind(word)
-    while lanes > 1:
-        lanes //= 2
-        word = settled(word + shuffled(word, lanes))
-    return word

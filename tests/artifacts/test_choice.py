@@ -10,7 +10,7 @@ import pytest
 from deepzig.artifacts import choice
 from deepzig.artifacts.choice import choose, find_gpu, obstacle
 from deepzig.artifacts.devices import HOST, Device, Gpu
-from deepzig.artifacts.machines import WASM, Machine
+from deepzig.artifacts.machines import WASM, WEB, Machine
 from deepzig.artifacts.manifest import Build, Manifest
 from deepzig.errors import DeepZigError
 
@@ -62,6 +62,18 @@ def test_webassembly_runs_everywhere() -> None:
         assert chosen(web, machine=machine) == ("web", HOST) and obstacle(web, machine) == ""
     assert chosen(web, PLAIN) == ("plain", HOST) and chosen(web, PLAIN, machine=MAC) == ("web", HOST)
     assert refusal(web, device=Device("cuda")).startswith("the artifact is for the device cpu, not for cuda\n")
+
+
+def test_pages_run_everywhere() -> None:
+    """On the GPU that a browser takes."""
+    page = build("page", "webgpu", "", WEB)
+    for machine in (LINUX, MAC):
+        found = choose(manifest(page), machine, PATH)
+        assert (found.build, found.device) == (page, Device("webgpu")) and obstacle(page, machine) == ""
+    assert refusal(page, device=HOST) == (
+        "the artifact is for the device webgpu, not for cpu\n  at: somewhere\n"
+        "  fix: deepzig-compile m --target llvm:cpu=native -o DIR"
+    )
 
 
 def test_a_gpu_comes_before_the_cpu() -> None:

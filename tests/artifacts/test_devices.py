@@ -20,12 +20,12 @@ UPDATE = "install NVIDIA's driver of version 580 or newer, or compile the model 
     ("text", "device"),
     [
         ("cpu", HOST), ("cuda", Device("cuda")), ("cuda:0", Device("cuda")), ("cuda:13", Device("cuda", 13)),
-        ("metal", Device("metal")),
+        ("metal", Device("metal")), ("webgpu", Device("webgpu")),
     ],
 )  # fmt: skip
 def test_names(text: str, device: Device) -> None:
     assert parse_device(text) == device and parse_device(str(device)) == device
-    assert str(device) == {"cuda": "cuda:0", "metal": "metal:0"}.get(text, text)
+    assert str(device) == {"cuda": "cuda:0", "metal": "metal:0", "webgpu": "webgpu:0"}.get(text, text)
 
 
 @pytest.mark.parametrize("text", ["", "CUDA", "cuda:", "cuda:-1", "cuda:x", "cuda:1:2", "cpu:0", " cuda", "cuda:²"])
@@ -33,7 +33,7 @@ def test_what_is_no_name(text: str) -> None:
     with pytest.raises(DeepZigError) as caught:
         parse_device(text)
     assert str(caught.value) == (
-        f"there is no device {text!r}\n  at: option device\n  fix: choose from cpu, cuda, metal, or cuda:1"
+        f"there is no device {text!r}\n  at: option device\n  fix: choose from cpu, cuda, metal, webgpu, or cuda:1"
     )
 
 

@@ -58,6 +58,13 @@ def test_a_plan_stands_for_the_runtime() -> None:
     assert json.loads(manifest.to_json()) == data
 
 
+def test_a_call_that_writes_a_part() -> None:
+    data = manifest_json()
+    data["builds"][0]["calls"]["decode"][0]["partial"] = True
+    manifest = parsed(data)
+    assert manifest.builds[0].calls["decode"][0].partial and json.loads(manifest.to_json()) == data
+
+
 REFUSED: list[tuple[str, Any, str]] = [
     ("created_by", 3, "the manifest's created_by is not a text"),
     ("model", [], "the manifest's model is not an object"),
@@ -72,6 +79,11 @@ REFUSED: list[tuple[str, Any, str]] = [
     ("builds.0.plan", "", "the manifest's builds[0].plan is empty"),
     ("builds.0.plan", "plan.safetensors", "the manifest's builds[0].plan is a weight file"),
     ("builds.0.calls", [], "the manifest's builds[0].calls is not an object"),
+    (
+        "builds.0.calls.decode.0.partial",
+        1,
+        "the manifest's builds[0].calls.decode partial is neither true nor false",
+    ),
     (
         "builds.0.calls.decode.0.layer",
         -1,

@@ -31,7 +31,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
 
 def test_cost(rows: dict[str, dict[str, Any]]) -> None:
     row = rows["cost"]
-    assert 0 < row["CPU us a token"] < 100_000
+    assert 0 < row["CPU us a token"] < 100_000 and 0 < row["of all CPU %"] < 100
     assert row["server costs %"] == pytest.approx(100 * (1 - row["server tokens/s"] / row["engine tokens/s"]))
 
 

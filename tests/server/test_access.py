@@ -20,6 +20,7 @@ from deepzig.server.ledgers import HEADERS
 from deepzig.server.limits import RequestLimits
 
 from .conftest import KEY, NAME, key_of, serving
+from .test_websocket import connected, send, told
 
 CHAT = "/v1/chat/completions"
 BODY: dict[str, Any] = {"model": NAME, "messages": [{"role": "user", "content": "Spell lamp."}], "max_tokens": 3}
@@ -124,6 +125,28 @@ def test_addresses_behind_a_proxy(model: Model) -> None:
             for last in (1, 1, 1, 2, 2, 1)
         ]
     assert statuses == [200, 200, 429, 200, 200, 429]
+
+
+def test_who_guesses_keys_is_held_up(model: Model) -> None:
+    access = Access(Keyring([key_of(KEY)]), address=Limits(requests_per_minute=3))
+    with serving({NAME: model}, access) as url:
+        guesses = [httpx.get(f"{url}/v1/models", headers={"Authorization": f"Bearer {i}"}) for i in range(5)]
+    assert [guess.status_code for guess in guesses] == [401, 401, 401, 429, 429]
+
+
+def test_limits_hold_for_a_web_socket(model: Model) -> None:
+    access = Access(Keyring([key_of(KEY, requests_per_minute=3)]))
+    with serving({NAME: model}, access) as url, connected(url) as line:  # which takes the first
+        for number in range(3):
+            send(line, number, {**BODY, "stream_options": {"include_usage": True}})
+        ends = {}
+        while len(ends) < 3:
+            event = told(line)
+            if event["event"] != "token":
+                ends[event["id"]] = event
+    refused = [event for event in ends.values() if event["event"] == "error"]
+    assert [(one["status"], one["error"]["type"]) for one in refused] == [(429, "requests")]
+    assert int(refused[0]["retry-after"]) > 0
 
 
 @pytest.mark.parametrize(

@@ -173,11 +173,41 @@ class Person(BaseModel):
 
 def test_the_client_s_own_helpers(openai_client: OpenAI, model: Model) -> None:
     """An answer as an object of a class, and a stream that puts itself together."""
-    asked: dict[str, Any] = {"model": NAME, "messages": STORY, "max_tokens": 99, "temperature": 0}
-    parsed = openai_client.chat.completions.parse(**asked, response_format=Person)
+    parsed = openai_client.chat.completions.parse(
+        model=NAME, messages=STORY, response_format=Person, max_tokens=99, temperature=0
+    )
     assert isinstance(parsed.choices[0].message.parsed, Person)
     with openai_client.chat.completions.stream(model=NAME, messages=ASKED, temperature=0) as stream:
         kinds = {event.type for event in stream}
         told = stream.get_final_completion().choices[0]
     assert (told.message.content, told.finish_reason) == (model.chat(ASKED).content, "stop")
     assert {"content.delta", "content.done"} <= kinds
+
+
+def test_an_error_in_a_stream_is_raised_with_its_code(
+    client: Any, model: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise RuntimeError("the kernel's secret")
+
+    monkeypatch.setattr(model.backend, "call", fail)
+    with pytest.raises(openai.APIError) as caught:
+        list(ask(client, stream=True))
+    assert (caught.value.code, caught.value.type) == ("internal_error", "server_error")
+    assert "secret" not in str(caught.value)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+def test_every_stop_text_of_four(stream: bool, client: Any) -> None:
+    """Of whatever length, at whatever place: what is told is what comes before the first of them."""
+    full = ask(client).choices[0].message.content
+    for begin in range(1, len(full) - 1):
+        stops = [full[begin : begin + 2], full[begin + 1 :], "never", "\n\n"]
+        answer = ask(client, stop=stops, stream=stream)
+        parts = [part.choices[0].delta.content or "" for part in answer] if stream else [said(answer)]
+        assert "".join(parts) == full[: min(full.index(stop) for stop in stops[:2])]
+
+
+def said(answer: Any) -> str:
+    text: str = answer.choices[0].message.content
+    return text

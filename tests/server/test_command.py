@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import os
+import queue
 import re
 import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +89,21 @@ def test_sigterm_lets_answers_end(artifact: Path) -> None:
             httpx.get(f"{address}/health")
 
 
+def test_answers_that_take_too_long_to_end_are_cut_off(artifact: Path) -> None:
+    with running(artifact, "--threads", 1, "--drain", 0) as (process, address):
+        body = {
+            "model": artifact.name, "prompt": "Once", "ignore_eos": True, "max_tokens": 900, "n": 64, "stream": True,
+        }  # fmt: skip
+        headers = {"Authorization": "Bearer k"}
+        with httpx.stream("POST", f"{address}/v1/completions", json=body, headers=headers, timeout=60) as answer:
+            lines = answer.iter_lines()
+            assert next(lines).startswith("data: ")
+            process.send_signal(signal.SIGTERM)
+            with pytest.raises(httpx.RemoteProtocolError):
+                list(lines)
+        assert process.wait(20) == 0
+
+
 def test_several_artifacts_and_keys_that_come_and_go(artifact: Path, tmp_path: Path, cli: Any) -> None:
     file = tmp_path / "keys.json"
     first = cli("keys", "add", file, "first")[1].strip()
@@ -119,6 +137,29 @@ def test_several_artifacts_and_keys_that_come_and_go(artifact: Path, tmp_path: P
     assert {(line.get("model"), line.get("key")) for line in lines if line.get("path") == "/v1/completions"} >= {
         ("one", "environment"), ("two", "environment"),
     }  # fmt: skip
+
+
+def test_traces_are_sent(artifact: Path) -> None:
+    sent: queue.Queue[tuple[str, bytes]] = queue.Queue()
+
+    class Collector(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            sent.put((self.path, self.rfile.read(int(self.headers["content-length"]))))
+            self.send_response(200)
+            self.end_headers()
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    with HTTPServer(("127.0.0.1", 0), Collector) as collector:
+        threading.Thread(target=collector.serve_forever, daemon=True).start()
+        where = f"http://127.0.0.1:{collector.server_port}"
+        sending = {"OTEL_EXPORTER_OTLP_ENDPOINT": where, "OTEL_BSP_SCHEDULE_DELAY": "50"}
+        with running(artifact, "--otel", **sending) as (_, address):
+            httpx.get(f"{address}/v1/models/{artifact.name}", headers={"Authorization": "Bearer k"})
+            path, body = sent.get(timeout=30)
+        collector.shutdown()
+    assert path == "/v1/traces" and b"GET /v1/models/{name}" in body and b"deepzig.request_id" in body
 
 
 def test_an_artifact_that_can_not_be_loaded(artifact: Path, tmp_path: Path) -> None:

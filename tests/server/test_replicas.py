@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import signal
 import socket
 import subprocess
 import sys
@@ -19,13 +18,17 @@ import psutil
 import pytest
 
 from deepzig.runtime import load
+from deepzig.server.replicas import ENVIRONMENT
 
 from ..runtime.conftest import cli
 
 __all__ = ["cli"]
 
 ASKED = [{"role": "user", "content": "What is 12 plus 30?"}]
-CLIENTS, EACH = 4, 8
+LONG: dict[str, Any] = {"ignore_eos": True, "max_tokens": 200}
+"""So that each copy is at work whenever it is killed."""
+
+CLIENTS, EACH = 6, 5
 
 
 def test_without_ray(cli: Any, artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -38,8 +41,10 @@ def test_without_ray(cli: Any, artifact: Path, monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.fixture
-def cluster() -> Iterator[str]:
+def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The address of two nodes; each has a processor, so each gets a copy."""
+    for name, value in ENVIRONMENT.items():
+        monkeypatch.setenv(name, value)
     pytest.importorskip("ray")
     from ray.cluster_utils import Cluster
 
@@ -76,7 +81,7 @@ def streamed(client: httpx.Client, body: dict[str, Any]) -> str:
 @pytest.mark.slow
 def test_a_copy_is_killed_under_load(cluster: str, artifact: Path) -> None:
     with load(artifact, threads=1) as model:
-        wanted = model.chat(ASKED).content
+        wanted = model.chat(ASKED, **LONG).content
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
@@ -86,15 +91,19 @@ def test_a_copy_is_killed_under_load(cluster: str, artifact: Path) -> None:
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=env) as server:
         try:
             assert server.stdout and next(line for line in server.stdout if "serves 2 copies" in line)
-            first = {process.pid for process in copies()}
-            assert len(first) == 2
-            done, failed = _load(port, artifact.name, wanted, lambda: os.kill(min(first), signal.SIGKILL))
-            assert done == CLIENTS * EACH
+            one, other = copies()
+            idle = {process: process.cpu_times().user for process in (one, other)}
+
+            def kill() -> None:
+                assert all(process.cpu_times().user > before + 0.1 for process, before in idle.items())
+                one.kill()
+
+            done, failed = _load(port, artifact.name, wanted, kill)
+            assert done == CLIENTS * EACH and failed
             end = time.monotonic() + 60
-            while len(now := {process.pid for process in copies()}) < 2 or min(first) in now:
+            while len(now := copies()) < 2 or one in now:
                 assert time.monotonic() < end
                 time.sleep(0.2)
-            print(f"{done} answers, {failed} asked for again")
         finally:
             server.terminate()
             server.wait(60)
@@ -105,7 +114,7 @@ def _load(port: int, name: str, wanted: str, kill: Any) -> tuple[int, int]:
 
     Gives how many were answered, and how often one was asked for again.
     """
-    body = {"model": name, "messages": ASKED, "temperature": 0}
+    body = {"model": name, "messages": ASKED, "temperature": 0, **LONG}
     done, failed = [], []
 
     def client(number: int) -> None:

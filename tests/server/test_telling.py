@@ -16,12 +16,13 @@ from opentelemetry.sdk.trace.export import SimpleSpanProcessor
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from prometheus_client.parser import text_string_to_metric_families
 
+from deepzig import log
 from deepzig.runtime import Model
 from deepzig.server import Access
 from deepzig.server.access import HEALTH, METRICS
 from deepzig.server.exchange import Exchange
 from deepzig.server.keys import Keyring
-from deepzig.server.logs import FIELDS, JSON, PLAIN, Lines, observer
+from deepzig.server.logs import FIELDS, JSON, PLAIN, Lines, configure, observer
 from deepzig.server.tracing import spans
 
 from .conftest import KEY, NAME, key_of, serving
@@ -115,6 +116,34 @@ def test_a_line_with_a_traceback() -> None:
     assert "ValueError: broken" in Lines(PLAIN).format(record)
     setattr(record, FIELDS, {"a": 1})
     assert json.loads(Lines(JSON).format(record))["a"] == 1
+
+
+@pytest.fixture
+def loggers() -> Iterator[None]:
+    """What a test does to loggers is undone."""
+    names = ("deepzig", "uvicorn", "deepzig.server")
+    before = [(one, one.level, one.handlers, one.propagate) for one in map(logging.getLogger, names)]
+    yield
+    for one, level, handlers, propagate in before:
+        one.setLevel(level)
+        one.handlers, one.propagate = handlers, propagate
+
+
+@pytest.mark.usefixtures("loggers")
+@pytest.mark.parametrize(
+    ("named", "shown"), [("", {"info", "error"}), ("error", {"error"}), ("debug", {"debug", "info", "error"})]
+)
+def test_levels(
+    named: str, shown: set[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("DEEPZIG_LOG", named)
+    log.configure(command=True)
+    configure(JSON)
+    for name in ("debug", "info", "error"):
+        getattr(logging.getLogger("deepzig.server.logs"), name)("told")
+        getattr(logging.getLogger("uvicorn.of_a_test"), name)("told")
+    lines = [json.loads(line) for line in capsys.readouterr().err.splitlines()]
+    assert {line["level"] for line in lines} == shown and len(lines) == 2 * len(shown)
 
 
 @pytest.fixture

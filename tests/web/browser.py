@@ -22,7 +22,11 @@ import pytest
 from deepzig.web import SERVE
 
 BROWSER = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-extensions")
+FLAGS = (
+    *("--headless=new", "--no-sandbox", "--no-first-run", "--disable-extensions", "--disable-background-networking"),
+    *("--enable-unsafe-webgpu", "--use-webgpu-adapter=swiftshader"),
+)
+"""WebGPU is in software: the same on every machine."""
 SECONDS = 60
 PAGE = """<!doctype html><meta charset="utf-8"><title>test</title>
 <script type="importmap">
@@ -91,10 +95,10 @@ def served(root: Path) -> Iterator[tuple[str, Queue[Any]]]:
         server.server_close()
 
 
-def in_browser(root: Path, profile: Path, module: str) -> Any:
+def in_browser(root: Path, profile: Path, module: str, seconds: float = SECONDS) -> Any:
     """What the default function of a module returns in Chromium, which the folder `root` is served to.
 
-    Skips the test where there is no Chromium.
+    Skips the test where there is no Chromium; fails when nothing came after so many seconds.
     """
     if BROWSER is None:
         pytest.skip("Chromium is not installed")
@@ -104,7 +108,7 @@ def in_browser(root: Path, profile: Path, module: str) -> Any:
         command = [BROWSER, *FLAGS, f"--user-data-dir={profile}", f"{address}/test.html"]
         browser = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
-            answer = answers.get(timeout=SECONDS)
+            answer = answers.get(timeout=seconds)
         except Empty:
             raise AssertionError("Chromium sent nothing") from None
         finally:

@@ -1,4 +1,4 @@
-"""The reference model for WebAssembly, and for this machine."""
+"""The reference model for WebAssembly, for WebGPU, and for this machine."""
 
 from __future__ import annotations
 
@@ -42,6 +42,13 @@ def packages() -> Path:
 def artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
     out = tmp_path_factory.mktemp("web") / "f32"
     compile_model(REFERENCE, out, Options(target="wasm", dtype="f32"))
+    return out
+
+
+@pytest.fixture(scope="session")
+def gpu_artifact(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("web") / "webgpu"
+    compile_model(REFERENCE, out, Options(target="webgpu", dtype="f32"))
     return out
 
 

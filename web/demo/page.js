@@ -3,8 +3,8 @@ import { load } from "deepzig/worker";
 
 /** What models may run on: the folder of the artifact, what it is called, and what the browser has to have for it. */
 const DEVICES = [
-  { folder: "webgpu", label: "WebGPU", needs: ["webgpu"] },
   { folder: "wasm", label: "WebAssembly", needs: [] },
+  { folder: "webgpu", label: "WebGPU", needs: ["webgpu"] },
 ];
 
 const EXAMPLES = [

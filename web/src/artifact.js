@@ -2,6 +2,9 @@ import { DeepZigError } from "./errors.js";
 import { demand } from "./support.js";
 
 export const FORMAT = 4;
+
+/** What `load` calls devices -> what manifests call them. */
+const DEVICES = Object.freeze({ wasm: "cpu", webgpu: "webgpu" });
 const COPY_AGAIN = "copy or compile the artifact again";
 const TEXT = /^(tokenizer|tokenizer_config)\.json$|^chat_template\.jinja$|^additional_chat_templates\/[^/]+\.jinja$/;
 const UNUSED = new Set(["generation_config.json", "graphs.json", "selfcheck.json"]); // for people and for `verify`
@@ -17,6 +20,8 @@ const UNUSED = new Set(["generation_config.json", "graphs.json", "selfcheck.json
  * @typedef {object} Source where the parts of an artifact come from
  * @property {string} name for errors
  * @property {(part: string, options?: Options) => Promise<import("./tensors.js").Bytes>} read
+ *
+ * @typedef {"auto" | keyof typeof DEVICES} DeviceName where an artifact runs; auto: what it was compiled for
  *
  * @typedef {{name: string, dtype: import("./tensors.js").DType, shape: (number | string)[]}} Spec
  * @typedef {{inputs: Spec[], outputs: Spec[], states: string[], weights: string[]}} EntryPoint
@@ -58,15 +63,20 @@ export async function readManifest(source, options) {
 /**
  * The build that runs on a device.
  * @param {Manifest} manifest
- * @param {string} device
+ * @param {DeviceName} device
  * @param {string} where
  * @returns {Build & {plan: string}}
  */
 export function chooseBuild(manifest, device, where) {
-  const build = manifest.builds.find((one) => one.plan && one.device === device);
+  if (device !== "auto" && !Object.hasOwn(DEVICES, device)) {
+    const hint = `choose from auto, ${Object.keys(DEVICES).join(", ")}`;
+    throw new DeepZigError(`there is no device ${JSON.stringify(device)}`, "option device", hint);
+  }
+  const build = manifest.builds.find((one) => one.plan && (device === "auto" || one.device === DEVICES[device]));
   if (!build?.plan) {
     const have = manifest.builds.map((one) => one.name).join(", ");
-    throw new DeepZigError(`the artifact is for ${have}`, where, "deepzig-compile MODEL --target wasm -o DIR");
+    const target = device === "auto" ? "wasm" : device;
+    throw new DeepZigError(`the artifact is for ${have}`, where, `deepzig-compile MODEL --target ${target} -o DIR`);
   }
   return { ...build, plan: build.plan };
 }

@@ -1,12 +1,12 @@
 import { bytesToRead, chooseBuild, readManifest, readPart, readTexts } from "./artifact.js";
 import { DeepZigError } from "./errors.js";
-import { Executor } from "./executor.js";
-import { Host } from "./host.js";
-import { HostMemory } from "./memory.js";
+import { Executor, largestBlock } from "./executor.js";
+import { openHost } from "./host.js";
 import { PagePool, Sequence } from "./pages.js";
 import { pause } from "./pause.js";
 import { parseOptions } from "./sampling.js";
 import { demand } from "./support.js";
+import { openGpu } from "./webgpu.js";
 import { loadWeights } from "./weights.js";
 
 const DEFAULT_CACHE_TOKENS = 16384;
@@ -24,6 +24,7 @@ const NO_TOKEN = -1; // what is drawn from logits that are no numbers
  *
  * @typedef {object} LoadOptions
  * @property {number} [cacheTokens] tokens that the cache holds
+ * @property {import("./artifact.js").DeviceName} [device] where it shall run
  * @property {boolean} [verify] whether to hash all parts (default); else their sizes are compared
  * @property {AbortSignal} [signal]
  * @property {(progress: Progress) => void} [onProgress]
@@ -35,20 +36,30 @@ const NO_TOKEN = -1; // what is drawn from logits that are no numbers
  */
 
 /**
+ * Kind of device -> what makes an artifact's code ready on it. It is told the bytes of the largest block of memory.
+ * @type {Record<string, (code: import("./tensors.js").Bytes, where: string, largest: number) => Promise<Ready>>}
+ *
+ * @typedef {{kernels: import("./executor.js").Kernels, memory: import("./memory.js").Memory}} Ready
+ */
+const OPEN = { cpu: openHost, webgpu: openGpu };
+
+/**
  * The executor of an artifact.
  * @param {import("./artifact.js").Source} source
  * @param {import("./artifact.js").Manifest} manifest
  * @param {number} pages of the cache
- * @param {import("./artifact.js").PartOptions} [options]
+ * @param {import("./artifact.js").PartOptions & {device?: import("./artifact.js").DeviceName}} [options]
  */
-export async function openExecutor(source, manifest, pages, options) {
-  const build = chooseBuild(manifest, "cpu", source.name);
+export async function openExecutor(source, manifest, pages, { device = "auto", ...options } = {}) {
+  const build = chooseBuild(manifest, device, source.name);
   const code = await readPart(source, manifest, build.code, options);
   const plan = JSON.parse(new TextDecoder().decode(await readPart(source, manifest, build.plan, options)));
-  const host = await Host.load(code, {}, `${source.name}/${build.code}`);
-  const memory = new HostMemory(host);
+  const largest = largestBlock(plan, manifest, pages);
+  const { kernels, memory } = await OPEN[build.device](code, `${source.name}/${build.code}`, largest);
   const weights = await loadWeights(source, manifest, memory, options);
-  return Executor.create({ plan, manifest, host, memory, weights, pages });
+  const executor = Executor.create({ plan, manifest, kernels, memory, weights, pages });
+  await memory.seal();
+  return executor;
 }
 
 /**

@@ -11,18 +11,29 @@ import { DTYPES, Tensor, count } from "./tensors.js";
  * @property {Dim[]} shape
  * @property {string} [weight] its name, if it is a weight
  * @property {string} [state] its name, if it is a state
- * @property {number} [offset] where it is in the arena otherwise
+ * @property {[number, number]} [at] otherwise its block, and where it begins there
+ *
+ * @typedef {{kernel: string, arguments: number[]}} PlannedCall
  *
  * @typedef {object} PlannedEntry
  * @property {PlannedTensor[]} tensors
  * @property {number[]} inputs
  * @property {number[]} outputs
- * @property {{kernel: string, arguments: number[]}[]} calls
+ * @property {PlannedCall[]} calls
  *
  * @typedef {object} Plan the part plan.json, see FORMAT.md
  * @property {Sizes} sizes
- * @property {number} arena_bytes
+ * @property {number[]} blocks of memory for all that is neither weight nor state: their bytes
  * @property {Record<string, PlannedEntry>} entry_points
+ *
+ * @typedef {{dtype: import("./tensors.js").DType, rank: number, address: number}} Place
+ *
+ * @typedef {object} Calls calls of kernels, made ready
+ * @property {(tensor: number, shape: readonly number[]) => void} shape set the shape of a tensor
+ * @property {(begin: number, end: number) => void} run make the calls `begin` to `end` - 1
+ *
+ * @typedef {object} Kernels the code of an artifact, on a device
+ * @property {(calls: readonly PlannedCall[], tensors: readonly Place[]) => Calls} prepare
  *
  * @typedef {{data: Elements, shape: readonly number[]} | Tensor} Input
  */
@@ -37,6 +48,20 @@ function evaluate(dim, sizes) {
   return factors.reduce((product, factor) => product * Number(factor), sizes[name]);
 }
 
+/**
+ * The bytes of the largest weight, cache or other block of memory.
+ * @param {Plan} plan
+ * @param {import("./artifact.js").Manifest} manifest
+ * @param {number} pages of the cache
+ */
+export function largestBlock(plan, manifest, pages) {
+  const specs = [...manifest.weights, ...manifest.cache];
+  /** @param {import("./artifact.js").Spec} spec */
+  const bytes = ({ dtype, shape }) => count(shape.map((dim) => evaluate(dim, { pages }))) * DTYPES[dtype].bytes;
+  const sizes = specs.map(bytes);
+  return sizes.reduce((most, size) => Math.max(most, size), Math.max(...plan.blocks));
+}
+
 /** One entry point: its kernel calls, made ready. */
 class Entry {
   /**
@@ -44,30 +69,28 @@ class Entry {
    * @param {PlannedEntry} plan
    * @param {import("./artifact.js").EntryPoint} signature
    * @param {Sizes} most
-   * @param {import("./host.js").Host} host
+   * @param {Kernels} kernels
    * @param {import("./memory.js").Memory} memory
    * @param {(tensor: PlannedTensor) => number} place address of a tensor
    * @param {Sizes} fixed sizes that no call changes
    */
-  constructor(name, plan, signature, most, host, memory, place, fixed) {
+  constructor(name, plan, signature, most, kernels, memory, place, fixed) {
     this.name = name;
     this.plan = plan;
     this.signature = signature;
     this.most = most;
-    this.host = host;
     this.memory = memory;
     /** @type {Sizes} */
     this.sizes = { ...fixed };
     this.addresses = plan.tensors.map(place);
-    this.records = plan.tensors.map(({ dtype, shape }, i) =>
-      host.record(dtype, shape.length, this.addresses[i], memory.device),
-    );
-    this.calls = plan.calls.map((call) => host.prepare(call.kernel, call.arguments.map((i) => this.records[i])));
+    const { addresses } = this;
+    const places = plan.tensors.map(({ dtype, shape }, i) => ({ dtype, rank: shape.length, address: addresses[i] }));
+    this.calls = kernels.prepare(plan.calls, places);
     /** @type {number[]} */
     this.varying = [];
     plan.tensors.forEach(({ shape }, i) => {
       const named = shape.filter((dim) => typeof dim === "string").map((dim) => String(dim).split("*")[0]);
-      if (named.every((dim) => dim in fixed)) host.shape(this.records[i], shape.map((dim) => evaluate(dim, fixed)));
+      if (named.every((dim) => dim in fixed)) this.calls.shape(i, shape.map((dim) => evaluate(dim, fixed)));
       else this.varying.push(i);
     });
   }
@@ -89,7 +112,7 @@ class Entry {
     if (Object.keys(found).some((name) => found[name] !== this.sizes[name])) {
       Object.assign(this.sizes, found);
       for (const i of this.varying) {
-        this.host.shape(this.records[i], this.plan.tensors[i].shape.map((dim) => evaluate(dim, this.sizes)));
+        this.calls.shape(i, this.plan.tensors[i].shape.map((dim) => evaluate(dim, this.sizes)));
       }
     }
     this.signature.inputs.forEach(({ name }, i) => {
@@ -127,6 +150,15 @@ class Entry {
     return found;
   }
 
+  /**
+   * Call its kernels, or a part of them.
+   * @param {number} [begin] number of the first
+   * @param {number} [end] number behind the last
+   */
+  run(begin = 0, end = this.plan.calls.length) {
+    this.calls.run(begin, end);
+  }
+
   /** @returns {Record<string, Tensor>} */
   outputs() {
     const named = this.signature.outputs.map(({ name }, i) => [name, this.tensor(this.plan.outputs[i])]);
@@ -151,22 +183,22 @@ export class Executor {
    * @param {object} parts
    * @param {Plan} parts.plan
    * @param {import("./artifact.js").Manifest} parts.manifest
-   * @param {import("./host.js").Host} parts.host
+   * @param {Kernels} parts.kernels
    * @param {import("./memory.js").Memory} parts.memory
    * @param {Map<string, number>} parts.weights name -> address
    * @param {number} parts.pages pages of the cache
    */
-  static create({ plan, manifest, host, memory, weights, pages }) {
+  static create({ plan, manifest, kernels, memory, weights, pages }) {
     const fixed = { pages };
     const caches = new Map();
     for (const { name, dtype, shape } of manifest.cache) {
       const bytes = count(shape.slice(1).map(Number)) * DTYPES[dtype].bytes;
       caches.set(name, { address: memory.allocate(pages * bytes), bytes });
     }
-    const arena = memory.allocate(plan.arena_bytes);
+    const blocks = plan.blocks.map((bytes) => memory.allocate(bytes));
     /** @param {PlannedTensor} tensor */
-    const place = ({ weight, state, offset }) => {
-      if (offset !== undefined) return arena + offset;
+    const place = ({ weight, state, at }) => {
+      if (at) return blocks[at[0]] + at[1];
       const found = weights.get(String(weight)) ?? caches.get(String(state))?.address;
       if (found === undefined) {
         throw new DeepZigError(`there is no ${weight ?? state}`, "the artifact's plan", "compile the model again");
@@ -177,9 +209,8 @@ export class Executor {
     const entries = {};
     for (const [name, entry] of Object.entries(plan.entry_points)) {
       const signature = manifest.entry_points[name];
-      entries[name] = new Entry(name, entry, signature, plan.sizes, host, memory, place, fixed);
+      entries[name] = new Entry(name, entry, signature, plan.sizes, kernels, memory, place, fixed);
     }
-    host.seal();
     return new Executor(entries, memory, caches);
   }
 
@@ -191,7 +222,7 @@ export class Executor {
   call(name, inputs) {
     const entry = this.entries[name];
     entry.begin(inputs);
-    for (const call of entry.calls) call();
+    entry.run();
     return entry.outputs();
   }
 

@@ -1,16 +1,21 @@
 import { DeepZigError } from "./errors.js";
+import { HostMemory } from "./memory.js";
 import { ALIGNMENT, DTYPES, aligned } from "./tensors.js";
 
+const CPU = 1; // DLDeviceType of dlpack.h
 const PAGE = 1 << 16;
 const MOST_PAGES = 1 << 16;
 const TENSOR_POINTER = 7; // TVMFFITypeIndex of tvm/ffi/c_api.h
 const ANY_BYTES = 16; // TVMFFIAny
 const SHAPE_AT = 40; // behind a DLTensor of dlpack.h
 
+/** @typedef {import("./executor.js").Kernels} Kernels */
+
 /**
  * The module of an artifact's kernels: its functions, and memory in which they are told of tensors.
  *
  * Records are laid out as C has them on wasm32: DLTensor (dlpack.h) and TVMFFIAny (tvm/ffi/c_api.h).
+ * @implements {Kernels}
  */
 export class Host {
   /** @param {WebAssembly.Instance} instance */
@@ -71,13 +76,12 @@ export class Host {
    * @param {import("./tensors.js").DType} dtype
    * @param {number} rank
    * @param {number} data address of the elements
-   * @param {number} device
    */
-  record(dtype, rank, data, device) {
+  record(dtype, rank, data) {
     const at = this.allocate(Math.max(SHAPE_AT + 8 * rank, ALIGNMENT));
     const view = new DataView(this.memory.buffer);
     view.setUint32(at, data, true);
-    view.setInt32(at + 4, device, true);
+    view.setInt32(at + 4, CPU, true);
     view.setInt32(at + 12, rank, true);
     view.setUint8(at + 16, DTYPES[dtype].code);
     view.setUint8(at + 17, 8 * DTYPES[dtype].bytes);
@@ -96,12 +100,35 @@ export class Host {
   }
 
   /**
+   * @param {readonly import("./executor.js").PlannedCall[]} calls
+   * @param {readonly import("./executor.js").Place[]} tensors
+   */
+  prepare(calls, tensors) {
+    const records = tensors.map(({ dtype, rank, address }) => this.record(dtype, rank, address));
+    const made = calls.map((call) => this.call(call.kernel, call.arguments.map((i) => records[i])));
+    return {
+      /**
+       * @param {number} tensor
+       * @param {readonly number[]} shape
+       */
+      shape: (tensor, shape) => this.shape(records[tensor], shape),
+      /**
+       * @param {number} begin
+       * @param {number} end
+       */
+      run(begin, end) {
+        for (let i = begin; i < end; i += 1) made[i]();
+      },
+    };
+  }
+
+  /**
    * A call of a kernel, to be made as often as is wanted.
    * @param {string} kernel
    * @param {readonly number[]} records of its arguments
    * @returns {() => void}
    */
-  prepare(kernel, records) {
+  call(kernel, records) {
     const call = this.exports[`__tvm_ffi_${kernel}`];
     if (!call) throw new DeepZigError(`there is no kernel ${kernel}`, "the artifact's code", "compile the model again");
     const at = this.allocate(ANY_BYTES * records.length);
@@ -117,4 +144,14 @@ export class Host {
       }
     };
   }
+}
+
+/**
+ * The kernels of a WebAssembly module, and their memory.
+ * @param {import("./tensors.js").Bytes} code
+ * @param {string} where for errors
+ */
+export async function openHost(code, where) {
+  const kernels = await Host.load(code, {}, where);
+  return { kernels, memory: new HostMemory(kernels) };
 }

@@ -1,17 +1,17 @@
 /**
- * Where tensors lie and kernels find them. Addresses are numbers that can be added to.
+ * Where tensors lie and kernels find them. Addresses are numbers that can be added to, up to the end of what was
+ * allocated.
  *
  * @typedef {import("./tensors.js").Bytes} Bytes
  * @typedef {object} Memory
- * @property {number} device the type of the device (DLDeviceType of dlpack.h)
  * @property {number} bytes that it has taken so far
  * @property {(bytes: number) => number} allocate memory of zeros, aligned for kernels: its address
  * @property {(address: number, data: Uint8Array) => void} write
  * @property {(from: number, to: number, bytes: number) => void} copy
  * @property {(address: number, bytes: number) => Promise<Bytes>} read a copy, once all kernels called so far are done
+ * @property {() => Promise<void>} wait until all kernels called so far are done
+ * @property {() => Promise<void>} seal to be awaited after all allocations; fails where there was no room for them
  */
-
-const CPU = 1;
 
 /**
  * The memory of the kernels' own module.
@@ -20,7 +20,6 @@ const CPU = 1;
 export class HostMemory {
   /** @param {import("./host.js").Host} host */
   constructor(host) {
-    this.device = CPU;
     this.host = host;
   }
 
@@ -57,5 +56,11 @@ export class HostMemory {
    */
   async read(address, bytes) {
     return this.host.bytes().slice(address, address + bytes);
+  }
+
+  async wait() {}
+
+  async seal() {
+    this.host.seal();
   }
 }

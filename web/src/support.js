@@ -51,7 +51,7 @@ export const FEATURES = Object.freeze({
     hint: "load the model in the page itself",
   },
   webgpu: {
-    found: () => globalThis.navigator && "gpu" in navigator,
+    found: () => globalThis.navigator?.gpu,
     what: "there is no WebGPU",
     hint: "use a browser with WebGPU over HTTPS or from localhost, or an artifact for WebAssembly",
   },

@@ -1,13 +1,37 @@
 // deepzig device functions
 // What kernels call and TVM's code generator has no words for. Pointers point to registers of the calling thread.
 
-static __device__ __forceinline__ float dz_shuffle_xor(float value, int mask) {
-  return __shfl_xor_sync(0xffffffffu, value, mask);
-}
-
 static __device__ __forceinline__ int dz_shuffle_xor(int value, int mask) {
   return __shfl_xor_sync(0xffffffffu, value, mask);
 }
+
+// Over each `lanes` consecutive threads: a power of two. a + b and b + a have the same bits, so all of them agree.
+
+static __device__ __forceinline__ float dz_sum_f32(float value, int lanes) {
+#pragma unroll
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  return value;
+}
+
+static __device__ __forceinline__ unsigned dz_sum_u32(unsigned value, int lanes) {
+#pragma unroll
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += __shfl_xor_sync(0xffffffffu, value, mask);
+  return value;
+}
+
+static __device__ __forceinline__ float dz_max_f32(float value, int lanes) {
+#pragma unroll
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, mask));
+  return value;
+}
+
+static __device__ __forceinline__ int dz_max_i32(int value, int lanes) {
+#pragma unroll
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = max(value, __shfl_xor_sync(0xffffffffu, value, mask));
+  return value;
+}
+
+static __device__ __forceinline__ int dz_uniform(int value) { return value; }
 
 static __device__ __forceinline__ float dz_fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
 

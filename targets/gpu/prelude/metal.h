@@ -8,9 +8,31 @@ using namespace metal;
 // sums. Not here (specification, "Math modes"; compilers of before macOS 15 don't know the line, and skip it).
 #pragma METAL fp math_mode(safe)
 
-static inline float dz_shuffle_xor(float value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
-
 static inline int dz_shuffle_xor(int value, int mask) { return simd_shuffle_xor(value, ushort(mask)); }
+
+// Over each `lanes` consecutive threads: a power of two. a + b and b + a have the same bits, so all of them agree.
+
+static inline float dz_sum_f32(float value, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += simd_shuffle_xor(value, ushort(mask));
+  return value;
+}
+
+static inline uint dz_sum_u32(uint value, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += simd_shuffle_xor(value, ushort(mask));
+  return value;
+}
+
+static inline float dz_max_f32(float value, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = max(value, simd_shuffle_xor(value, ushort(mask)));
+  return value;
+}
+
+static inline int dz_max_i32(int value, int lanes) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = max(value, simd_shuffle_xor(value, ushort(mask)));
+  return value;
+}
+
+static inline int dz_uniform(int value) { return value; }
 
 static inline float dz_fma(float a, float b, float c) { return fma(a, b, c); }
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import platform
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,15 +20,34 @@ import tvm
 from deepzig.artifacts import choice
 from deepzig.artifacts.devices import Device, Gpu
 from deepzig.errors import DeepZigError
-from deepzig.targets.gpu.device import CUDA, METAL, GpuTarget
+from deepzig.targets.gpu.device import CUDA, METAL, WEBGPU, GpuTarget
 from deepzig.targets.gpu.pipeline import PIPELINE
+from deepzig.targets.gpu.webgpu import compile_functions
 
 from . import made_artifact
 from .software import cuda_features, load
+from .vulkan import Runner, device
+
+QUICK = (
+    "test_rope_angles[64-",
+    "test_embed[f16-",
+    "test_proj[q4-",
+    "test_heads[f16-",
+    "test_layer[h101-q8-",
+    "test_latent_write[q8-",
+    "test_route[sigmoid-e42-",
+    "test_rows_do_not_depend_on_their_neighbours[",
+    "test_a_mixture_in_shards[1-",
+    "test_sections_grow_and_rows_take_turns[",
+    "test_product[webgpu-f16",
+)
+"""Tests of WebGPU that are fast ones."""
 
 Array = npt.NDArray[Any]
 Run = Callable[..., None]
 GPUS = {gpu.kind: gpu for gpu in (CUDA, METAL)}
+KINDS = {gpu.kind: gpu for gpu in (CUDA, METAL, WEBGPU)}
+"""With WebGPU, which has no runtime of TVM's: for tests of kernels."""
 
 
 @dataclass(frozen=True)
@@ -102,6 +122,23 @@ class CudaGpu:
         return run
 
 
+class VulkanGpu:
+    """Compiles kernels for WebGPU, which here is Vulkan in software."""
+
+    def __call__(self, kernel: Any) -> Run:
+        """As of `SoftwareGpu`."""
+        [function] = self.all(kernel)
+        return function
+
+    def all(self, *kernels: Any) -> list[Run]:
+        """As of `SoftwareGpu`."""
+        device()
+        named = {str(kernel.attrs["global_symbol"]): kernel for kernel in kernels}
+        target = GpuTarget(WEBGPU, frozenset(), f"{platform.machine()}-linux", "webgpu")
+        run = Runner(compile_functions(tvm.IRModule(named), target))
+        return [partial(run, name) for name in named]
+
+
 def called(function: Any, device: str, values: Sequence[Any]) -> None:
     """Call a kernel with numpy arrays and numbers, and write its outputs into the arrays.
 
@@ -129,10 +166,12 @@ def called(function: Any, device: str, values: Sequence[Any]) -> None:
 
 
 @pytest.fixture
-def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu]:
+def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu | VulkanGpu]:
     """Kind of device -> what compiles kernels for it."""
 
-    def make(device: str) -> SoftwareGpu | CudaGpu:
+    def make(device: str) -> SoftwareGpu | CudaGpu | VulkanGpu:
+        if device == "webgpu":
+            return VulkanGpu()
         features = cuda_features()
         if device == "cuda" and features:
             return CudaGpu(features, tmp_path)
@@ -143,11 +182,14 @@ def gpu(tmp_path: Path) -> Callable[[str], SoftwareGpu | CudaGpu]:
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Tests of the device "cuda" have its mark."""
+    """Tests of the device "cuda" have its mark; those of "webgpu" are slow, but for one of each kind of kernels."""
     for item in items:
         params = getattr(getattr(item, "callspec", None), "params", {})
-        if any(isinstance(value, str) and value == "cuda" for value in params.values()):  # others may be arrays
+        devices = {value for value in params.values() if isinstance(value, str)}  # others may be arrays
+        if "cuda" in devices:
             item.add_marker(pytest.mark.cuda)
+        if "webgpu" in devices and not any(name in item.nodeid for name in QUICK):
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.fixture(scope="module")

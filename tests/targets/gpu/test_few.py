@@ -15,11 +15,13 @@ from deepzig.targets.gpu.few import few, heads_product
 from deepzig.targets.gpu.layout import pack_rows
 from deepzig.targets.gpu.product import Product
 
+from .conftest import KINDS
+
 TOLERANCE = 2e-6
 """Sums in f32 of a few hundred products; norm-relative."""
 NORMED = 1e-3
 """Where a normed row is rounded: a few of its codes are one off, for its norm is rounded otherwise."""
-DEVICES = ("cuda", "metal")
+DEVICES = ("cuda", "metal", "webgpu")
 DTYPES = ("f32", "bf16", "f16", "q8", "q4", FP8)
 
 
@@ -59,7 +61,7 @@ def products(dtype: str) -> list[Product]:
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_proj(gpu: Any, dtype: str, device: str) -> None:
-    compiled = gpu(device).all(*map(few, products(dtype)))
+    compiled = gpu(device).all(*(few(KINDS[device], product) for product in products(dtype)))
     for run, product in zip(compiled, products(dtype), strict=True):
         rng = np.random.default_rng(product.k)
         stored, w = weight(rng, (product.n, product.k), dtype)
@@ -87,7 +89,7 @@ def test_proj(gpu: Any, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_gated(gpu: Any, dtype: str, device: str) -> None:
     product = Product(130, 35, dtype, gated=True)
-    run = gpu(device)(few(product))
+    run = gpu(device)(few(KINDS[device], product))
     rng = np.random.default_rng(5)
     (gate, opened), (up, upward) = (weight(rng, (product.n, product.k), dtype) for _ in range(2))
     packed = np.stack([pack_rows(w, dtype) for w in (gate, up)], 1).reshape(2 * product.n, -1)
@@ -106,7 +108,9 @@ def test_a_shard_of_the_outputs(gpu: Any, device: str) -> None:
     rng = np.random.default_rng(6)
     stored, w = weight(rng, (20, 70), "bf16")
     x, bias, residual, y = normal(rng, 3, 70), normal(rng, 20), normal(rng, 3, 20), np.full((3, 20), np.nan, np.float32)
-    for run, part in zip(gpu(device).all(few(first), few(second)), (slice(11), slice(11, 20)), strict=True):
+    for run, part in zip(
+        gpu(device).all(few(KINDS[device], first), few(KINDS[device], second)), (slice(11), slice(11, 20)), strict=True
+    ):
         run(x, pack_rows(stored[part], "bf16"), bias, residual, y)
     assert error(y, OPS["proj"].meaning(x, w, None, bias, residual)) <= TOLERANCE
 
@@ -116,7 +120,17 @@ def test_a_shard_of_the_outputs(gpu: Any, device: str) -> None:
 def test_heads(gpu: Any, dtype: str, device: str) -> None:
     heads, k, n = 3, 40, 21
     kernel = heads_product(
-        heads, k, n, dtype, x_shape=(heads * 50,), x_offset=4, x_stride=50, y_shape=(heads, 32), y_offset=2, y_stride=32
+        KINDS[device],
+        heads,
+        k,
+        n,
+        dtype,
+        x_shape=(heads * 50,),
+        x_offset=4,
+        x_stride=50,
+        y_shape=(heads, 32),
+        y_offset=2,
+        y_stride=32,
     )
     run = gpu(device)(kernel)
     rng = np.random.default_rng(7)
@@ -134,7 +148,7 @@ def test_heads(gpu: Any, dtype: str, device: str) -> None:
 @pytest.mark.parametrize("dtype", ["q8", "q4"])
 def test_rows_longer_than_shared_memory(gpu: Any, dtype: str, device: str) -> None:
     product = Product(12288 + 1500, 5, dtype)
-    run = gpu(device)(few(product))
+    run = gpu(device)(few(KINDS[device], product))
     rng = np.random.default_rng(8)
     stored, w = weight(rng, (5, product.k), dtype)
     x = normal(rng, 9, product.k)
@@ -162,5 +176,7 @@ def test_every_number_is_widened_exactly(gpu: Any, dtype: str, device: str) -> N
         values[:, 0] = 0
         stored = values.astype(np.float16)
     y = np.full((1, 254), np.nan, np.float32)
-    gpu(device)(few(Product(128, 254, dtype)))(np.ones((1, 128), np.float32), pack_rows(stored, dtype), y)
+    gpu(device)(few(KINDS[device], Product(128, 254, dtype)))(
+        np.ones((1, 128), np.float32), pack_rows(stored, dtype), y
+    )
     assert np.array_equal(y[0], values.sum(-1))

@@ -10,17 +10,17 @@ import pytest
 from deepzig.targets.gpu.latent import latent_write
 
 from ..latents import RAGGED, Batch, Sizes, error, read_rows, rotate, rounded, to_bits
-from .conftest import GPUS, SoftwareGpu
+from .conftest import KINDS, SoftwareGpu
 
 Gpus = Callable[[str], SoftwareGpu]
 SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(3, 20, 6, 40, 24, 5), Sizes(1, 5, 6, 311, 8, 64)]
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
 def test_latent_write(gpu: Gpus, device: str, dtype: str) -> None:
     kernels = [
-        latent_write(7 + s.kv + s.rope, 5, s.kv, s.rope, s.page, dtype, 1e-6, interleaved)
+        latent_write(KINDS[device], 7 + s.kv + s.rope, 5, s.kv, s.rope, s.page, dtype, 1e-6, interleaved)
         for s, interleaved in zip(SIZES, (True, False, True), strict=True)
     ]
     for s, interleaved, kernel in zip(SIZES, (True, False, True), gpu(device).all(*kernels), strict=True):
@@ -48,14 +48,14 @@ def test_latent_write(gpu: Gpus, device: str, dtype: str) -> None:
         assert np.array_equal(cache, before)
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 def test_latent_write_of_a_row_alone_and_of_none(gpu: Gpus, device: str) -> None:
     s = SIZES[1]
     rng = np.random.default_rng(6)
     batch = Batch.of(RAGGED, s.page, rng)
     x = rng.normal(size=(len(batch.seq), s.kv + s.rope)).astype(np.float32)
     weight, angles = rng.normal(size=s.kv).astype(np.float32), rng.normal(size=(len(x), s.rope)).astype(np.float32)
-    kernel = gpu(device)(latent_write(s.kv + s.rope, 0, s.kv, s.rope, s.page, "bf16", 1e-6, True))
+    kernel = gpu(device)(latent_write(KINDS[device], s.kv + s.rope, 0, s.kv, s.rope, s.page, "bf16", 1e-6, True))
     together, alone = (to_bits(np.full((batch.pages, s.page, s.cw), 3.0), "bf16") for _ in range(2))
     kernel(x, weight, angles, batch.seq, batch.pos, batch.table, together)
     for i in range(len(x)):

@@ -10,9 +10,9 @@ import tvm
 from tvm.script import tirx as T
 
 from deepzig.errors import DeepZigError
-from deepzig.targets.emit import kernel, store, symbols
+from deepzig.targets.emit import kernel, loop, store, symbols, when
 from deepzig.targets.gpu import limits
-from deepzig.targets.gpu.device import CUDA, METAL, Gpu, GpuTarget
+from deepzig.targets.gpu.device import CUDA, METAL, WEBGPU, Gpu, GpuTarget
 from deepzig.targets.gpu.emit import barrier, launch, shared
 from deepzig.targets.gpu.limits import Kernel
 from deepzig.targets.gpu.pipeline import compile_module
@@ -25,15 +25,16 @@ def module() -> Any:
     with kernel("turn") as f:
         (n,) = symbols("n")
         x, w, y = f.tensor("x", "f32", n, WIDTH), f.tensor("w", "u32", ROWS, WIDTH), f.tensor("y", "f32", n, WIDTH)
-        with launch(THREADS, 5, ROWS, n) as t:
+        with launch(THREADS, 5, ROWS) as t:
             row = shared(WIDTH)
             flags = shared(7, dtype="uint32")
-            with t.each(WIDTH) as i:
-                store(row, x[t.block[2], i], i)
-            store(flags, w[t.block[1], t.block[0]], t.thread % 7)
-            barrier()
-            with t.each(WIDTH) as i:
-                store(y, row[WIDTH - 1 - i] * T.Cast("float32", flags[i % 7]), t.block[2], i)
+            with loop(n) as r:
+                with t.each(WIDTH) as i:
+                    store(row, x[r, i], i)
+                store(flags, w[t.block[1], t.block[0]], t.thread % 7)
+                barrier()
+                with t.each(WIDTH) as i:
+                    store(y, row[WIDTH - 1 - i] * T.Cast("float32", flags[i % 7]), r, i)
         with launch(2 * THREADS, n) as t, t.each(WIDTH) as i:
             store(y, y[t.block[0], i] * T.float32(3), t.block[0], i)
     return tvm.IRModule({"turn": f.function})
@@ -43,7 +44,7 @@ WANTED = [
     Kernel(
         name="turn_kernel",
         block=THREADS,
-        grid={"x": 5, "y": ROWS, "z": None},
+        grid={"x": 5, "y": ROWS},
         shared=4 * (-(-WIDTH // 4) * 4 + 8),  # arrays are whole vectors
         buffers=(4 * ROWS * WIDTH, None, None),
         scalars=1,
@@ -89,3 +90,26 @@ def test_a_device_with_just_enough() -> None:
     for asked in WANTED:
         limits.check(asked, gpu)
     assert GpuTarget(gpu, frozenset(), "x86_64-linux", "cuda").compile(module()).mod.imports[0].kind == "cuda"
+
+
+def test_dimensions_of_a_grid_beyond_the_second_are_in_it() -> None:
+    """WebGPU leaves no third: TVM spreads the first over it."""
+    with kernel("three") as f:
+        (n,) = symbols("n")
+        y = f.tensor("y", "i32", n, 5, 7)
+        with launch(32, 7, 5, n) as t, when(t.thread == 0):
+            store(y, T.Cast("int32", t.block[0] + 10 * t.block[1]), t.block[2], t.block[1], t.block[0])
+    lowered = limits.Lowered()
+    compile_module(
+        tvm.IRModule({"three": f.function}),
+        GpuTarget(WEBGPU, frozenset(), "x86_64-linux", "webgpu").tvm_target(),
+        [lowered],
+    )
+    assert [k.grid for k in lowered.kernels] == [{"x": 7, "y": None}]
+
+
+def test_numbers_are_no_buffers_of_webgpu() -> None:
+    asked = Kernel("many", 64, {"x": None}, 0, (None,) * 8, 3)
+    limits.check(asked, WEBGPU)
+    with pytest.raises(DeepZigError, match="the kernel many needs 9 bindings, the device has 8"):
+        limits.check(asked, replace(METAL, bindings=8))

@@ -14,7 +14,7 @@ from deepzig.targets.gpu.device import GpuTarget
 from deepzig.targets.gpu.lower_attention import ATTENTION
 
 from ..latents import Batch, Sizes, error, latents_of, rounded
-from .conftest import GPUS
+from .conftest import KINDS
 from .test_few import normal, weight
 from .test_lower_products import Eager
 
@@ -66,8 +66,13 @@ def attended(gpu: Any, device: str, s: Sizes, graph: str, wdtype: str, cdtype: s
     node = Node(op, tuple(values), attrs, (Value("y", TensorType("f32", ("n", s.heads * s.v))),))
     emitter = Run(gpu(device), values, n, graph)
     [variant] = ATTENTION[op.name]
-    got = variant.lower(emitter, node, GpuTarget(GPUS[device], frozenset(), "x86_64-linux", device))
-    assert emitter.launches == (5 if graph == "prefill" else 3)
+    target = GpuTarget(KINDS[device], frozenset(), "x86_64-linux", device)
+    got = variant.lower(emitter, node, target)
+    assert emitter.launches == (5 if graph == "prefill" else 3 if KINDS[device].replay else 4)
+    for i in (0, n // 2):
+        row = {v: a[i : i + 1] if v.type.shape[0] == "n" else a for v, a in values.items()}
+        alone = variant.lower(Run(gpu(device), row, 1, graph), node, target)
+        assert np.array_equal(alone[0], got[i])
     want = op.meaning(q, angles, meant_cache, meant_uk, meant_uv, batch.seq, batch.pos, used, **attrs)
     return error(got, want)
 
@@ -82,3 +87,8 @@ def test_cuda(gpu: Any, graph: str) -> None:
 def test_metal(gpu: Any, graph: str) -> None:
     assert attended(gpu, "metal", Sizes(3, 20, 6, 40, 24, 16), graph, "bf16", "q8", True) < EXACT
     assert attended(gpu, "metal", Sizes(9, 128, 8, 128, 128, 7), graph, FP8, "f16", False) < EXACT
+
+
+@pytest.mark.parametrize("graph", ["decode", "prefill"])
+def test_webgpu(gpu: Any, graph: str) -> None:
+    assert attended(gpu, "webgpu", Sizes(3, 20, 6, 40, 24, 16), graph, "f16", "f16", True) < EXACT

@@ -13,10 +13,10 @@ from deepzig.ir import OPS, Node, TensorType, Value
 from deepzig.ir.fp8 import FP8, quantize_fp8
 from deepzig.targets.base import Layout
 from deepzig.targets.gpu.device import GpuTarget
-from deepzig.targets.gpu.lower_products import PRODUCTS
+from deepzig.targets.gpu.lowering import LOWERINGS
 from deepzig.targets.gpu.weights import gate_up_layout, parts, rows_layout, transposed_layout
 
-from .conftest import GPUS, SoftwareGpu
+from .conftest import KINDS, SoftwareGpu
 from .test_few import DEVICES, error, normal, weight
 from .test_moe import routing
 
@@ -98,9 +98,9 @@ def lowered(
     gpu: Any, device: str, inputs: Inputs, node: Node, binding_bytes: int | None = None, graph: str = "decode"
 ) -> tuple[Any, int]:
     """The result of a node, and how many kernels made it."""
-    limits = GPUS[device] if binding_bytes is None else replace(GPUS[device], binding_bytes=binding_bytes)
+    limits = KINDS[device] if binding_bytes is None else replace(KINDS[device], binding_bytes=binding_bytes)
     emitter = Eager(gpu(device), inputs.arrays, inputs.rows, graph)
-    [variant] = PRODUCTS[node.op.name]
+    [variant] = LOWERINGS[node.op.name]
     return variant.lower(emitter, node, GpuTarget(limits, frozenset(), "x86_64-linux", device)), emitter.launches
 
 
@@ -141,8 +141,10 @@ def test_gated(gpu: Any, device: str) -> None:
 
 
 @pytest.mark.parametrize("device", DEVICES)
-def test_a_mixture_in_shards(gpu: Any, device: str) -> None:
-    rows, experts, hidden, width = 6, 7, 48, 20
+@pytest.mark.parametrize("rows", [1, 6])
+def test_a_mixture_in_shards(gpu: Any, device: str, rows: int) -> None:
+    """Of one row nothing is sorted where launches cost time, unless there are shards: its bits are the same."""
+    experts, hidden, width = 7, 48, 20
     made = Inputs(np.random.default_rng(4), rows)
     ids, weights = routing(made.rng, rows, experts - 1, 2)
     values = [made.activation(hidden)]
@@ -151,7 +153,8 @@ def test_a_mixture_in_shards(gpu: Any, device: str) -> None:
     values += [made.matrix(FP8, experts, *size) for size in sizes]
     moe = node("moe", (*values, made.activation(hidden)), TensorType("f32", ("n", hidden)), shared=1)
     whole, launches = lowered(gpu, device, made, moe)
-    assert launches == 4 and error(whole, OPS["moe"].meaning(*made.meant, shared=1)) <= TOLERANCE
+    assert launches == (4 if KINDS[device].replay else 6)
+    assert error(whole, OPS["moe"].meaning(*made.meant, shared=1)) <= TOLERANCE
     expert = 48 * 36 * 4
     cut, launches = lowered(gpu, device, made, moe, binding_bytes=3 * expert)
     assert launches == 8 and np.array_equal(cut, whole)
@@ -175,7 +178,7 @@ def test_transposes(dtype: str) -> None:
         for x in (w, np.ascontiguousarray(w.T))
     )
     layout = transposed_layout(dtype)
-    assert np.array_equal(layout.pack(stored), rows_layout(dtype).pack(turned))
-    assert layout.stored(TensorType(dtype, (3, 128, 256))) == rows_layout(dtype).stored(
+    assert np.array_equal(layout.pack(stored), rows_layout(dtype, None).pack(turned))
+    assert layout.stored(TensorType(dtype, (3, 128, 256))) == rows_layout(dtype, None).stored(
         TensorType(dtype, (3, 256, 128))
     )

@@ -12,13 +12,13 @@ from deepzig.targets.gpu.attention import Sizes as Attention
 from deepzig.targets.gpu.mla import Sections, mla_attend, mla_flash, scratch
 
 from ..latents import RAGGED, SCALE, Array, Batch, Sizes, error, latents_of, rotate, rounded, softmax_rows
-from .conftest import GPUS, SoftwareGpu
+from .conftest import KINDS, SoftwareGpu
 
 Gpus = Callable[[str], SoftwareGpu]
 SIZES = [Sizes(4, 16, 8, 32, 16, 16), Sizes(3, 20, 6, 40, 24, 5), Sizes(19, 5, 2, 72, 8, 64)]
 TOLERANCE = {
     ("cuda", "f32"): 1e-6, ("cuda", "bf16"): 4e-3, ("cuda", "f16"): 6e-4, ("cuda", "q8"): 6e-3,
-    ("metal", "f32"): 1e-6, ("metal", "bf16"): 1e-6, ("metal", "f16"): 1e-6, ("metal", "q8"): 1e-6,
+    **{(device, dtype): 1e-6 for device in ("metal", "webgpu") for dtype in ("f32", "bf16", "f16", "q8")},
 }  # fmt: skip
 """What rounding the operands of tensor cores costs: queries and weights, of q8 the cached values as well; the error of
 scores, which these sizes make large, counts most. All else is f32."""
@@ -58,13 +58,12 @@ class Case:
 
 
 def scratches(device: str, case: Case) -> list[Array]:
-    shape = scratch(GPUS[device], case.of)
-    return [np.full(part, np.nan, np.float32) for part in (shape, shape[:2], shape[:2])]
+    return [np.full(scratch(KINDS[device], case.of), np.nan, np.float32)]
 
 
 def check(gpu: Gpus, device: str, cases: list[Case]) -> None:
     """Both kernels against the meaning, with all rows, with none, and with one alone, bit by bit."""
-    kernels = [kernel(case.of, gpu=GPUS[device]) for case in cases for kernel in (mla_attend, mla_flash)]
+    kernels = [kernel(case.of, gpu=KINDS[device]) for case in cases for kernel in (mla_attend, mla_flash)]
     runs = iter(gpu(device).all(*kernels))
     for case in cases:
         for few in (True, False):
@@ -76,31 +75,31 @@ def check(gpu: Gpus, device: str, cases: list[Case]) -> None:
                 assert np.array_equal(case.run(kernel, kept, slice(i, i + 1))[0], got[i])
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "f16", "q8"])
 def test_odd_sizes(gpu: Gpus, device: str, dtype: str) -> None:
     check(gpu, device, [Case(SIZES[1], dtype, False)])
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 def test_pages_of_whole_tiles_and_more_heads_than_lines(gpu: Gpus, device: str) -> None:
     check(gpu, device, [Case(SIZES[0], "bf16", True), Case(SIZES[2], "bf16", True)])
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 @pytest.mark.parametrize("dtype", ["f32", "bf16", "q8"])
 def test_v2_lite(gpu: Gpus, device: str, dtype: str) -> None:
     check(gpu, device, [Case(Sizes(16, 128, 64, 512, 128, 64), dtype, True, [(0, 2), (126, 130), (30, 33)])])
 
 
-@pytest.mark.parametrize("device", GPUS)
+@pytest.mark.parametrize("device", KINDS)
 def test_sections_grow_and_rows_take_turns(gpu: Gpus, device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """With three sections of a row of 16 positions, or of 32 or 48 in longer ones, and memory for five."""
     monkeypatch.setattr(Sections, "of", lambda *_: Sections(16, 3, 5))
     mla_attend.cache_clear()
     case = Case(Sizes(3, 4, 2, 17, 8, 32), "bf16", True, [(47, 49), (95, 97), (0, 1), (130, 131), (15, 17)])
-    kernel, kept = gpu(device)(mla_attend(case.of, gpu=GPUS[device])), scratches(device, case)
+    kernel, kept = gpu(device)(mla_attend(case.of, gpu=KINDS[device])), scratches(device, case)
     mla_attend.cache_clear()
     assert len(kept[0]) == 5
     got = case.run(kernel, kept)

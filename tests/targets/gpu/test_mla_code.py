@@ -31,7 +31,7 @@ def check_cuda(cdtype: str, archs: set[str]) -> None:
     """Tensor cores multiply, and all that a thread holds is in registers."""
     if find_tool("nvcc") is None:
         pytest.skip("nvcc is not installed")
-    made = [*attentions(CUDA, cdtype), latent_write(2112, 1536, 512, 64, 64, cdtype, 1e-6, True)]
+    made = [*attentions(CUDA, cdtype), latent_write(CUDA, 2112, 1536, 512, 64, 64, cdtype, 1e-6, True)]
     code = fatbin(compiled(CUDA, made).mod.imports[0].inspect_source(""), archs)
     # without tensor cores nvcc gives up a few registers for more blocks, on Hopper
     most = 16 if cdtype == "f32" else 0
@@ -55,7 +55,7 @@ def test_cuda_of_all_types(cdtype: str) -> None:
 
 def check_metal(cdtype: str, heads: int) -> None:
     s = Sizes(heads, 128, 64, 512, 64, cdtype, 0.1, True)
-    write = latent_write(2112, 1536, 512, 64, 64, cdtype, 1e-6, True)
+    write = latent_write(METAL, 2112, 1536, 512, 64, 64, cdtype, 1e-6, True)
     made = [mla_attend(s, gpu=METAL), mla_flash(s, gpu=METAL), write]
     for text in sources(compiled(METAL, made)).values():
         assert errors(text) == []

@@ -13,6 +13,7 @@ from deepzig.ir.fp8 import FP8
 from deepzig.targets.gpu.layout import pack_rows
 from deepzig.targets.gpu.moe import moe_combine, moe_down, moe_gate_up, moe_sort
 
+from .conftest import KINDS
 from .test_few import DEVICES, DTYPES, error, normal, weight
 
 TOLERANCE = 1e-5
@@ -75,7 +76,7 @@ class Case:
 class Layer:
     """The kernels of one layer, and its weights."""
 
-    def __init__(self, compiler: Any, case: Case) -> None:
+    def __init__(self, compiler: Any, device: str, case: Case) -> None:
         self.case = case
         every, slots = case.experts + case.shared, case.top_k + case.shared
         rng = np.random.default_rng(0)
@@ -89,8 +90,11 @@ class Layer:
         self.sort, self.sum, *products = compiler.all(
             moe_sort(case.experts, case.top_k, case.shared),
             moe_combine(case.hidden, slots, residual=case.residual),
-            *(moe_gate_up(case.hidden, case.width, every, slots, case.dtype, part) for part in self.parts),
-            *(moe_down(case.width, case.hidden, every, slots, case.dtype, part) for part in self.parts),
+            *(
+                moe_gate_up(KINDS[device], case.hidden, case.width, every, slots, case.dtype, part)
+                for part in self.parts
+            ),
+            *(moe_down(KINDS[device], case.width, case.hidden, every, slots, case.dtype, part) for part in self.parts),
         )
         self.gate_up, self.down_product = products[: len(shards)], products[len(shards) :]
 
@@ -123,7 +127,7 @@ CASES = [
 @pytest.mark.parametrize("device", DEVICES)
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"h{c.hidden}-{c.dtype}")
 def test_layer(gpu: Any, case: Case, device: str) -> None:
-    layer = Layer(gpu(device), case)
+    layer = Layer(gpu(device), device, case)
     rng = np.random.default_rng(1)
     rows = 30
     ids, weights = routing(rng, rows, case.experts, case.top_k)
@@ -140,7 +144,7 @@ def test_layer(gpu: Any, case: Case, device: str) -> None:
 
 @pytest.mark.parametrize("device", DEVICES)
 def test_a_row_may_choose_an_expert_twice(gpu: Any, device: str) -> None:
-    layer = Layer(gpu(device), Case(40, 24, 4, 2, 1, FP8))
+    layer = Layer(gpu(device), device, Case(40, 24, 4, 2, 1, FP8))
     rng = np.random.default_rng(2)
     x, residual = (normal(rng, 3, 40) for _ in range(2))
     ids, weights = np.array([[1, 1], [3, 3], [1, 0]], np.int32), rng.uniform(0.1, 1, (3, 2)).astype(np.float32)

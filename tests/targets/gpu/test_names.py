@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from deepzig.artifacts.machines import Machine
@@ -24,12 +26,25 @@ ALL = ", ".join(GPUS["cuda"].archs)
         ("cuda:host=x86_64-windows", {"sm_80", "sm_89", "sm_90a", "ptx_80"}, "x86_64-windows"),
         ("metal", set(), "aarch64-macos"),
         ("metal:host=aarch64-macos", set(), "aarch64-macos"),
+        ("webgpu", set(), "web"),
     ],
 )
 def test_targets(spec: str, features: set[str], platform: str) -> None:
     (target,), table = find_targets(spec, HERE)
     assert (target.features, target.platform) == (features, platform)
     assert target.name == target.device == spec.partition(":")[0] and table is LOWERINGS
+
+
+def test_limits_of_an_adapter(tmp_path: Path) -> None:
+    path = tmp_path / "limits.json"
+    path.write_text('{"maxStorageBufferBindingSize": 1048576}')
+    (target,), _ = find_targets(f"webgpu:limits={path}", HERE)
+    assert target.binding_bytes == 1 << 20 and not target.virtual_machine
+    (target,), _ = find_targets("webgpu", HERE)
+    assert target.binding_bytes == 128 << 20
+    with pytest.raises(DeepZigError) as caught:
+        find_targets("webgpu:limits=nowhere.json", HERE)
+    assert caught.value.what == "the limits can't be read: No such file or directory"
 
 
 def test_a_machine_that_can_be_no_host() -> None:
@@ -52,6 +67,8 @@ def test_a_machine_that_can_be_no_host() -> None:
         ),
         ("cuda:sm_80", "the target cuda has no option 'sm_80'", "it has arch= and host="),
         ("metal:arch=m1", "the target metal has no option 'arch'", "it has host="),
+        ("webgpu:arch=x", "the target webgpu has no option 'arch'", "it has host= and limits="),
+        ("webgpu+wasm", "webgpu lays out weights in its own way and shares no artifact", "make an artifact for each"),
         ("cuda+metal", "cuda lays out weights in its own way and shares no artifact", "make an artifact for each"),
         ("native+cuda", "cuda lays out weights in its own way and shares no artifact", "make an artifact for each"),
     ],
@@ -63,6 +80,6 @@ def test_refusals(spec: str, what: str, hint: str) -> None:
 
 
 def test_hosts_have_a_runtime_for_the_device() -> None:
-    for device, kind in GPUS.items():
+    for device, kind in GPUS.items() - {("webgpu", GPUS["webgpu"])}:  # whose host is a page
         having = {name for name, platform in PLATFORMS.items() if platform.device_library(device)}
         assert having == set(kind.hosts)

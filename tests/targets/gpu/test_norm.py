@@ -11,9 +11,9 @@ from deepzig.targets.gpu.layout import pack_rows
 from deepzig.targets.gpu.norm import embed, rms_norm, rope_angles, take_rows
 
 from ..latents import error, to_bits, to_f32
-from .conftest import GPUS
+from .conftest import KINDS
 
-pytestmark = pytest.mark.parametrize("device", GPUS)
+pytestmark = pytest.mark.parametrize("device", KINDS)
 
 
 @pytest.mark.parametrize("shape", [(1,), (37,), (701,), (3, 21)])

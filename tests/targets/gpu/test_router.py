@@ -14,9 +14,9 @@ from deepzig.targets.gpu.product import Product
 from deepzig.targets.gpu.router import route
 
 from ..test_router import CASES, reference, score, weights_of
-from .conftest import GPUS
+from .conftest import KINDS
 
-pytestmark = pytest.mark.parametrize("device", GPUS)
+pytestmark = pytest.mark.parametrize("device", KINDS)
 
 
 @pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c[0]}-e{c[2]}-top{c[3]}-groups{c[4]}")
@@ -60,7 +60,9 @@ def test_logits_and_routing_are_what_the_op_means(gpu: Any, device: str) -> None
         "scoring": "sigmoid", "top_k": 4, "groups": 3, "keep": 2, "best": 2, "norm_topk_prob": True, "scaling": 2.5,
     }  # fmt: skip
     logits, ids, weights = np.empty((5, 24), np.float32), np.empty((5, 4), np.int32), np.empty((5, 4), np.float32)
-    product, choose = gpu(device).all(few(Product(75, 24, "f32")), route(24, **attrs, bias=True, forced=False))
+    product, choose = gpu(device).all(
+        few(KINDS[device], Product(75, 24, "f32")), route(24, **attrs, bias=True, forced=False)
+    )
     product(x, pack_rows(gate, "f32"), logits)
     choose(logits, bias, ids, weights)
     want_ids, want = OPS["router"].meaning(x, gate, bias, None, **attrs)

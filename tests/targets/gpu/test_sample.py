@@ -12,12 +12,12 @@ from deepzig.targets.gpu.choice import KEPT
 from deepzig.targets.gpu.sample import sample
 
 from ..test_sample import options
-from .conftest import GPUS
+from .conftest import KINDS
 
 ROWS = {1: 20, 17: 300, 515: 150, 5003: 40}
 """Vocabulary -> rows that are drawn from."""
 
-pytestmark = pytest.mark.parametrize("device", GPUS)
+pytestmark = pytest.mark.parametrize("device", KINDS)
 
 
 def run(gpu: Any, device: str, *given: Any) -> Any:
@@ -27,7 +27,7 @@ def run(gpu: Any, device: str, *given: Any) -> Any:
 
 def runs(gpu: Any, device: str, *calls: Any) -> list[Any]:
     """The tokens of several calls of one kernel."""
-    kernel = gpu(device)(sample(calls[0][0].shape[1], GPUS[device]))
+    kernel = gpu(device)(sample(calls[0][0].shape[1], KINDS[device]))
     drawn = []
     for given in calls:
         tokens = np.full(len(given[0]), 77, np.int32)

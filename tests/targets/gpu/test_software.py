@@ -16,7 +16,7 @@ from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
 from deepzig.targets.emit import either, kernel, loop, store, symbols, when
-from deepzig.targets.gpu.emit import barrier, device, launch, registers, shared
+from deepzig.targets.gpu.emit import barrier, device, launch, registers, shared, shuffle_xor
 
 from .conftest import SoftwareGpu
 from .software import library
@@ -319,7 +319,7 @@ def two_sites(t: Any, y: Any) -> None:
 
 def lanes(t: Any, y: Any) -> None:
     with when(t.thread % 2 == 0):
-        store(y, device("shuffle_xor", y[t.thread], T.int32(2), returns="float32"), t.thread)
+        store(y, shuffle_xor(y[t.thread], 2), t.thread)
 
 
 DIVERGENT = {

@@ -9,7 +9,7 @@ import pytest
 
 from deepzig.ir import OPS
 from deepzig.ir.fp8 import FP8, RECORD, SIDE, values_fp8
-from deepzig.targets.gpu.device import CUDA, METAL, Gpu
+from deepzig.targets.gpu.device import CUDA, METAL, WEBGPU, Gpu
 from deepzig.targets.gpu.layout import pack_rows
 from deepzig.targets.gpu.operands import Encoding, prepare
 from deepzig.targets.gpu.product import Product
@@ -20,7 +20,7 @@ from .weights import DTYPES, Array, Weight, error, normal
 
 PLAIN = Gpu(kind="cuda", max_threads=256, shared_bytes=16 << 10)
 """A device with no matrix units, as little shared memory as WebGPU promises, and no copies in the background."""
-GPUS = {"cuda": CUDA, "metal": METAL, "plain": PLAIN}
+GPUS = {"cuda": CUDA, "metal": METAL, "plain": PLAIN, "webgpu": WEBGPU}
 TOLERANCE = 3e-6
 """f32 sums of exact products; norm-relative."""
 
@@ -58,7 +58,15 @@ def every(*fast: tuple[str, str]) -> Any:
 
 
 @every(
-    ("cuda", "f32"), ("cuda", "f16"), ("cuda", "q8"), ("cuda", FP8), ("metal", "bf16"), ("metal", "q4"), ("plain", "q4")
+    ("cuda", "f32"),
+    ("cuda", "f16"),
+    ("cuda", "q8"),
+    ("cuda", FP8),
+    ("metal", "bf16"),
+    ("metal", "q4"),
+    ("plain", "q4"),
+    ("webgpu", "f16"),
+    ("webgpu", "q8"),
 )
 def test_product(gpu: Any, device: str, wdtype: str) -> None:
     check_product(gpu, device, wdtype, (197, 83, 3, 2))

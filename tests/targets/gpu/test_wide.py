@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 from deepzig.targets.emit import kernel, store
-from deepzig.targets.gpu.emit import launch
-from deepzig.targets.gpu.wide import Wide, select, subgroup_total
+from deepzig.targets.gpu.emit import launch, subgroup_sum
+from deepzig.targets.gpu.wide import Wide, select
 
 from .conftest import GPUS
 
@@ -28,7 +28,7 @@ def arithmetic() -> Any:
             for i, result in enumerate(results):
                 store(y, result.low, i, t.thread, 0)
                 store(y, result.high, i, t.thread, 1)
-            store(total, subgroup_total(left.low), t.thread)
+            store(total, subgroup_sum(left.low), t.thread)
     return f.function
 
 

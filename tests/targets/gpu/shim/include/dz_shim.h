@@ -12,6 +12,28 @@ inline T dz_shuffle(T value, int lane, int line = __builtin_LINE()) {
   return shim::shuffle(value, lane, line);
 }
 
+inline float dz_sum_f32(float value, int lanes, int line = __builtin_LINE()) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += shim::shuffle_xor(value, mask, line);
+  return value;
+}
+
+inline unsigned dz_sum_u32(unsigned value, int lanes, int line = __builtin_LINE()) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value += shim::shuffle_xor(value, mask, line);
+  return value;
+}
+
+inline float dz_max_f32(float value, int lanes, int line = __builtin_LINE()) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = std::max(value, shim::shuffle_xor(value, mask, line));
+  return value;
+}
+
+inline int dz_max_i32(int value, int lanes, int line = __builtin_LINE()) {
+  for (int mask = lanes / 2; mask > 0; mask /= 2) value = std::max(value, shim::shuffle_xor(value, mask, line));
+  return value;
+}
+
+inline int dz_uniform(int value) { return value; }
+
 inline float dz_fma(float a, float b, float c) { return fmaf(a, b, c); }
 
 inline int dz_round(float value) { return int(rintf(value)); }
