@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -198,9 +199,7 @@ def main() -> None:
     for number in SIGNALS:
         signal.signal(number, signal.default_int_handler)  # being told to end leaves nothing behind either
     try:
-        try:
-            import tvm  # noqa: F401
-        except ImportError:
+        if find_spec("tvm") is None:
             missing = DeepZigError("the compiler is not installed", "deepzig-compile", "pip install 'deepzig[compile]'")
             click.echo(f"error: {missing}", err=True)
             sys.exit(2)

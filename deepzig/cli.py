@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from importlib import import_module
+from typing import NamedTuple
 
 import click
 
@@ -11,18 +12,29 @@ from . import __version__
 from .errors import DeepZigError
 from .log import configure
 
+
+class Entry(NamedTuple):
+    """A command: the module and the function in it, what pip has to install for it, and what it does."""
+
+    module: str
+    function: str
+    requirement: str
+    summary: str
+
+
+BASE, SERVER = "deepzig", "deepzig[server]"
 COMMANDS = {
-    "run": ("deepzig.runtime.cli", "run", "deepzig"),
-    "chat": ("deepzig.runtime.cli", "chat", "deepzig"),
-    "bench": ("deepzig.runtime.bench.cli", "bench", "deepzig"),
-    "inspect": ("deepzig.runtime.inspect.cli", "inspect", "deepzig"),
-    "serve": ("deepzig.server.cli", "serve", "deepzig[server]"),
-    "keys": ("deepzig.server.key_commands", "keys", "deepzig[server]"),
-    "pack": ("deepzig.pack", "pack", "deepzig"),
-    "unpack": ("deepzig.pack", "unpack", "deepzig"),
-    "verify": ("deepzig.verify", "verify", "deepzig"),
+    "run": Entry("deepzig.runtime.cli", "run", BASE, "Continue a text."),
+    "chat": Entry("deepzig.runtime.cli", "chat", BASE, "Talk with a model."),
+    "serve": Entry("deepzig.server.cli", "serve", SERVER, "Serve models by OpenAI's API (extra [server])."),
+    "keys": Entry("deepzig.server.key_commands", "keys", SERVER, "Make keys for those who may ask the server."),
+    "bench": Entry("deepzig.runtime.bench.cli", "bench", BASE, "Measure speed, beside what the machine can do."),
+    "inspect": Entry("deepzig.runtime.inspect.cli", "inspect", BASE, "Tell what an artifact is, takes and can do."),
+    "verify": Entry("deepzig.verify", "verify", BASE, "Check files, and what kernels compute here."),
+    "pack": Entry("deepzig.pack", "pack", BASE, "Write an artifact to one file."),
+    "unpack": Entry("deepzig.pack", "unpack", BASE, "Write such a file to a folder again."),
 }
-"""Command -> module, function in it, and what pip has to install for it."""
+"""The commands, in the order in which they are listed. Help is made from the table alone: nothing is imported."""
 
 EXAMPLES = """
 \b
@@ -50,26 +62,18 @@ class Lazy(click.Group):
         """
         if cmd_name not in COMMANDS:
             return None
-        module, attribute, requirement = COMMANDS[cmd_name]
+        entry = COMMANDS[cmd_name]
         try:
-            command: click.Command = getattr(import_module(module), attribute)
+            command: click.Command = getattr(import_module(entry.module), entry.function)
         except ImportError as error:
-            raise DeepZigError(
-                f"{error.name or cmd_name} is not installed", f"deepzig {cmd_name}", f"pip install '{requirement}'"
-            ) from error
+            what, hint = f"{error.name or cmd_name} is not installed", f"pip install '{entry.requirement}'"
+            raise DeepZigError(what, f"deepzig {cmd_name}", hint) from error
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        """What each command does; of one that lacks something, how to install it."""
+        """What each command does."""
         with formatter.section("Commands"):
-            formatter.write_dl([(name, self._told(ctx, name)) for name in COMMANDS])
-
-    def _told(self, ctx: click.Context, name: str) -> str:
-        try:
-            command = self.get_command(ctx, name)
-        except DeepZigError as error:
-            return f"({error.hint})"
-        return command.get_short_help_str(limit=66) if command else ""
+            formatter.write_dl([(name, entry.summary) for name, entry in COMMANDS.items()])
 
 
 @click.command(cls=Lazy, epilog=EXAMPLES, context_settings={"auto_envvar_prefix": "DEEPZIG"})

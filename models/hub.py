@@ -39,7 +39,7 @@ def find_cached(text: str) -> Path | None:
     hint = f"hf download {name}{option}"
     if not folder.is_dir():
         what = f"there is no folder {text}, and no model {name} in Hugging Face's cache"
-        raise DeepZigError(what, str(folder), hint)
+        raise DeepZigError(what, str(folder), f"check the path, or fetch the model: {hint}")
     ref = folder / "refs" / revision
     try:
         commit = ref.read_text(encoding="utf-8").strip() if ref.is_file() else revision

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -18,6 +19,8 @@ from .limits import RequestLimits
 
 DEEPEST = 100
 """Objects and lists within each other."""
+JSON = re.compile(r"application/([\w.-]+\+)?json\s*(;|$)", re.IGNORECASE)
+"""Types of bodies that are JSON (RFC 6839)."""
 
 
 async def read(headers: Headers, receive: Receive, limits: RequestLimits) -> bytes | None:
@@ -73,13 +76,19 @@ class JsonRequest(Request):
 
 
 class JsonRoute(APIRoute):
-    """A path whose requests are `JsonRequest`s."""
+    """A path whose requests are `JsonRequest`s.
+
+    Other types of bodies are refused: pages of other origins may send those without asking.
+    """
 
     def get_route_handler(self) -> Callable[[Request], Coroutine[Any, Any, Response]]:
         """What answers them."""
         answer = super().get_route_handler()
 
         async def handle(request: Request) -> Response:
+            if request.method == "POST" and not JSON.match(request.headers.get("content-type", "")):
+                message = "the body is not said to be JSON: send the header Content-Type: application/json"
+                raise ApiError(415, message, code="unsupported_media_type")
             return await answer(JsonRequest(request.scope, request.receive))
 
         return handle

@@ -53,7 +53,8 @@ class Catalogue:
             ApiError: there is none (404).
         """
         if name not in self._served:
-            raise ApiError(404, f"there is no model {name!r}", param="model", code="model_not_found")
+            message = f"there is no model {name!r}: GET /v1/models lists them"
+            raise ApiError(404, message, param="model", code="model_not_found")
         return self._served[name]
 
     def get(self, name: str | None) -> Served:

@@ -13,11 +13,19 @@ from pathlib import Path
 
 import pytest
 
+from deepzig import cli
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib
+
 ROOT = Path(__file__).parents[1]
 BIN = Path(sys.executable).parent
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("artifacts/*.md")])
 
 FENCE = re.compile(r"^```(\w*)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+COMMANDS = [*(f"deepzig {name}" for name in cli.COMMANDS if name != "keys"), "deepzig keys add", "deepzig-compile"]
 LINK = re.compile(r"\]\(([^)#\s]+)[^)]*\)")
 
 
@@ -27,7 +35,8 @@ def blocks(text: str, language: str) -> list[str]:
 
 def commands(*names: str) -> list[list[str]]:
     """Shell lines of all pages, as words, that begin with one of the names (after an assignment)."""
-    lines = [line for page in PAGES for block in blocks(page.read_text(), "sh") for line in block.splitlines()]
+    joined = [block.replace("\\\n", "") for page in PAGES for block in blocks(page.read_text(), "sh")]
+    lines = [line for block in joined for line in block.splitlines()]
     split = [shlex.split(line, comments=True) for line in lines]
     bare = [[w for i, w in enumerate(words) if i or "=" not in w] for words in split]
     return [words for words in bare if words and words[0] in names]
@@ -58,7 +67,7 @@ def test_make_help_lists_every_target() -> None:
     assert phony is not None and listed == set(phony[1].split())
 
 
-@pytest.mark.parametrize("name", ["deepzig run", "deepzig chat", "deepzig inspect", "deepzig bench", "deepzig-compile"])
+@pytest.mark.parametrize("name", COMMANDS)
 def test_options_exist(name: str) -> None:
     program, *rest = name.split()
     known = run(program, *rest, "--help", cwd=ROOT)
@@ -78,6 +87,12 @@ def test_extras_exist() -> None:
     named = {extra for found in lists for extra in found.split(",")}
     assert named
     assert not [extra for extra in named if f"\n{extra} = [" not in (ROOT / "pyproject.toml").read_text()]
+
+
+def test_the_readme_tells_of_every_extra() -> None:
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    told = re.findall(r"`([a-z-]+)`", "".join(re.findall(r"^\| (`.*?) \|", section("Install"), re.MULTILINE)))
+    assert set(told) == set(extras) - {"dev"}
 
 
 def test_modules_exist() -> None:
@@ -101,7 +116,7 @@ def test_the_program_of_the_onnx_page_runs(tmp_path: Path) -> None:
     """With nothing of ours, it says what `deepzig run` says."""
     run("deepzig-compile", ROOT / "models" / "reference", "--onnx", tmp_path / "out" / "model.onnx", cwd=tmp_path)
     (program,) = blocks((ROOT / "docs" / "onnx.md").read_text(), "python")
-    words = ("out/model.onnx", "12+30=", "--max-tokens", "16", "--ignore-eos")
+    words = ("out/model.onnx", "One day, Finn", "--max-tokens", "16", "--ignore-eos")
     assert run(sys.executable, "-c", program, cwd=tmp_path) == run("deepzig", "run", *words, cwd=tmp_path)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
-from deepzig.ir import Graph, Module, Node, TensorType, Value
+from deepzig.ir import Module, Node, TensorType, Value
 
 
 def hoist_weights(module: Module) -> Module:
@@ -57,8 +57,3 @@ def _as_weight(node: Node) -> Node:
     name = f"{'+'.join(v.name for v in node.inputs if v is not None)}.{node.op.name}.{detail}"
     name = name.replace("+", "-and-")
     return replace(node, outputs=tuple(Value(name, TensorType(v.type.dtype, v.shape), "param") for v in node.outputs))
-
-
-def used_globals(graph: Graph) -> list[Value]:
-    """Parameters and then states that a graph reads, each in order of first use."""
-    return sorted(graph.globals(), key=lambda v: v.kind == "state")

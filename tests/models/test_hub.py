@@ -62,13 +62,13 @@ def test_a_folder_goes_before_a_name(cache: Path, tmp_path: Path) -> None:
             "moonshotai/Kimi-K2",
             "there is no folder moonshotai/Kimi-K2, and no model moonshotai/Kimi-K2 in Hugging Face's cache",
             "models--moonshotai--Kimi-K2",
-            "hf download moonshotai/Kimi-K2",
+            "check the path, or fetch the model: hf download moonshotai/Kimi-K2",
         ),
         (
             "a/b@v1",
             "there is no folder a/b@v1, and no model a/b in Hugging Face's cache",
             "models--a--b",
-            "hf download a/b --revision v1",
+            "check the path, or fetch the model: hf download a/b --revision v1",
         ),
         (
             f"{NAME}@cc33",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import json
 import subprocess
 import time
@@ -71,10 +70,6 @@ class Page:
         named = {"key": key, "code": key, "windowsVirtualKeyCode": code, **({"text": "\r"} if key == "Enter" else {})}
         self.send("Input.dispatchKeyEvent", type="keyDown", **named)
         self.send("Input.dispatchKeyEvent", type="keyUp", **named)
-
-    def screenshot(self, path: Path) -> None:
-        """Write a picture of it."""
-        path.write_bytes(base64.b64decode(self.send("Page.captureScreenshot", format="png")["data"]))
 
 
 @contextmanager

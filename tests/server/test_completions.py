@@ -79,5 +79,6 @@ def test_models(client: Any) -> None:
     with pytest.raises(openai.NotFoundError) as caught:
         client.models.retrieve("a/b")
     assert caught.value.code == "model_not_found"
+    assert "GET /v1/models lists them" in caught.value.message
     with pytest.raises(openai.NotFoundError):
         client.completions.create(model="other", prompt="a")

@@ -94,6 +94,22 @@ def test_hostile_bodies(body: bytes, http: httpx.Client) -> None:
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
 
 
+@pytest.mark.parametrize(
+    ("kind", "status"),
+    [
+        ("application/json; charset=utf-8", 200), ("application/problem+JSON", 200), (None, 415), ("text/plain", 415),
+        ("application/x-www-form-urlencoded", 415), ("text/application/json", 415), ("application/jsonx", 415),
+    ],
+)  # fmt: skip
+def test_bodies_have_to_be_said_to_be_json(kind: str | None, status: int, http: httpx.Client) -> None:
+    body = json.dumps({**BODY, "max_tokens": 2}).encode()
+    answer = http.post(CHAT, content=body, headers={"content-type": kind} if kind else {})
+    assert answer.status_code == status
+    if status == 415:
+        message = "the body is not said to be JSON: send the header Content-Type: application/json"
+        assert answer.json()["error"]["message"] == message
+
+
 def test_paths_and_methods(http: httpx.Client) -> None:
     assert http.get("/nowhere").json()["error"]["message"] == "there is no such path"
     assert (http.get("/nowhere").status_code, http.get(CHAT).status_code) == (404, 405)
