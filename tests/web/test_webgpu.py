@@ -265,7 +265,7 @@ def test_a_device_that_is_lost(root: Path, tmp_path: Path) -> None:
         {FAKES}
         export default async function () {{
           const model = await load("model", {{ cacheTokens: 200 }});
-          const {{ device }} = model.executor.memory;
+          const {{ device }} = model.engine.executor.memory;
           const lost = await message(async () => {{
             for await (const token of model.generate([5, 6, 7], {{ ignoreEos: true }})) device.destroy();
           }});
