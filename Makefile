@@ -66,8 +66,9 @@ demo: $(VENV)/compile.stamp ## compile the reference model and ask it three ques
 	@echo "== Done. Talk with it: $(BIN)/deepzig chat $(DEMO)"
 
 demo-web: $(VENV)/cross.stamp node-modules ## compile the reference model for browsers, and serve a page to talk with it
-	@echo "== 1/2  Compile models/reference to WebAssembly"
+	@echo "== 1/2  Compile models/reference to WebAssembly and WebGPU"
 	$(BIN)/deepzig-compile models/reference --target wasm --dtype f32 --force -o $(DEMO_WEB)/wasm
+	$(BIN)/deepzig-compile models/reference --target webgpu --dtype f32 --force -o $(DEMO_WEB)/webgpu
 	$(BIN)/python web/demo/build.py $(DEMO_WEB)
 	@echo "== 2/2  Open http://127.0.0.1:$(PORT) in a browser; Ctrl-C stops the server"
 	@$(BIN)/python -m http.server --bind 127.0.0.1 --directory $(DEMO_WEB) $(PORT)

@@ -105,6 +105,26 @@ def test_what_it_tells(root: Path, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
+def test_it_runs_on_webgpu(root: Path, gpu_artifact: Path, tmp_path: Path) -> None:
+    """Where the page has an artifact for it; WebAssembly comes first."""
+    shutil.copytree(gpu_artifact, root / "demo" / "webgpu")
+    subprocess.run([sys.executable, DEMO / "build.py", root / "demo"], check=True)
+    told = in_browser(root, tmp_path / "profile", f"""
+        {DRIVE}
+        export default async function () {{
+          await opened();
+          const [first, other] = [...at("device").options].map((one) => one.label + (one.disabled ? "?" : ""));
+          at("device").selectedIndex = 1;
+          at("device").dispatchEvent(new Event("change"));
+          await until(() => at("state").textContent !== "Ready");
+          await opened();
+          return [first, other, await ask("Reverse the word lamp.")];
+        }}
+    """, 400)  # fmt: skip
+    assert told == ["WebAssembly", "WebGPU", "pmal"]
+
+
 def luminance(colour: str) -> float:
     """Relative luminance (WCAG 2.2)."""
     parts = [int(colour[i : i + 2], 16) / 255 for i in (1, 3, 5)]
