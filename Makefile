@@ -44,7 +44,7 @@ node-modules: $(PACKAGES) ## install what web/ depends on, with npm
 
 $(PACKAGES): web/package-lock.json
 	@echo "== Installing npm's packages into web/node_modules"
-	npm ci --prefix web --no-audit --no-fund
+	npm ci --prefix web --no-audit --no-fund --fetch-timeout 60000 --fetch-retries 1
 	@touch $@
 
 # Type checkers do not see setuptools' import hook: this is the package as links, in the shape it is imported in.
