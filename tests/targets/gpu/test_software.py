@@ -169,7 +169,7 @@ y = allocate(tvm_ffi.Shape((64,)), tvm_ffi.dtype("float32"), tvm_ffi.device(devi
 tvm_ffi.load_module(code)["outside"](y)
 numbers = np.empty(64, np.float32)
 tvm_ffi.get_global_func("runtime.TVMTensorCopyToBytes")(y, ctypes.c_void_p(numbers.ctypes.data), numbers.nbytes)
-print(*numbers[:40])
+print(*numbers[:40], flush=True)  # it will be ended by SIGABRT
 assert "tvm" not in sys.modules
 del y
 """
