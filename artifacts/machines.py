@@ -36,6 +36,7 @@ _AMX = _V4 | {"avx512bf16", "avx512vnni", "amx-tile", "amx-bf16", "amx-int8"}
 
 MACHINES = {
     "amx": Machine("x86_64-linux", _AMX),
+    "avx512-bf16": Machine("x86_64-linux", _V4 | {"avx512bf16", "avx512vnni"}),
     "avx512-vnni": Machine("x86_64-linux", _V4 | {"avx512vnni"}),
     "x86-64-v4": Machine("x86_64-linux", _V4),
     "x86-64-v3": Machine("x86_64-linux", _V3),
@@ -50,7 +51,7 @@ MACHINES = {
 kernels can make use of it; avx512-vnni is Ice Lake, Zen 4 and later, amx Sapphire Rapids and later; dotprod has every
 Arm of version 8.4 or later, and each of Apple's."""
 
-BF16_ROWS = frozenset({"amx-bf16"})
+BF16_ROWS = frozenset({"amx-bf16", "avx512bf16"})
 """What a machine multiplies matrices of bf16 with where it rounds the rows that they multiply to bf16 too."""
 
 

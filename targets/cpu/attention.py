@@ -25,7 +25,8 @@ from .emit import each_row, parallel, variable, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import inverse_rms, normalize, rotate
-from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, each_part, fused, products
+from .methods import method_of
+from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, each_part, products
 from .softmax import MASKED, Softmax
 from .vector import at, exp, fma, splat, tree_sum
 
@@ -100,13 +101,16 @@ def mla_absorb(
         W = f.tensor("w_uk", stored(wdtype), heads, blocks(kv_lora), *inner(nope, wdtype), LANES)
         Y = f.tensor("absorbed", "f32", n, heads, cw)
 
+        method = method_of(wdtype, vectors)
+        x = method.encode(lambda i: lambda j: Q[i % n, i // n * depth + j], heads * n, nope)
+
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
             def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
                 by_columns(sums[0], block, kv_lora, lambda i, value, _: store(Y, value, row, head, i))
 
             return (
                 lambda taken: Columns(W, [(head, block) for block in taken], nope, wdtype),
-                lambda row: lambda i: Q[row, head * depth + i],
+                lambda row: x(head * n + row),
                 output,
             )
 
@@ -121,7 +125,7 @@ def mla_absorb(
             with loop(cw, kv_lora + rope) as i:
                 store(Y, T.float32(0), row, head, i)
 
-        products(heads, n, blocks(kv_lora), factors, fused(vectors), beside=turn)
+        products(heads, n, blocks(kv_lora), factors, method, beside=turn)
     return f.function
 
 
@@ -262,15 +266,18 @@ def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors)
         W = f.tensor("w_uv", stored(wdtype), heads, blocks(v), *inner(kv_lora, wdtype), LANES)
         Y = f.tensor("out", "f32", n, heads * v)
 
+        method = method_of(wdtype, vectors)
+        x = method.encode(lambda i: lambda j: X[i % n, i // n, j], heads * n, kv_lora)
+
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
             def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
                 by_columns(sums[0], block, v, lambda i, value, _: store(Y, value, row, head * v + i))
 
             return (
                 lambda taken: Columns(W, [(head, block) for block in taken], kv_lora, wdtype),
-                lambda row: lambda i: X[row, head, i],
+                lambda row: x(head * n + row),
                 output,
             )
 
-        products(heads, n, blocks(v), factors, fused(vectors))
+        products(heads, n, blocks(v), factors, method)
     return f.function

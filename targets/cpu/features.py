@@ -44,6 +44,7 @@ class Vectors:
 BASELINE = Vectors(registers=16, lanes=4)
 VECTORS: dict[frozenset[str], Vectors] = {
     frozenset({"amx-bf16", "amx-int8", "avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni", matrices="amx"),
+    frozenset({"avx512bf16", "avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni", matrices="pairs"),
     frozenset({"avx512vnni"}): Vectors(registers=32, lanes=16, integers="vnni"),
     frozenset({"avx512bw"}): Vectors(registers=32, lanes=16, integers="avx512"),
     frozenset({"avx2"}): Vectors(registers=16, lanes=8, integers="avx2"),

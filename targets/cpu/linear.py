@@ -76,7 +76,7 @@ def proj(
             by_columns(sums[0], block, n, write)
 
         def columns(js: Sequence[Expr]) -> Columns:
-            return Columns(W, [(j,) for j in js], k, wdtype, integers=vectors.integers)
+            return Columns(W, [(j,) for j in js], k, wdtype)
 
         product(rows, blocks(n), columns, x, output, method)
     return f.function
@@ -113,7 +113,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
 
         def columns(groups: Sequence[Expr]) -> Columns:
             taken = [(j, T.int64(half)) for j in groups for half in range(2)]
-            return Columns(W, taken, k, wdtype, integers=vectors.integers)
+            return Columns(W, taken, k, wdtype)
 
         product(rows, blocks(i), columns, x, output, method, width=2)
     return f.function

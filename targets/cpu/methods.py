@@ -3,43 +3,67 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 
+from deepzig.ir.fp8 import FP8
 from deepzig.ir.quantize import QUANTIZED
 
-from . import amx, amx_integers
+from . import amx, amx_integers, bf16
 from .features import Vectors
-from .product import Method, fused
-from .quant import coded
+from .fp8 import fp8_tile
+from .product import Method, tile
+from .quant import coded, coded_tile
 
 
 def method_of(wdtype: str, vectors: Vectors) -> Method:
     """How products with weights of an element type are computed."""
-    make = METHODS.get((wdtype, vectors.matrices), _integers if wdtype in QUANTIZED else fused)
+    make = METHODS.get((wdtype, vectors.matrices)) or METHODS.get((wdtype, ""), _fused)
     return make(vectors)
+
+
+def _fused(vectors: Vectors) -> Method:
+    """Chains of fused multiply-adds."""
+    return Method.by_tiles(vectors.tile, tile)
+
+
+def _fp8(vectors: Vectors) -> Method:
+    """The same in groups."""
+    return Method.by_tiles(vectors.tile, fp8_tile)
 
 
 def _integers(vectors: Vectors) -> Method:
     """Exact sums of products of bytes."""
-    return replace(fused(vectors), encode=coded)
+    return Method.by_tiles(vectors.tile, partial(coded_tile, integers=vectors.integers), encode=coded)
+
+
+def _bf16_pairs(vectors: Vectors) -> Method:
+    """Chains of products of pairs."""
+    return Method.by_tiles(vectors.tile, bf16.pairs_tile, encode=bf16.rounded)
 
 
 def _amx_bf16(vectors: Vectors) -> Method:
     """Tiles of bf16."""
     return Method(
-        amx.TILE, amx.rows_by_tiles, amx.rounded, alone=False, panel=amx.PANEL, consecutive=True, threads=amx.threads
-    )  # fmt: skip
+        amx.TILE, amx.rows_by_tiles, None, amx.rounded, panel=amx.PANEL, consecutive=True, threads=amx.threads
+    )
 
 
 def _amx_integers(vectors: Vectors) -> Method:
     """Tiles of bytes, and instructions for vectors for a single row: the sums are the same."""
-    encode = partial(coded, spare=amx.ROWS - 1)
-    return Method(amx_integers.TILE, amx_integers.rows_by_tiles, encode, consecutive=True, threads=amx.threads)
+    return Method(
+        amx_integers.TILE, amx_integers.rows_by_tiles, partial(coded_tile, integers=vectors.integers),
+        partial(coded, spare=amx.ROWS - 1), consecutive=True, threads=amx.threads,
+    )  # fmt: skip
 
 
 METHODS: Mapping[tuple[str, str], Callable[[Vectors], Method]] = MappingProxyType(
-    {("bf16", "amx"): _amx_bf16, ("q8", "amx"): _amx_integers, ("q4", "amx"): _amx_integers}
+    {
+        **{(dtype, ""): _integers for dtype in QUANTIZED},
+        **{(dtype, "amx"): _amx_integers for dtype in QUANTIZED},
+        (FP8, ""): _fp8,
+        ("bf16", "pairs"): _bf16_pairs,
+        ("bf16", "amx"): _amx_bf16,
+    }
 )
-"""Element type of a weight, `Vectors.matrices` -> the method, if it is not what every CPU has."""
+"""Element type of a weight, `Vectors.matrices` -> the method: of a type for any CPU under "", else multiply-adds."""

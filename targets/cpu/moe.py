@@ -24,6 +24,7 @@ from .methods import method_of
 from .product import (
     Columns,
     Input,
+    Multiply,
     Output,
     adjacent,
     by_columns,
@@ -117,7 +118,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
 
         def columns(e: Expr, block: Expr) -> Columns:
             taken = [(e, block, T.int64(half)) for half in range(2)]
-            return Columns(W, taken, k, wdtype, integers=vectors.integers)
+            return Columns(W, taken, k, wdtype)
 
         def into(block: Expr) -> Output:
             def output(slot: Expr, sums: Sequence[Buffer]) -> None:
@@ -128,16 +129,16 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
 
             return output
 
-        def one(e: Expr, slot: Expr) -> None:
+        def one(multiply: Multiply, e: Expr, slot: Expr) -> None:
             with shared(blocks(i)) as block:
-                into(block)(slot, stream(columns(e, block), slot, x))
+                into(block)(slot, stream(columns(e, block), slot, x, multiply))
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(blocks(i)) as block:
                 method.rows(columns(e, block), begin, end, x, into(block))
 
         with method.threads():
-            each_expert(OFFSETS, experts, one if method.alone else None, many)
+            each_expert(OFFSETS, experts, partial(one, method.alone) if method.alone else None, many)
     return f.function
 
 
@@ -185,11 +186,11 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
         parts = -(-blocks(h) // count)
 
         def columns(e: Expr, taken: Sequence[Expr]) -> Columns:
-            return Columns(W, [(e, block) for block in taken], i, wdtype, integers=vectors.integers)
+            return Columns(W, [(e, block) for block in taken], i, wdtype)
 
-        def one(e: Expr, slot: Expr) -> None:
+        def one(multiply: Multiply, e: Expr, slot: Expr) -> None:
             with shared(parts) as part, loop(T.min((part + 1) * count, blocks(h)), part * count) as block:
-                output(slot, block, stream(columns(e, [block]), slot, x))
+                output(slot, block, stream(columns(e, [block]), slot, x, multiply))
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(parts) as part:
@@ -202,7 +203,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
                 first, end = part * count * LANES, T.min((part + 1) * count * LANES, h)
                 with loop(rows) as row, loop(end, first) as column:
                     store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
-            each_expert(OFFSETS, experts, one if method.alone else None, many)
+            each_expert(OFFSETS, experts, partial(one, method.alone) if method.alone else None, many)
     return f.function
 
 

@@ -15,7 +15,7 @@ their own sums, so a row's bits don't depend on the others.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 from tvm.script import tirx as T
@@ -61,6 +61,7 @@ def mla_prefill(
     """
     depth, cw, width = nope + rope, padded(kv_lora + rope), padded(page)
     lines, held = vectors.tile
+    multiply_rows = partial(rows_by_tiles, shape=vectors.tile, multiply=tile)
     name = ["mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved)]
     with kernel(*name) as f:
         n, b, p, number = symbols("n b p pages")
@@ -100,7 +101,7 @@ def mla_prefill(
             def expand() -> None:
                 with each_part(width // LANES, held) as taken:
                     positions = Columns(latents, [(c,) for c in taken], kv_lora, "f32", ahead=0)
-                    rows_by_tiles(positions, T.int64(0), T.int64(nope), rows_of(up), into(keys, taken), vectors)
+                    multiply_rows(positions, T.int64(0), T.int64(nope), rows_of(up), into(keys, taken))
                     for c in taken:
                         with loop(rope) as i:
                             store(keys, latents[c, kv_lora + i, at(0)], c, nope + i, at(0))
@@ -113,7 +114,7 @@ def mla_prefill(
                         part = Columns(down, [(c,) for c in taken], kv_lora, "f32", ahead=0)
                     else:
                         part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
-                    rows_by_tiles(part, T.int64(0), T.int64(width), latent, into(values, taken), vectors)
+                    multiply_rows(part, T.int64(0), T.int64(width), latent, into(values, taken))
 
             def attend(begin: Expr, top: Expr) -> None:
                 """The tile of rows from `top` on sees the page that starts at position `begin`."""

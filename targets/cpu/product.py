@@ -14,15 +14,10 @@ from typing import Any
 
 from tvm.script import tirx as T
 
-from deepzig.ir.fp8 import FP8
-from deepzig.ir.quantize import QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, either, loop, store, when
 
 from .emit import parallel, shared, together, vector_of, vector_sum
-from .features import Vectors
-from .fp8 import fp8_tile
 from .layout import LANES
-from .quant import coded_tile
 from .vector import at, fma, prefetch, splat, widen
 
 
@@ -36,7 +31,6 @@ class Columns:
         size: elements along the inner dimension.
         wdtype: element type of the weight before it was packed.
         ahead: vectors to prefetch ahead in each block; 0 for what is in the cache already.
-        integers: instructions for products of bytes, for quantised weights.
     """
 
     weight: Buffer
@@ -44,13 +38,12 @@ class Columns:
     size: int
     wdtype: str
     ahead: int = 32
-    integers: str = ""
 
 
 Elements = Callable[[Expr], Expr]
 """Index -> element, or index vector -> elements."""
 Input = Callable[[Expr], Any]
-"""Row of the left matrix -> its elements; for quantised weights, its codes."""
+"""Row of the left matrix -> its elements, or what else a method encodes them as."""
 Output = Callable[[Expr, Sequence[Buffer]], None]
 """(row, sums of the tile's blocks) -> emits the stores."""
 Start = Callable[[Expr, tuple[Expr, ...]], Expr]
@@ -65,6 +58,9 @@ GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 
 Rows = Callable[[Columns, Expr, Expr, Input, Output], None]
 """(columns, first row, end, x, output) -> emits the products of these rows."""
+Multiply = Callable[[Columns, Sequence[Expr], Input], list[list[Buffer]]]
+"""(columns, rows, x) -> emits the sums over k of x(row)(k) * weight[k], all in registers: of each row, for each block, a
+local vector."""
 
 
 @dataclass(frozen=True)
@@ -74,8 +70,8 @@ class Method:
     Attributes:
         tile: rows and blocks of columns that are multiplied together.
         rows: emits products of rows that an expert or a thread has.
+        alone: multiplies a single row, for `stream`; None: `rows` does.
         encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
-        alone: whether a single row has a form of its own, `stream`.
         panel: blocks of columns that a thread takes together where a tile doesn't hold all rows; 0: those of a tile.
         consecutive: whether rows must lie in memory as they are multiplied.
         threads: what products must be in: all threads at once, prepared for them.
@@ -83,11 +79,16 @@ class Method:
 
     tile: tuple[int, int]
     rows: Rows
+    alone: Multiply | None
     encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
-    alone: bool = True
     panel: int = 0
     consecutive: bool = False
     threads: Callable[[], AbstractContextManager[None]] = together
+
+    @classmethod
+    def by_tiles(cls, tile: tuple[int, int], multiply: Multiply, **rest: Any) -> Method:
+        """The method that multiplies tiles of rows, or one row, in registers."""
+        return cls(tile, partial(rows_by_tiles, shape=tile, multiply=multiply), multiply, **rest)
 
     @contextmanager
     def tasks(self, size: int) -> Iterator[Expr]:
@@ -110,10 +111,10 @@ def rows_of(matrix: Buffer, begin: int = 0) -> Input:
 
 
 def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None = None) -> list[list[Buffer]]:
-    """Sums over k of x(row)(k) * weight[k] for each row and block, all in registers.
+    """Sums by fused multiply-adds over k of x(row)(k) * weight[k] for each row and block, all in registers.
 
     Args:
-        columns: right matrix.
+        columns: right matrix, of floats of 2 or 4 bytes.
         rows: row of each line of the tile.
         x: left matrix.
         start: what the sums are added to, if not zero.
@@ -122,13 +123,6 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
         Of each row, for each block, a local vector.
     """
     elements = [x(row) for row in rows]
-    if columns.wdtype in QUANTIZED:
-        return coded_tile(
-            columns.weight, columns.blocks, columns.size, columns.wdtype, elements, columns.integers,
-            min(columns.ahead, 2),
-        )  # fmt: skip
-    if columns.wdtype == FP8:
-        return fp8_tile(columns.weight, columns.blocks, columns.size, elements)
     sums = [[vector_of(start(line, block)) if start else vector_sum() for block in columns.blocks] for line in rows]
 
     def step(column: int, weight: Expr, k: Expr) -> None:
@@ -157,13 +151,13 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
     return sums
 
 
-def stream(columns: Columns, row: Expr, x: Input) -> list[Buffer]:
+def stream(columns: Columns, row: Expr, x: Input, multiply: Multiply) -> list[Buffer]:
     """The sums of a single row, one block after the other.
 
     A row has nothing to gain from a tile of blocks: memory is read fastest in one long stream, and streams that lie a
     power of two apart push each other out of the cache.
     """
-    return [tile(replace(columns, blocks=[block]), [row], x)[0][0] for block in columns.blocks]
+    return [multiply(replace(columns, blocks=[block]), [row], x)[0][0] for block in columns.blocks]
 
 
 def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) -> None:
@@ -173,23 +167,20 @@ def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) ->
         store(total, fma(factor, vector, total[at(0)]), at(0))
 
 
-def fused(vectors: Vectors) -> Method:
-    """Chains of fused multiply-adds."""
-    return Method(vectors.tile, partial(rows_by_tiles, vectors=vectors))
-
-
-def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, vectors: Vectors) -> None:
+def rows_by_tiles(
+    columns: Columns, begin: Expr, end: Expr, x: Input, output: Output, shape: tuple[int, int], multiply: Multiply
+) -> None:
     """Rows begin..end-1 of the product, tile by tile.
 
     The last tile may reach beyond the end: its lines there repeat the last row, without output.
     """
-    lines, held = vectors.tile
+    lines, held = shape
     blocks = columns.blocks
     parts = [replace(columns, blocks=blocks[i : i + held]) for i in range(0, len(blocks), held)]
     with loop((end - begin + (lines - 1)) // lines) as t:
         first = T.bind(begin + t * lines)
         rows = [T.bind(T.min(first + i, end - 1)) for i in range(lines)]
-        tiles = [tile(part, rows, x) for part in parts]
+        tiles = [multiply(part, rows, x) for part in parts]
         for i, row in enumerate(rows):
             with when(first + i < end):
                 output(row, [total for sums in tiles for total in sums[i]])
@@ -239,11 +230,11 @@ def products(
         beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
     """
 
-    def alone() -> None:
+    def alone(multiply: Multiply) -> None:
         with method.tasks(number * groups) as task:
             which, group = T.bind(task // groups), T.bind(task % groups)
             columns, x, output = factors(which)
-            output(T.int64(0), group, stream(columns([group]), T.int64(0), x))
+            output(T.int64(0), group, stream(columns([group]), T.int64(0), x, multiply))
             with when(group == 0):
                 beside(which, T.int64(0))
 
@@ -266,7 +257,7 @@ def products(
     # There may be no rows at all.
     with either(rows == 1 if method.alone else rows <= method.tile[0]) as (few, many):
         with few:
-            alone() if method.alone else by_tiles(method.tile[1])
+            alone(method.alone) if method.alone else by_tiles(method.tile[1])
         with many:
             by_tiles(method.panel or method.tile[1])
 

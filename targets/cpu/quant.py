@@ -17,8 +17,8 @@ from deepzig.targets.emit import Buffer, Expr, loop, store
 from .emit import each_row, local, vector_sum, workspace
 from .integers import DOTS, FLUSH, STEP, Codes
 from .layout import LANES
+from .product import Columns, Input
 from .vector import at, dtype, fma, prefetch, splat, tree_max
-
 
 def width(size: int) -> int:
     """Codes between rows: whole lines of the cache, an odd number of them, so that rows go to different sets of it."""
@@ -89,31 +89,28 @@ def round_group(values: Sequence[Buffer]) -> tuple[list[Expr], Expr]:
     return integers, largest / T.float32(127)
 
 
-def coded_tile(
-    weight: Buffer, blocks: Sequence[tuple[Expr, ...]], size: int, wdtype: str, rows: Sequence[Codes], integers: str,
-    ahead: int,
-) -> list[list[Buffer]]:  # fmt: skip
+def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) -> list[list[Buffer]]:
     """Sums over k of x(row)(k) * weight[k] for each row and block.
 
     Args:
-        weight: packed by `pack_quantized`.
-        blocks: for each block, the leading indices of its vectors.
-        size: elements along the inner dimension.
-        wdtype: `q8` or `q4`.
+        columns: right matrix, packed by `pack_quantized`.
         rows: the rows of the tile.
+        x: left matrix, from `coded`.
         integers: the instructions to use; see `Vectors`.
-        ahead: groups to prefetch ahead; 0 for none.
 
     Returns:
         Of each row, for each block, a local vector of f32.
     """
-    groups = -(-size // GROUP)
+    weight, blocks, wdtype = columns.weight, columns.blocks, columns.wdtype
+    lines = [x(row) for row in rows]
+    groups = -(-columns.size // GROUP)
     words = GROUP // STEP if wdtype == "q8" else GROUP // STEP // 2
+    ahead = -(-columns.ahead // words)
     sums = [[vector_sum() for _ in blocks] for _ in rows]
     parts = [[local(LANES, "int32") for _ in blocks] for _ in rows]
-    dots = DOTS[integers](rows, blocks, parts)
+    dots = DOTS[integers](lines, blocks, parts)
     with loop(groups) as g:
-        for codes, line in zip(rows, parts, strict=True):
+        for codes, line in zip(lines, parts, strict=True):
             added = dots.offset[wdtype]
             first = T.broadcast(codes.total(g) * -added if added else T.int32(0), LANES)
             for part in line:
@@ -130,7 +127,7 @@ def coded_tile(
             dots.end(wdtype)
         for column, block in enumerate(blocks):
             scale = T.bind(T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(words), at(0))]))
-            for codes, line, part in zip(rows, sums, parts, strict=True):
+            for codes, line, part in zip(lines, sums, parts, strict=True):
                 value = T.Cast(dtype("float32"), part[column][at(0)])
                 total = line[column]
                 store(total, fma(value, scale * splat(codes.scale(g)), total[at(0)]), at(0))

@@ -14,7 +14,8 @@ from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, whe
 from .emit import each_row, local, variable, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks
-from .product import Columns, Elements, fused, product, rows_of
+from .methods import method_of
+from .product import Columns, Elements, product, rows_of
 from .vector import at, exp, sigmoid, splat, total, tree_max
 
 NEVER = float("-inf")
@@ -119,7 +120,7 @@ def router(
             lambda taken: Columns(GATE, [(block,) for block in taken], k, "f32"),
             rows_of(X),
             output,
-            fused(vectors),
+            method_of("f32", vectors),
         )
         each_row(rows, route)
     return f.function
