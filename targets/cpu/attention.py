@@ -18,25 +18,21 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.targets.emit import Buffer, Expr, kernel, loop, repeat, store, symbols
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols
 
+from .attend_pairs import WIDE, mla_attend_pairs
 from .cache import columns, gather, new_row, pages, pair_order
-from .emit import each_row, parallel, variable, vector_of, vector_sum, workspace
+from .emit import each_row, vector_of, vector_sum, workspace
 from .features import Vectors
 from .layout import LANES, blocks, inner, padded, stored
-from .norm import inverse_rms, normalize, rotate
 from .methods import method_of
-from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, each_part, products
+from .norm import inverse_rms, normalize, rotate
+from .product import Columns, GroupOutput, Groups, Input, accumulate, by_columns, products
+from .sections import Found, Section, by_sections
 from .softmax import MASKED, Softmax
-from .vector import at, exp, fma, splat, tree_sum
+from .vector import at, splat, tree_sum
 
 HEADS_PER_TASK = 8
-SECTION = 256
-"""Positions of a task, in whole pages: few enough for one request to have work for all cores."""
-JOINED = 4
-"""Vectors of columns that are joined together: lines of the cache that lie side by side."""
-SECTIONS = 64
-"""Sections that there is memory for at least, so that several short rows have work for all cores."""
 
 
 @cache
@@ -136,19 +132,19 @@ def mla_attend(
     """Kernel of causal attention in latent space: all heads share the cache rows as keys and as values.
 
     A task is one row, up to 8 heads, and a section of the context; each load of cached columns serves a tile of heads.
-    Sections are joined in order of position (Dao et al., Flash-Decoding, 2023).
 
     Returns:
         (absorbed f32[n, heads, cw], cache[pages, page, ...], seq i32[n], pos i32[n], table i32[b, p],
         latent f32[n, heads, cl]); columns beyond kv_lora are not meaningful.
     """
     cw, cl = padded(kv_lora + rope), padded(kv_lora)
+    if vectors.matrices == "pairs" and cdtype == "bf16" and cw >= WIDE:
+        return mla_attend_pairs(heads, kv_lora, rope, page, scale)
     tile = min(HEADS_PER_TASK, vectors.registers * vectors.lanes // LANES // 2)
     tiles = -(-min(heads, HEADS_PER_TASK) // tile)
     group = tiles * tile
     groups = -(-heads // group)
     width = padded(page)
-    section = max(SECTION // page, 1)
     with kernel("mla_attend", heads, kv_lora, rope, page, cdtype, scale) as f:
         n, b, p, number = symbols("n b p pages")
         Q = f.tensor("absorbed", "f32", n, heads, cw)
@@ -157,25 +153,9 @@ def mla_attend(
         TABLE = f.tensor("table", "i32", b, p)
         Y = f.tensor("latent", "f32", n, heads, cl)
 
-        def pages_of(row: Expr) -> Expr:
-            return T.Cast("int64", POS[row] // page + 1)
-
-        # Rows have as many sections as their contexts ask for: those of row i are numbered from start[i] on. There is
-        # room for those of the longest row and some more; rows take turns.
-        most = (p + (section - 1)) // section + SECTIONS
-        start = workspace(n + 2, dtype="int64")
-        store(start, T.int64(0), 0)
-        with loop(n) as row:
-            store(start, start[row] + (pages_of(row) + (section - 1)) // section, row + 1)
-        store(start, start[n] + most + 1, n + 1)
-        sums = workspace(most, groups * group, cl)
-        peaks, masses = workspace(most, groups * group), workspace(most, groups * group)
-
-        def attend(number: Expr, place: Expr, row: Expr, first: Expr) -> None:
-            """Emit the task of a section, kept at `place`, and of the heads from `first` on.
-
-            Those beyond the last repeat it.
-            """
+        def attend(task: Section, found: Found) -> None:
+            """Emit a task. Heads beyond the last repeat it."""
+            row, place, first = task.row, task.place, T.bind(task.group * group)
             query, scores, decay = workspace(group, cw), workspace(group, width), workspace(group)
             softmax = Softmax.of(group)
             with loop(group) as g:
@@ -185,10 +165,9 @@ def mla_attend(
                     some = gather(lambda i: Q[row, head, i], c * LANES, cdtype)
                     store(query, some * splat(scale), g, at(c * LANES))
                 with loop(cl // LANES) as c:
-                    store(sums, splat(0.0), place, first + g, at(c * LANES))
+                    store(found.sums, splat(0.0), place, first + g, at(c * LANES))
 
-            begin = T.bind((number - start[row]) * section)
-            with loop(T.min(begin + section, pages_of(row)), begin) as block:
+            with loop(task.end, task.begin) as block:
                 cached = T.bind(T.Cast("int64", TABLE[SEQ[row], block]))
                 count = T.bind(T.min(page, T.Cast("int64", POS[row]) + 1 - block * page))
                 with loop(tiles) as u, loop(count) as t:
@@ -205,51 +184,21 @@ def mla_attend(
                     softmax.weigh(g, scores, g, width, decay)
                 with loop(cl // LANES) as c, loop(tiles) as u:
                     lines = [u * tile + r for r in range(tile)]
-                    means = [vector_of(sums[place, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
+                    means = [vector_of(found.sums[place, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]
                     with loop(count) as t:
                         value = columns(CACHE, (cached, t), c, cdtype, kv_lora + rope)
                         accumulate(means, [splat(scores[g, t]) for g in lines], value)
                     for g, mean in zip(lines, means, strict=True):
-                        store(sums, mean[at(0)], place, first + g, at(c * LANES))
+                        store(found.sums, mean[at(0)], place, first + g, at(c * LANES))
             with loop(group) as g:
-                store(peaks, softmax.peak[g], place, first + g)
-                store(masses, softmax.mass[g], place, first + g)
+                store(found.peaks, softmax.peak[g], place, first + g)
+                store(found.masses, softmax.mass[g], place, first + g)
 
-        def join(row: Expr, place: Expr, head: Expr) -> None:
-            """Emit the output of a row and head: the mean of its sections, at `place` and after, by their masses."""
-            sections = T.bind(start[row + 1] - start[row])
-            share, top, mass = workspace(most), variable(T.float32(MASKED)), variable(T.float32(0))
-            with loop(sections) as s:
-                store(top, T.max(top[0], peaks[place + s, head]), 0)
-            with loop(sections) as s:
-                fading = T.bind(exp(T.bind(peaks[place + s, head] - top[0]), 1))
-                store(share, fading, s)
-                store(mass, fma(masses[place + s, head], fading, mass[0], 1), 0)
-            with each_part(cl // LANES, JOINED) as taken:
-                joined = [vector_sum() for _ in taken]
-                with loop(sections) as s:
-                    for c, total in zip(taken, joined, strict=True):
-                        accumulate([total], [splat(share[s])], sums[place + s, head, at(c * LANES)])
-                for c, total in zip(taken, joined, strict=True):
-                    mean = T.bind(total[at(0)] / splat(mass[0]))
-                    for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
-                        store(Y, half("float32x8", mean), row, head, index)
+        def write(row: Expr, head: Expr, c: Expr, means: Sequence[Expr]) -> None:
+            for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(c * LANES, cdtype), strict=True):
+                store(Y, half("float32x8", means[0]), row, head, index)
 
-        done = variable(T.int64(0), "int64")
-        with repeat(done[0] < n):
-            # in memory of its own: where TVM makes code of a loop's bounds, it reads again what a name was bound to
-            begin = variable(done[0], "int64")
-            with repeat(start[done[0] + 1] - start[begin[0]] <= most):
-                store(done, done[0] + 1, 0)
-            end, before = T.bind(done[0]), T.bind(start[begin[0]])
-            with parallel((start[end] - before) * groups) as task:
-                place, row = T.bind(task // groups), variable(begin[0], "int64")
-                with repeat(start[row[0] + 1] <= before + place):
-                    store(row, row[0] + 1, 0)
-                attend(T.bind(before + place), place, T.bind(row[0]), T.bind(task % groups * group))
-            with parallel((end - begin[0]) * heads) as task:
-                row = T.bind(begin[0] + task // heads)
-                join(row, T.bind(start[row] - before), T.bind(task % heads))
+        by_sections(POS, p, page, heads, groups, (groups * group, cl), attend, write)
     return f.function
 
 

@@ -1,20 +1,20 @@
 """Products of bf16 by `vdpbf16ps` (AVX512-BF16; Intel's Software Developer's Manual, volume 2).
 
-One instruction adds, to each of 16 sums, the products of two pairs of bf16: twice the work of a multiply-add, and weights
-need no widening. Rows of the left matrix are rounded to bf16 once, to nearest even; sums are f32. Each sum is one chain of
-instructions along the inner dimension, so its bits depend neither on the number of rows nor on the tile.
+One instruction adds, to each of 16 sums, the products of two pairs of bf16: twice the work of a multiply-add, and
+weights need no widening. Rows of the left matrix are rounded to bf16 once, to nearest even; sums are f32. Each sum is
+one chain of instructions along the inner dimension, so its bits depend neither on the number of rows nor on the tile.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
 
-from deepzig.targets.emit import Buffer, Expr, loop, store
+from deepzig.targets.emit import Buffer, Expr, extent, loop, store
 
-from .cache import half_bits, narrow
+from .cache import half_bits
 from .emit import each_row, vector_of, vector_sum, workspace
 from .layout import LANES
 from .product import Columns, Input, Start
@@ -45,9 +45,7 @@ def instructions() -> None:
         T.evaluate(T.int32(0))
 
 
-def pairs_tile(
-    columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None = None
-) -> list[list[Buffer]]:
+def pairs_tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None = None) -> list[list[Buffer]]:
     """Sums over k of x(row)(k) * weight[k] for each row and block, in registers.
 
     Args:
@@ -72,23 +70,31 @@ def pairs_tile(
     return sums
 
 
+def pair_words(elements: Callable[[Expr], Expr], begin: Expr, lanes: int) -> Expr:
+    """Emit the rounding of 2 * lanes elements from `begin` on to words of pairs."""
+    even, odd = (T.bind(elements(T.ramp(begin + i, 2, lanes) if lanes > 1 else begin + i)) for i in range(2))
+    return pair_of(even, odd, lanes)
+
+
+def pair_of(even: Expr, odd: Expr, lanes: int = LANES) -> Expr:
+    """Words of pairs of f32 numbers, rounded; the first in the low halves."""
+    low, high = (half_bits(x, "bf16", lanes) for x in (even, odd))
+    return T.bitwise_or(low, T.shift_left(high, words(16, lanes)))
+
+
 def rounded(x: Input, rows: Expr, size: int) -> Input:
-    """Emit the rounding of all rows to bf16 into a workspace, and read pairs from there; an odd one ends with a zero."""
+    """Emit the rounding of all rows to bf16 into a workspace, and read pairs from there."""
     instructions()
     pairs = workspace(rows, -(-size // 2), dtype="uint32")
 
     def one(row: Expr) -> None:
         elements = x(row)
         with loop(size // (2 * LANES)) as c:
-            first = c * (2 * LANES)
-            even, odd = (half_bits(T.bind(elements(T.ramp(first + i, 2, LANES))), "bf16", LANES) for i in range(2))
-            store(pairs, T.bitwise_or(even, T.shift_left(odd, words(16))), row, at(c * LANES))
-        with loop(-(-size // 2), size // (2 * LANES) * LANES) as pair:
-            even = half_bits(T.bind(elements(2 * pair)), "bf16", 1)
-            store(pairs, even, row, pair)
+            store(pairs, pair_words(elements, c * (2 * LANES), LANES), row, at(c * LANES))
         with loop(size // 2, size // (2 * LANES) * LANES) as pair:
-            odd = half_bits(T.bind(elements(2 * pair + 1)), "bf16", 1)
-            store(pairs, T.bitwise_or(pairs[row, pair], T.shift_left(odd, T.uint32(16))), row, pair)
+            store(pairs, pair_words(elements, 2 * pair, 1), row, pair)
+        if size % 2:
+            store(pairs, half_bits(T.bind(elements(extent(size - 1))), "bf16", 1), row, size // 2)
 
     each_row(rows, one)
     return lambda row: lambda pair: pairs[row, pair]

@@ -2,8 +2,8 @@
 
 Widening is exact. Each 128 elements along the inner dimension are four chains of fused multiply-adds: every fourth word
 of four elements is of the same. Their sums are added in order, and so are those of all groups, times their scales. So
-the bits of a result do not depend on the tile. A row alone has its chains side by side, so as not to wait for one. Several
-rows have one chain after the other, for which registers suffice.
+the bits of a result do not depend on the tile. A row alone has its chains side by side, so as not to wait for one.
+Several rows have one chain after the other, for which registers suffice.
 """
 
 from __future__ import annotations

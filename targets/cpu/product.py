@@ -59,8 +59,8 @@ GroupOutput = Callable[[Expr, Expr, Sequence[Buffer]], None]
 Rows = Callable[[Columns, Expr, Expr, Input, Output], None]
 """(columns, first row, end, x, output) -> emits the products of these rows."""
 Multiply = Callable[[Columns, Sequence[Expr], Input], list[list[Buffer]]]
-"""(columns, rows, x) -> emits the sums over k of x(row)(k) * weight[k], all in registers: of each row, for each block, a
-local vector."""
+"""(columns, rows, x) -> emits the sums over k of x(row)(k) * weight[k], all in registers: of each row, for each block,
+a local vector."""
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from .layout import LANES
 from .product import Columns, Input
 from .vector import at, dtype, fma, prefetch, splat, tree_max
 
+
 def width(size: int) -> int:
     """Codes between rows: whole lines of the cache, an odd number of them, so that rows go to different sets of it."""
     return (-(-size // GROUP) | 1) * GROUP

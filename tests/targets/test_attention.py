@@ -8,9 +8,10 @@ from typing import Any
 import numpy as np
 import pytest
 
-from deepzig.targets.cpu.attention import SECTION, SECTIONS, latent_write, mla_absorb, mla_attend, mla_lift
+from deepzig.targets.cpu.attention import latent_write, mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_columns
+from deepzig.targets.cpu.sections import SECTION, SECTIONS
 
 from .latents import (
     AVX2,
@@ -59,7 +60,7 @@ def test_attend_joins_sections_of_a_long_context(
     build: Build, threads: Callable[[int], None], monkeypatch: pytest.MonkeyPatch, room: int
 ) -> None:
     """Also where there is memory for few sections of other rows."""
-    monkeypatch.setattr("deepzig.targets.cpu.attention.SECTIONS", room)
+    monkeypatch.setattr("deepzig.targets.cpu.sections.SECTIONS", room)
     mla_attend.cache_clear()
     s = Sizes(5, 7, 2, 19, 11, 20)
     rng = np.random.default_rng(8)

@@ -1,0 +1,160 @@
+"""Latent attention for few rows a sequence, on cache rows of bf16, by products of pairs (`bf16`).
+
+Queries and weights are rounded to bf16; scores, sums and the softmax are f32. Of a section of the context:
+
+    scores[position, head]   sums over pairs of columns. Heads lie side by side in a vector, so the words of a cache row
+                             are the left matrix of a product, and the softmax over positions has no sums across lanes
+    latent[head, column]     sums over pairs of positions: two rows of the cache, whose words are put together anew
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+from tvm.script import tirx as T
+from tvm.tirx import PrimFunc
+
+from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
+
+from .bf16 import dot, instructions, pair_of, pair_words, pairs_tile
+from .cache import pages
+from .emit import each_row, vector_of, vector_sum, view, workspace
+from .layout import LANES, blocks, padded
+from .product import Columns
+from .sections import SECTION, Found, Section, by_sections
+from .softmax import MASKED
+from .vector import at, dtype, exp, splat, words
+
+WIDE = 2 * LANES
+"""Columns of a cache row in a vector of words."""
+BLOCKS = 2
+"""Blocks of 16 heads of a task, where there are so many."""
+KEYS = 16
+"""Scores of so many positions and blocks of heads are summed together."""
+MEANS = 8
+"""Heads whose latents are summed together, for 32 columns."""
+
+
+@cache
+def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: float) -> PrimFunc:
+    """Kernel of causal attention in latent space, for a cache of bf16 with at least 32 columns a row.
+
+    Returns:
+        The same as `attention.mla_attend`.
+    """
+    cw, cl = padded(kv_lora + rope), padded(kv_lora)
+    held = min(blocks(heads), BLOCKS)
+    groups = -(-blocks(heads) // held)
+    lines, parts = KEYS // held, -(-kv_lora // WIDE)
+    positions = max(SECTION // page, 1) * page
+    with kernel("mla_attend_pairs", heads, kv_lora, rope, page, scale) as f:
+        n, b, p, number = symbols("n b p pages")
+        Q = f.tensor("absorbed", "f32", n, heads, cw)
+        CACHE = pages(f, number, page, "bf16", kv_lora + rope)
+        SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
+        TABLE = f.tensor("table", "i32", b, p)
+        Y = f.tensor("latent", "f32", n, heads, cl)
+        instructions()
+        rows = view(CACHE, number * page, cw)
+        queries = packed_queries(Q, scale)
+
+        def attend(task: Section, found: Found) -> None:
+            places = workspace(positions + 1, dtype="int64")
+            scores = workspace(held, padded(positions) + LANES, LANES)
+            weights = workspace(held, padded(positions) // 2, LANES, dtype="uint32")
+            first = task.begin * page
+            count = T.bind(T.min(task.end * page, T.Cast("int64", POS[task.row]) + 1) - first)
+            with loop(count) as t:
+                block = T.Cast("int64", TABLE[SEQ[task.row], task.begin + t // page])
+                store(places, block * page + t % page, t)
+            store(places, places[count - 1], count)
+            taken = [T.bind(T.min(task.group * held + i, blocks(heads) - 1)) for i in range(held)]
+
+            def key(t: Expr) -> Callable[[Expr], Expr]:
+                place = T.bind(places[t])
+                return lambda pair: T.reinterpret("uint32", rows[place, T.ramp(2 * pair, 1, 2)])
+
+            part = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", ahead=0)
+            with loop((count + (lines - 1)) // lines) as tile:
+                taken_rows = [T.bind(T.min(tile * lines + i, count - 1)) for i in range(lines)]
+                for i, totals in enumerate(pairs_tile(part, taken_rows, key)):
+                    for block, total in enumerate(totals):
+                        store(scores, total[at(0)], block, tile * lines + i, at(0))
+            pairs = T.bind((count + 1) // 2)
+            for block in range(held):
+                with when(count % 2 == 1):
+                    store(scores, splat(MASKED), block, count, at(0))
+                kept = (task.group * held + block) * LANES
+                weigh(scores, weights, block, count, pairs, lambda peak, mass, kept=kept: (
+                    store(found.peaks, peak, task.place, at(kept)), store(found.masses, mass, task.place, at(kept))
+                ))  # fmt: skip
+            with loop(parts) as c:
+                column = T.bind(T.min(c * WIDE, cw - WIDE))
+                with loop(held * LANES // MEANS) as some:
+                    block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
+                    sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
+                    with loop(pairs) as pair:
+                        values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
+                        for i, totals in enumerate(sums):
+                            weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))
+                            for total, value in zip(totals, values, strict=True):
+                                store(total, dot(total[at(0)], value, weight), at(0))
+                    for i, totals in enumerate(sums):
+                        head = task.group * (held * LANES) + some * MEANS + i
+                        for half, total in enumerate(totals):
+                            store(found.sums, total[at(0)], task.place, head, at(c * WIDE + half * LANES))
+
+        def write(row: Expr, head: Expr, c: Expr, means: list[Expr]) -> None:
+            column = T.bind(T.min(c * WIDE, cw - WIDE))
+            for half in range(2):
+                some = T.Shuffle(means, [half * LANES // 2 + i // 2 + i % 2 * LANES for i in range(LANES)])
+                with when(column + half * LANES < cl):
+                    store(Y, some, row, head, at(column + half * LANES))
+
+        by_sections(POS, p, page, heads, groups, (groups * held * LANES, parts * WIDE), attend, write, unit=2)
+    return f.function
+
+
+def packed_queries(query: Buffer, scale: float) -> Buffer:
+    """Emit the rounding of scaled queries f32[n, heads, cw] to words[n, blocks of heads, cw / 2, 16]."""
+    n, heads, cw = query.shape[0], int(query.shape[1]), int(query.shape[2])
+    packed = workspace(n, blocks(heads), cw // 2, LANES, dtype="uint32")
+    flat = view(packed, n * blocks(heads), cw // 2 * LANES)
+
+    def put(number: Expr, lane: Expr, row: Expr, head: Expr, first: int, lanes: int) -> None:
+        some = pair_words(lambda i: query[row, head, i] * splat(scale, lanes), extent(first), lanes)
+        store(flat, some, number, T.ramp(first // 2 * LANES + lane, LANES, lanes))
+
+    def one(number: Expr) -> None:
+        row, block = T.bind(number // blocks(heads)), T.bind(number % blocks(heads))
+        with loop(LANES) as lane:
+            head = T.bind(T.min(block * LANES + lane, heads - 1))
+            for first in range(0, cw, WIDE):
+                put(number, lane, row, head, first, min(LANES, (cw - first) // 2))
+
+    each_row(n * blocks(heads), one)
+    return packed
+
+
+def weigh(
+    scores: Buffer, weights: Buffer, block: int, count: Expr, pairs: Expr, keep: Callable[[Expr, Expr], object]
+) -> None:
+    """Emit the softmax of scores[block, :count], rounded to pairs of bf16, and keep(peaks, masses) of its heads."""
+    peak, mass = vector_of(scores[block, 0, at(0)]), vector_sum()
+    with loop(count, 1) as t:
+        store(peak, T.max(peak[at(0)], scores[block, t, at(0)]), at(0))
+    top = T.bind(peak[at(0)])
+    with loop(pairs) as pair:
+        both = [T.bind(exp(T.bind(scores[block, 2 * pair + i, at(0)] - top))) for i in range(2)]
+        store(mass, mass[at(0)] + both[0] + both[1], at(0))
+        store(weights, pair_of(*both), block, pair, at(0))
+    keep(top, mass[at(0)])
+
+
+def together(rows: Buffer, places: list[Expr], column: Expr) -> list[Expr]:
+    """Emit the pairs of two rows' elements: those of the even columns of 32, and those of the odd ones."""
+    low, high = (T.bind(T.reinterpret(dtype("uint32"), rows[place, T.ramp(column, 1, WIDE)])) for place in places)
+    even = T.bitwise_or(T.bitwise_and(low, words(0xFFFF)), T.shift_left(high, words(16)))
+    odd = T.bitwise_or(T.shift_right(low, words(16)), T.bitwise_and(high, words(0xFFFF0000)))
+    return [T.bind(even), T.bind(odd)]
