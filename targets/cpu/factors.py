@@ -23,7 +23,7 @@ from .cache import IN_ORDER, Place, columns, half_bits, narrow
 from .emit import workspace
 from .features import Vectors
 from .layout import LANES, blocks, padded
-from .product import Columns, Input, Multiply, Output, rows_of, tile
+from .product import Columns, Input, Output, rows_of, tile
 from .vector import at, dtype, transposed, widen_high, words
 
 
@@ -35,7 +35,7 @@ class Form:
         dtype: TVM's type of what is stored.
         step: elements along the inner dimension in one of those.
         wdtype: element type.
-        multiply: emits the products of a tile.
+        multiply: emits the products of a tile; see `product.tile`.
         weights: element types of packed weights that are multiplied as they are.
         begin: emits what a kernel needs once.
     """
@@ -43,7 +43,7 @@ class Form:
     dtype: str
     step: int
     wdtype: str
-    multiply: Multiply
+    multiply: Callable[..., list[list[Buffer]]]
     weights: frozenset[str]
     begin: Callable[[], None] = lambda: None
 
@@ -155,15 +155,16 @@ class RightMatrix:
             cdtype: element type of the cache.
             width: columns of its rows.
         """
-        half = LANES // 2
+        halves = dtype("uint32", LANES // 2)
         with loop(blocks(width)) as c:
             if self.form is FLOATS:
-                of_row = [T.bind(columns(cache, place, c, cdtype, width)) for place in places]
+                rows = [T.bind(columns(cache, place, c, cdtype, width)) for place in places]
                 order = range(LANES) if cdtype in IN_ORDER else [*range(0, LANES, 2), *range(1, LANES, 2)]
             else:
-                of_row = [T.reinterpret(dtype("uint32", half), cache[(*place, at(c * LANES))]) for place in places]
-                # the first halves of vectors become the columns of the first 8 rows
-                of_row = [T.vectorcombine(dtype("uint32"), *both) for both in zip(of_row[:half], of_row[half:], strict=True)]
-                order = range(half)
-            for i, column in zip(order, transposed(of_row), strict=True):
+                pairs = [T.reinterpret(halves, cache[(*place, at(c * LANES))]) for place in places]
+                # rows 8 apart side by side, for that is how their columns are to lie
+                apart = zip(pairs[: LANES // 2], pairs[LANES // 2 :], strict=True)
+                rows = [T.bind(T.vectorcombine(dtype("uint32"), *both)) for both in apart]
+                order = range(LANES // 2)
+            for i, column in zip(order, transposed(rows), strict=True):
                 store(self.stored, column, block, c * len(order) + i, at(0))

@@ -1,15 +1,17 @@
 """Latent attention for many rows a sequence: keys and values of a head are expanded once and serve all rows.
 
-The online-softmax form of attention (Dao et al., FlashAttention, 2022) over pages. A task is one head of one sequence.
-For each page, in order of position:
+The online-softmax form of attention (Dao et al., FlashAttention, 2022). A task is one head of one sequence. For each
+block of positions, in order:
 
-    C  = its cache rows, widened                          [positions, cw]
-    K  = [C_latent W_UK^T | C_key]                        [positions, nope + rope]
-    V  = C_latent W_UV^T                                  [positions, v]
+    K  = [C_latent W_UK^T | C_key]    of its cache rows C     [positions, nope + rope]
+    V  = C_latent W_UV^T                                      [positions, v]
     for tiles of rows:  S = scale * Q K^T, masked by position; weights and running sums; out = out * decay + weights V
 
-S, K, V and the outputs are products with packed columns: those of C and K are positions. Rows are told apart only by
-their own sums, so a row's bits don't depend on the others.
+C, K, S, V and weights are made as products take them (`factors`): on a CPU with products of pairs of bf16, all of them
+but S are rounded to bf16 where the cache is of bf16, and so are queries and the weights of the model. Sums are f32.
+
+Blocks are cut at absolute positions, whatever the pages, and positions that a row must not see weigh exactly 0. Rows
+are told apart only by their own sums. So a row's bits don't depend on the others.
 """
 
 from __future__ import annotations
@@ -23,20 +25,19 @@ from tvm.tirx import PrimFunc
 from deepzig.ir.fp8 import FP8, SIDE
 from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
 
-from .cache import pages
+from .cache import Place, pages
 from .emit import local, parallel, vector_of, workspace
 from .factors import LeftMatrix, RightMatrix, form_of
 from .features import Vectors
 from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
 from .layout import LANES, blocks, inner, padded, stored
 from .norm import rotate
-from .product import Columns, by_columns, each_part, rows_by_tiles
+from .product import Columns, Elements, by_columns, each_part, rows_by_tiles
 from .softmax import MASKED, Softmax
 from .vector import at, splat, widen
 
-import os
-SPAN = int(os.environ.get("SPAN", 256))
-"""Positions of a block: a multiple of those in a tile."""
+SPAN = 256
+"""Positions of a block, a multiple of a tile's. More would leave the cache of level 2; fewer scale the sums oftener."""
 
 
 @cache
@@ -63,7 +64,7 @@ def mla_prefill(
         w_uk packed [heads, N = kv_lora, K = nope], w_uv packed [heads, N = v, K = kv_lora], seq i32[n], pos i32[n],
         table i32[b, p], out f32[n, heads * v]).
     """
-    depth, cw, form = nope + rope, padded(kv_lora + rope), form_of(cdtype, vectors)
+    depth, form = nope + rope, form_of(cdtype, vectors)
     lines, held = vectors.tile
     group = held * LANES
     multiply_rows = partial(rows_by_tiles, shape=vectors.tile, multiply=form.multiply)
@@ -84,7 +85,7 @@ def mla_prefill(
             """Emit the task of a head and of a sequence's rows."""
             # Sizes are n, not rows: TVM moves allocations to where the number of rows is not known yet.
             query, sums, softmax = LeftMatrix.of(form, n, depth), workspace(n, padded(v)), Softmax.of(n)
-            up, latents = LeftMatrix.of(form, nope, kv_lora), RightMatrix.of(form, group, cw)
+            up, latents = LeftMatrix.of(form, nope, kv_lora), RightMatrix.of(form, group, padded(kv_lora + rope))
             keys, values = RightMatrix.of(form, SPAN, depth), RightMatrix.of(form, v, SPAN)
             scores, decay, weights = workspace(lines, SPAN), workspace(lines), LeftMatrix.of(form, lines, SPAN)
             # Codes are widened once; other elements take as long to read from memory as they take to widen.
@@ -109,23 +110,31 @@ def mla_prefill(
                     store(sums, splat(0.0), row, at(c * LANES))
                 softmax.clear(row)
 
+            def place(position: Expr) -> Place:
+                return T.bind(T.Cast("int64", TABLE[sequence, position // page])), T.bind(position % page)
+
             def expand(begin: Expr, part: Expr, last: Expr) -> None:
-                """Keys and values of one group of the positions from `begin` on; beyond the last one it is repeated."""
-                for i in range(held):
-                    at_once = [T.min(begin + part * group + i * LANES + lane, last) for lane in range(LANES)]
-                    places = [
-                        (T.bind(T.Cast("int64", TABLE[sequence, p // page])), T.bind(p % page)) for p in map(T.bind, at_once)
-                    ]
-                    latents.put_cached(CACHE, places, T.int64(i), cdtype, kv_lora + rope)
+                """Keys and values of a group of the positions from `begin` on. The last one is repeated beyond it."""
+                here = [T.int64(i) for i in range(held)]
                 taken = [part * held + i for i in range(held)]
-                own = latents.columns([T.int64(i) for i in range(held)], kv_lora)
+                for i, c in zip(here, taken, strict=True):
+                    positions = [T.bind(T.min(begin + c * LANES + lane, last)) for lane in range(LANES)]
+                    latents.put_cached(CACHE, [place(t) for t in positions], i, cdtype, kv_lora + rope)
+                own = latents.columns(here, kv_lora)
                 multiply_rows(own, T.int64(0), T.int64(nope), up.elements, keys.rows(taken))
-                for i, c in enumerate(taken):
+                for i, c in zip(here, taken, strict=True):
                     with loop(rope) as k:
-                        keys.put(c, nope + k, latents.get(T.int64(i), kv_lora + k))
+                        keys.put(c, nope + k, latents.get(i, kv_lora + k))
+
+                def latent(t: Expr) -> Elements:
+                    return latents.elements(t - part * group)
+
                 with each_part(blocks(v), held) as columns:
-                    weight = down.columns(columns) if down else Columns(UV, [(head, c) for c in columns], kv_lora, wdtype)
-                    multiply_rows(weight, part * group, (part + 1) * group, lambda t: latents.elements(t - part * group), values.rows(columns))
+                    if down:
+                        weight = down.columns(columns)
+                    else:
+                        weight = Columns(UV, [(head, c) for c in columns], kv_lora, wdtype)
+                    multiply_rows(weight, part * group, (part + 1) * group, latent, values.rows(columns))
 
             def attend(begin: Expr, top: Expr) -> None:
                 """The tile of rows from `top` on sees the positions from `begin` on."""
@@ -142,7 +151,9 @@ def mla_prefill(
                                 score = T.Select(visible, total[at(0)], splat(MASKED))
                                 store(scores, score, line, at(c * LANES))
                     with loop(T.min(lines, rows - top)) as line:
-                        softmax.weigh(top + line, scores, line, parts * group, decay, partial(weights.put, line))
+                        softmax.weigh(
+                            top + line, scores, line, parts * group, decay, lambda c, some: weights.put(line, c, some)
+                        )
                     with each_part(blocks(v), held) as columns:
 
                         def faded(line: int, block: tuple[Expr, ...]) -> Expr:
