@@ -152,6 +152,16 @@ void emulated_tdpbf16ps(unsigned char dst, unsigned char left, unsigned char rig
         }
 }
 
+/* Odd elements are added before even ones, each by a fused multiply-add. */
+void emulated_dpbf16ps_512(float *out, const float *sums, const uint8_t *a, const uint8_t *b) {
+    for (int i = 0; i < 16; i++) {
+        float sum = flushed(sums[i]);
+        for (int at = 4 * i + 2; at >= 4 * i; at -= 2)
+            sum = flushed(__builtin_fmaf(widened(a + at), widened(b + at), sum));
+        out[i] = sum;
+    }
+}
+
 void emulated_tdpbssd(unsigned char dst, unsigned char left, unsigned char right) {
     Tile *c = tile(dst), *a = tile(left), *b = tile(right);
     if (!shapes(c, a, b)) return;

@@ -1,4 +1,4 @@
-"""Kernels for AVX512-VNNI and AMX, run on any x86 machine with AVX2.
+"""Kernels for AVX-512, its extensions and AMX, run on any x86 machine with AVX2.
 
 A kernel is compiled for its own target as far as LLVM's IR. There, calls of instructions that the machine may lack
 become calls of functions in C (`emulate.c`), and what is left of the target, such as vectors of 512 bits, LLVM splits
@@ -29,6 +29,7 @@ from .conftest import Array, aligned, compile_for
 C_SOURCE = Path(__file__).with_suffix(".c")
 HERE = MACHINES["x86-64-v3"].features
 NAMES = {
+    "avx512bf16.dpbf16ps.512": "dpbf16ps_512",
     "avx512.vpdpbusd.512": "vpdpbusd_512",
     "avx512.pmaddubs.w.512": "pmaddubsw_512",
     "avx512.pmaddw.d.512": "pmaddwd_512",
@@ -102,9 +103,12 @@ def zig(target: str, *words: str) -> None:
 
 
 def without_instructions(text: str) -> str:
-    """LLVM's IR with functions for intrinsics, and with the features of a machine that lacks them."""
+    """LLVM's IR with functions for intrinsics, and with the features of a machine that lacks them.
+
+    Pairs of bf16 become bits: such a machine would keep them as f32 meanwhile.
+    """
     features = ",".join(f"+{f}" for f in sorted(HERE))
-    text = re.sub(r'"target-features"="[^"]*"', f'"target-features"="{features}"', text)
+    text = re.sub(r'"target-features"="[^"]*"', f'"target-features"="{features}"', text).replace("x bfloat>", "x i16>")
     for found in list(DECLARED.finditer(text)):
         if found["name"] in NAMES:
             text = text.replace(found[0], _function(found.groupdict()))

@@ -40,7 +40,7 @@ with load(sys.argv[1], threads=2) as model:
     logits = model.logits({TOKENS})
     print(json.dumps({{"build": model.backend.artifact.build.name, "logits": logits.tolist()}}))
 """
-LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "avx512-vnni")
+LEVELS = ("x86-64-v2", "x86-64-v3", "x86-64-v4", "avx512-vnni", "avx512-bf16")
 QEMU = shutil.which("qemu-aarch64-static")
 PACKAGES = (
     "libbz2-1.0", "libc6", "libexpat1", "libffi8", "libgcc-s1", "liblzma5", "libpython3.11-minimal",
@@ -113,11 +113,13 @@ def test_levels_differ_in_their_instructions(checkpoint: Path) -> None:
 @pytest.mark.slow
 def test_products_use_what_the_machine_has(checkpoint: Path) -> None:
     """The code that an artifact ships, of a model in bf16 whose experts have 8 bits."""
-    target = "amx+avx512-vnni+aarch64-dotprod-linux"
+    target = "amx+avx512-bf16+avx512-vnni+aarch64-dotprod-linux"
     artifact = compiled(checkpoint, target, "bf16 and q8") / "code"
-    code = {name: disassembled(artifact / f"{name}.so") for name in ("amx", "avx512-vnni")}
+    code = {name: disassembled(artifact / f"{name}.so") for name in ("amx", "avx512-bf16", "avx512-vnni")}
     assert all(word in code["amx"] for word in ("tdpbf16ps", "tdpbssd", "ldtilecfg", "tilerelease", "vpdpbusd"))
-    assert "vpdpbusd" in code["avx512-vnni"] and "tileload" not in code["avx512-vnni"]
+    assert "vpdpbusd" in code["avx512-bf16"] and "vdpbf16ps" in code["avx512-bf16"]
+    assert "vpdpbusd" in code["avx512-vnni"] and "vdpbf16ps" not in code["avx512-vnni"]
+    assert not any("tileload" in code[name] for name in ("avx512-bf16", "avx512-vnni"))
     binary = lief.ELF.parse(str(artifact / "aarch64-dotprod-linux.so"))
     words = np.frombuffer(bytes(binary.get_section(".text").content), np.uint32)
     assert (words & 0xFFE0FC00 == 0x4E809400).any()  # sdot v.4s, v.16b, v.16b

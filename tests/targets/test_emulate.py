@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import ctypes
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from .conftest import Array
-from .emulate import C_SOURCE, loaded, zig
+from deepzig.artifacts.cpu_features import detect
+from deepzig.artifacts.machines import MACHINES
+from deepzig.targets.cpu.bf16 import dot, instructions
+from deepzig.targets.cpu.features import CpuTarget
+from deepzig.targets.cpu.vector import at as lanes
+from deepzig.targets.emit import kernel, loop, store, symbols
+
+from .conftest import Array, called, compile_for
+from .emulate import C_SOURCE, emulated, loaded, zig
 from .latents import to_f32
 
 ROWS, BYTES = 16, 64
@@ -79,6 +87,65 @@ def test_tdpbf16ps_adds_even_and_odd_products_apart(library: Any) -> None:
     for k in range(32):  # a product of two bf16 is exact in f32, so a rounded sum is a fused multiply-add
         chains[k % 2] += flushed[0][:, None, k] * flushed[1][None, :, k]
     assert np.array_equal(y, start + (chains[0] + chains[1]))
+
+
+def dots() -> Any:
+    """A kernel of one `vdpbf16ps` for each row."""
+    with kernel("dots") as f:
+        (n,) = symbols("n")
+        sums, out = (f.tensor(name, "f32", n, 16) for name in ("sums", "out"))
+        a, b = (f.tensor(name, "u32", n, 16) for name in ("a", "b"))
+        instructions()
+        with loop(n) as i:
+            store(out, dot(*(x[i, lanes(0)] for x in (sums, a, b))), i, lanes(0))
+    return f.function
+
+
+def bf16(rng: np.random.Generator, exponents: tuple[int, int], n: int) -> Array:
+    """Bits with all signs and fractions, and exponents in a range."""
+    signs, fractions = rng.integers(0, 2, (n, 32)), rng.integers(0, 128, (n, 32))
+    return (signs << 15 | rng.integers(*exponents, (n, 32)) << 7 | fractions).astype(np.uint16)
+
+
+PAIRS = CpuTarget(MACHINES["avx512-bf16"].features)
+EDGES = np.array([0, 1, 0x7F, 0x80, 0x81, 0x3F80, 0x3F81, 0x7F7F, 0x7F80, 0x7F81, 0x7FC0], np.uint16)
+"""Zero, subnormal numbers, the first normal ones, about one, the largest, infinity and NaN."""
+
+
+def test_vdpbf16ps_adds_odd_products_first(tmp_path: Path) -> None:
+    """Subnormal numbers are zeros. Numpy's products are exact here, so its sums round as the instruction's."""
+    rng = np.random.default_rng(4)
+    a, b = bf16(rng, (120, 134), 99), bf16(rng, (120, 134), 99)
+    a[3:9, ::3], b[5:11, 1::4] = 0x007F, 0x8001
+    sums = to_f32(bf16(rng, (120, 134), 99)[:, :16], "bf16")
+    sums[20:30, 5] = 1e-40
+    out = np.full_like(sums, np.nan)
+    emulated(dots(), PAIRS, tmp_path)(sums, out, a.view(np.uint32), b.view(np.uint32))
+    x, y = (np.where(bits & 0x7F80, to_f32(bits, "bf16"), np.float32(0)) for bits in (a, b))
+    start = np.where(np.abs(sums) < 2.0**-126, np.float32(0), sums)
+    assert np.array_equal(out, start + x[:, 1::2] * y[:, 1::2] + x[:, ::2] * y[:, ::2])
+    assert not np.array_equal(out, start + x[:, ::2] * y[:, ::2] + x[:, 1::2] * y[:, 1::2])
+
+
+@pytest.mark.parametrize("exponents", [(120, 134), (0, 256), (50, 80)], ids=["near one", "all", "tiny products"])
+def test_vdpbf16ps_has_the_bits_of_the_machine(exponents: tuple[int, int], tmp_path: Path) -> None:
+    """To the last one, but for those of NaNs: C leaves open which NaN a sum becomes."""
+    if not PAIRS.features <= detect():
+        pytest.skip("this machine has no AVX512-BF16")
+    rng, n = np.random.default_rng(5), 4000
+    a, b = bf16(rng, exponents, n), bf16(rng, exponents, n)
+    sums = rng.integers(0, 1 << 32, (n, 16), np.uint32).view(np.float32)
+    sums[::2] = to_f32(bf16(rng, (0, 60), n)[::2, :16], "bf16")
+    for edgy in (a, b, sums.view(np.uint16)[:, 1::2]):
+        chosen = rng.random(edgy.shape) < 0.1
+        edgy[chosen] = rng.choice(EDGES, chosen.sum()) | (rng.integers(0, 2, chosen.sum()) << 15).astype(np.uint16)
+    executable, name = compile_for(dots(), PAIRS.tvm_target())
+    real, made = np.full((2, n, 16), np.nan, np.float32)
+    called(executable[name], (sums, real, a.view(np.uint32), b.view(np.uint32)))
+    emulated(dots(), PAIRS, tmp_path)(sums, made, a.view(np.uint32), b.view(np.uint32))
+    assert np.isfinite(real).mean() > 0.3
+    same = (real.view(np.uint32) == made.view(np.uint32)) | (np.isnan(real) & np.isnan(made))
+    assert same.all(), np.flatnonzero(~same)[:9]
 
 
 def test_vpdpbusd(library: Any) -> None:

@@ -36,6 +36,7 @@ def make(target: str, kernel: Any, folder: Path) -> Run:
 def test_targets_choose_their_instructions() -> None:
     chosen = {name: CpuTarget(kind.features, kind.platform).vectors for name, kind in MACHINES.items()}
     assert chosen["amx"] == Vectors(32, 16, "vnni", "amx") and chosen["avx512-vnni"] == Vectors(32, 16, "vnni")
+    assert chosen["avx512-bf16"] == Vectors(32, 16, "vnni", "pairs")
     assert chosen["x86-64-v4"] == Vectors(32, 16, "avx512") and chosen["x86-64-v3"] == AVX2
     assert chosen["aarch64-macos"] == chosen["aarch64-dotprod-linux"] == Vectors(32, 4, "dotprod")
     assert chosen["aarch64-linux"] == Vectors(32, 4)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from deepzig.artifacts.machines import MACHINES
-from deepzig.targets.cpu.attention import mla_attend
+from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import CpuTarget, Vectors
 from deepzig.targets.cpu.linear import proj
 from deepzig.targets.cpu.moe import moe_down, moe_gate_up
@@ -28,6 +28,14 @@ def _down(wdtype: str, vectors: Vectors) -> Any:
     return moe_down(512, 1024, 9, 3, wdtype, residual=True, vectors=vectors)
 
 
+def _absorb(wdtype: str, vectors: Vectors) -> Any:
+    return mla_absorb(16, 128, 64, 512, wdtype, True, vectors=vectors)
+
+
+def _lift(wdtype: str, vectors: Vectors) -> Any:
+    return mla_lift(16, 512, 128, wdtype, vectors=vectors)
+
+
 def _attend(cdtype: str, vectors: Vectors) -> Any:
     return mla_attend(16, 512, 64, 16, cdtype, 0.1, vectors=vectors)
 
@@ -36,6 +44,11 @@ def _attend(cdtype: str, vectors: Vectors) -> Any:
 @pytest.mark.parametrize(("level", "dtype"), [("x86-64-v4", "bf16"), ("x86-64-v4", "f32")])
 def test_multiply_adds(make: Any, level: str, dtype: str) -> None:
     check(make, level, dtype, r"\svfmadd\w+ps\s[^\n]*%(\wmm)")
+
+
+@pytest.mark.parametrize("make", [_proj, _gate_up, _down, _absorb, _lift])
+def test_products_of_pairs(make: Any) -> None:
+    check(make, "avx512-bf16", "bf16", r"\svdpbf16ps\s[^\n]*%(\wmm)")
 
 
 @pytest.mark.parametrize("make", [_proj, _gate_up, _down])
