@@ -7,6 +7,7 @@ from typing import Any
 
 from deepzig.artifacts.machines import WASM, WEB
 from deepzig.ir import TensorType
+from deepzig.ir.quantize import FORMATS
 
 from .layout import LANES, cache_row
 
@@ -94,6 +95,7 @@ class CpuTarget:
     device = "cpu"
     replay = False
     binding_bytes = None
+    headwise = FORMATS
 
     @property
     def vectors(self) -> Vectors:
