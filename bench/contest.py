@@ -119,18 +119,18 @@ class Samples:
 
     Attributes:
         seconds: of each contender and case, a figure for each turn.
-        limits: of each case what the machine can do, a figure for each turn.
+        limits: of each case what the machine can do, what the probe told in each turn.
         product: floating-point operations a second of an f32 matrix product, of each turn.
     """
 
     seconds: dict[tuple[str, Case], list[float]] = field(default_factory=dict)
-    limits: dict[Case, list[float]] = field(default_factory=dict)
+    limits: dict[Case, list[Any]] = field(default_factory=dict)
     product: list[float] = field(default_factory=list)
 
 
 def take_turns(
     contenders: Sequence[Contender], cases: Sequence[Case], rounds: int, limit: float,
-    probe: Callable[[], float], product: Callable[[], float], say: Say,
+    probe: Callable[[], Any], product: Callable[[], float], say: Say,
 ) -> Samples:  # fmt: skip
     """Run all cases with all contenders, `rounds` times after a first turn that warms up.
 

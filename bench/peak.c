@@ -1,8 +1,8 @@
-// How many floating-point operations a second the multiply-add units do, operands in registers.
+// How many operations a second the units for multiply-adds do, operands in registers.
 //
 //     peak FAMILY THREADS SECONDS
 //
-// FAMILY is amx_bf16 (Intel's tiles: 16 x 16 sums of 32 products), avx512f or fma (f32 vectors), as /proc/cpuinfo has it.
+// FAMILY is the name of an instruction set in /proc/cpuinfo, one of those in the table below.
 
 #include <immintrin.h>
 #include <pthread.h>
@@ -17,57 +17,62 @@
 #define REQUEST_PERMISSION 0x1023  // arch_prctl, ARCH_REQ_XCOMP_PERM
 #define TILE_DATA 18
 
-static volatile float one = 1.0f, sink;
+static volatile signed char one = 1;
+static volatile float sink;
+
+// Of __m512i GCC would keep the sums in memory.
+typedef int words __attribute__((vector_size(64)));
 
 // Sums are as many as hide the latency of two units and leave registers for the operands.
-
-__attribute__((target("avx2,fma"))) static double fma_block(void) {
-    __m256 sums[12], a = _mm256_set1_ps(one), b = _mm256_set1_ps(one);
-    for (int i = 0; i < 12; i++) sums[i] = _mm256_setzero_ps();
-    for (int n = 0; n < ITERATIONS; n++)
-#pragma GCC unroll 12
-        for (int i = 0; i < 12; i++) sums[i] = _mm256_fmadd_ps(a, b, sums[i]);
-    for (int i = 1; i < 12; i++) sums[0] = _mm256_add_ps(sums[0], sums[i]);
-    sink = _mm256_cvtss_f32(sums[0]);
-    return 12.0 * 8 * 2 * ITERATIONS;
-}
-
-__attribute__((target("avx512f"))) static double avx512_block(void) {
-    __m512 sums[24], a = _mm512_set1_ps(one), b = _mm512_set1_ps(one);
-    for (int i = 0; i < 24; i++) sums[i] = _mm512_setzero_ps();
-    for (int n = 0; n < ITERATIONS; n++)
-#pragma GCC unroll 24
-        for (int i = 0; i < 24; i++) sums[i] = _mm512_fmadd_ps(a, b, sums[i]);
-    for (int i = 1; i < 24; i++) sums[0] = _mm512_add_ps(sums[0], sums[i]);
-    sink = _mm512_cvtss_f32(sums[0]);
-    return 24.0 * 16 * 2 * ITERATIONS;
-}
-
-__attribute__((target("amx-tile,amx-bf16"))) static double amx_block(void) {
-    struct {
-        unsigned char palette, start, reserved[14];
-        unsigned short bytes[16];
-        unsigned char rows[16];
-    } config = {1};
-    for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;
-    _tile_loadconfig(&config);
-    _tile_zero(0);
-    _tile_zero(1);
-    _tile_zero(2);
-    _tile_zero(3);
-    _tile_zero(4);
-    _tile_zero(5);
-    _tile_zero(6);
-    _tile_zero(7);
-    for (int n = 0; n < ITERATIONS; n++) {
-        _tile_dpbf16ps(0, 4, 6);
-        _tile_dpbf16ps(1, 4, 7);
-        _tile_dpbf16ps(2, 5, 6);
-        _tile_dpbf16ps(3, 5, 7);
+#define VECTORS(name, features, vector, count, operations, multiply)                         \
+    __attribute__((target(features))) static double name(void) {                             \
+        vector sums[count], a = (vector){0} + one, b = (vector){0} + one;                    \
+        for (int i = 0; i < count; i++) sums[i] = (vector){0};                               \
+        for (int n = 0; n < ITERATIONS; n++)                                                 \
+            _Pragma("GCC unroll 24") for (int i = 0; i < count; i++) sums[i] = multiply;     \
+        for (int i = 1; i < count; i++) sums[0] += sums[i];                                  \
+        sink = sums[0][0];                                                                   \
+        return (double)(operations) * count * ITERATIONS;                                    \
     }
-    _tile_release();
-    return 4.0 * 16 * 16 * 32 * 2 * ITERATIONS;
-}
+
+VECTORS(fma_block, "avx2,fma", __m256, 12, 2 * 8, _mm256_fmadd_ps(a, b, sums[i]))
+VECTORS(avx512_block, "avx512f", __m512, 24, 2 * 16, _mm512_fmadd_ps(a, b, sums[i]))
+VECTORS(bf16_block, "avx512f,avx512bf16", __m512, 24, 2 * 32, _mm512_dpbf16_ps(sums[i], (__m512bh)a, (__m512bh)b))
+VECTORS(vnni_block, "avx512f,avx512vnni", words, 24, 2 * 64,
+        (words)_mm512_dpbusd_epi32((__m512i)sums[i], (__m512i)a, (__m512i)b))
+
+#define TILES(name, features, multiply, operations)                                          \
+    __attribute__((target(features))) static double name(void) {                             \
+        struct {                                                                             \
+            unsigned char palette, start, reserved[14];                                      \
+            unsigned short bytes[16];                                                        \
+            unsigned char rows[16];                                                          \
+        } config = {1};                                                                      \
+        for (int i = 0; i < 8; i++) config.bytes[i] = 64, config.rows[i] = 16;               \
+        _tile_loadconfig(&config);                                                           \
+        _tile_zero(0); _tile_zero(1); _tile_zero(2); _tile_zero(3);                          \
+        _tile_zero(4); _tile_zero(5); _tile_zero(6); _tile_zero(7);                          \
+        for (int n = 0; n < ITERATIONS; n++) {                                               \
+            multiply(0, 4, 6);                                                               \
+            multiply(1, 4, 7);                                                               \
+            multiply(2, 5, 6);                                                               \
+            multiply(3, 5, 7);                                                               \
+        }                                                                                    \
+        _tile_release();                                                                     \
+        return 4.0 * (operations) * ITERATIONS;                                              \
+    }
+
+TILES(amx_bf16_block, "amx-tile,amx-bf16", _tile_dpbf16ps, 2 * 16 * 16 * 32)
+TILES(amx_int8_block, "amx-tile,amx-int8", _tile_dpbssd, 2 * 16 * 16 * 64)
+
+static const struct {
+    const char *name;
+    double (*block)(void);
+    int tiles;
+} families[] = {
+    {"amx_int8", amx_int8_block, 1}, {"amx_bf16", amx_bf16_block, 1}, {"avx512_vnni", vnni_block},
+    {"avx512_bf16", bf16_block},     {"avx512f", avx512_block},       {"fma", fma_block},
+};
 
 static double (*block)(void);
 static double seconds;
@@ -91,11 +96,12 @@ static void *work(void *rate) {
 
 int main(int count, char **arguments) {
     if (count != 4) return 2;
-    const char *family = arguments[1];
-    int threads = atoi(arguments[2]);
+    int threads = atoi(arguments[2]), known = sizeof families / sizeof *families, f = 0;
     seconds = atof(arguments[3]);
-    block = !strcmp(family, "amx_bf16") ? amx_block : !strcmp(family, "avx512f") ? avx512_block : fma_block;
-    if (block == amx_block && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 3;
+    while (f < known && strcmp(arguments[1], families[f].name)) f++;
+    if (f == known) return 2;
+    block = families[f].block;
+    if (families[f].tiles && syscall(SYS_arch_prctl, REQUEST_PERMISSION, TILE_DATA)) return 3;
     if (threads < 1 || pthread_barrier_init(&ready, NULL, threads)) return 2;
     pthread_t *handles = calloc(threads, sizeof *handles);
     double *rates = calloc(threads, sizeof *rates), sum = 0;

@@ -1,15 +1,25 @@
-"""How many floating-point operations a second this CPU's multiply-add units do, by `peak.c`."""
+"""How many operations a second this CPU's multiply-add units do, by `peak.c`."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 from deepzig.runtime.machine import PROC
 
 SOURCE = Path(__file__).with_name("peak.c")
-FAMILIES = ("amx_bf16", "avx512f", "fma")
-"""Instruction sets that it knows, the strongest first; named as in /proc/cpuinfo."""
+FLOATS = ("avx512f", "fma")
+BYTES = ("amx_int8", "avx512_vnni", *FLOATS)
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    "f32": FLOATS,
+    "fp8": FLOATS,
+    "bf16": ("amx_bf16", "avx512_bf16", *FLOATS),
+    "q8": BYTES,
+    "q4": BYTES,
+}
+"""Kind of weights -> instruction sets that its products may be computed with, the strongest first; named as in
+/proc/cpuinfo. Products of bytes without VNNI have no peak of their own here: they are held against multiply-adds."""
 
 
 class Peak:
@@ -18,30 +28,25 @@ class Peak:
     Args:
         folder: where to put it.
         proc: where Linux tells of the CPU.
-
-    Attributes:
-        family: of FAMILIES, the strongest that this CPU has; None where there is none, or no C compiler.
     """
 
     def __init__(self, folder: Path, proc: Path = PROC) -> None:
-        try:
-            words = set((proc / "cpuinfo").read_text().split())
-        except OSError:
-            words = set()
-        self.family = next((family for family in FAMILIES if family in words), None)
+        self._has: set[str] = set()
         self._program = folder / "peak"
-        if self.family is None:
-            return
         folder.mkdir(parents=True, exist_ok=True)
         try:
+            has = set((proc / "cpuinfo").read_text().split())
             command = ["cc", "-O2", "-pthread", str(SOURCE), "-o", str(self._program)]
             subprocess.run(command, check=True, capture_output=True)
         except (OSError, subprocess.CalledProcessError):
-            self.family = None
+            return
+        self._has = has
 
-    def flops(self, threads: int, seconds: float = 0.1) -> float:
-        """Operations a second of so many threads; NaN where it is not known."""
-        if self.family is None:
-            return float("nan")
-        command = [str(self._program), self.family, str(threads), str(seconds)]
+    def family(self, kind: str) -> str | None:
+        """The instruction set that products with a kind of weights are held against; None if none, or no C compiler."""
+        return next((family for family in FAMILIES.get(kind, ()) if family in self._has), None)
+
+    def flops(self, family: str, threads: int, seconds: float = 0.1) -> float:
+        """Operations a second of so many threads."""
+        command = [str(self._program), family, str(threads), str(seconds)]
         return float(subprocess.run(command, check=True, capture_output=True).stdout)

@@ -31,6 +31,7 @@ class ProductRow:
         flops: operations a second.
         share: of numpy's f32 product.
         peak: share of what the multiply-add units do with operands in registers; None where that is not known.
+        family: the instruction set whose peak that is.
         ratios: how many times as fast we are as PyTorch, by its kinds of weights.
     """
 
@@ -38,6 +39,7 @@ class ProductRow:
     flops: float
     share: float
     peak: float | None
+    family: str | None
     ratios: dict[str, float]
 
 
@@ -68,9 +70,13 @@ def product_rows(
             say(f"{name} {kind}: {error}; left out")
     cases = [Case(prompt=rows) for rows in ROWS]
     peak = Peak(work / "products")
-    say(f"peak: {peak.family or 'not known on this CPU'}")
+    families = {kind: peak.family(kind) for kind in kinds}
+
+    def able() -> dict[str, float]:
+        return {family: peak.flops(family, threads) for family in {*families.values()} if family}
+
     with closing(contenders):
-        samples = take_turns(contenders, cases, rounds, limit, lambda: peak.flops(threads), product, say)
+        samples = take_turns(contenders, cases, rounds, limit, able, product, say)
     made = []
     for case in cases:
         for kind in kinds:
@@ -79,10 +85,11 @@ def product_rows(
                 continue
             theirs = {f"torch {t}": samples.seconds.get((f"torch {t}", case)) for t in TORCH}
             flops = [2 * case.prompt * SIZE * SIZE / s for s in ours]
+            family = families[kind]
             made.append(
                 ProductRow(
                     product_label(kind, case.prompt), statistics.median(flops), median_ratio(flops, samples.product),
-                    median_ratio(flops, samples.limits[case]) if peak.family else None,
+                    median_ratio(flops, [each[family] for each in samples.limits[case]]) if family else None, family,
                     {name: median_ratio(seconds, ours) for name, seconds in theirs.items() if seconds},
                 )
             )  # fmt: skip
@@ -94,7 +101,8 @@ def product_report(rows: Sequence[ProductRow]) -> str:
     names = [f"torch {kind}" for kind in TORCH]
     cells: list[Sequence[str]] = [("", "GFLOP/s", "of f32 product", "of peak", *(f"{name} x" for name in names))]
     cells += [
-        (r.label, f"{r.flops / 1e9:.0f}", f"{100 * r.share:.0f} %", "" if r.peak is None else f"{100 * r.peak:.0f} %",
+        (r.label, f"{r.flops / 1e9:.0f}", f"{100 * r.share:.0f} %",
+         "" if r.peak is None else f"{100 * r.peak:.0f} % of {r.family}",
          *(f"{r.ratios[name]:.2f}" if name in r.ratios else "" for name in names))
         for r in rows
     ]  # fmt: skip

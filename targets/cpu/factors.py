@@ -124,7 +124,7 @@ class RightMatrix:
         return widen_high(T.shift_left(low, words(16)), "bf16")
 
     def put(self, block: Expr, k: Expr, value: Expr) -> None:
-        """Emit the storing of element k, f32x16; in ascending order of k, since an even one clears what follows it."""
+        """Emit the storing of element k, f32x16; of a pair the even one is to come first, and clears the odd one."""
         if self.form is FLOATS:
             store(self.stored, value, block, k, at(0))
             return

@@ -23,16 +23,18 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.fp8 import FP8, SIDE
+from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
 
 from .cache import Place, pages
 from .emit import local, parallel, vector_of, workspace
 from .factors import LeftMatrix, RightMatrix, form_of
 from .features import Vectors
-from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
-from .layout import LANES, blocks, inner, padded, stored
+from .fp8 import LIFT, LOWER, STEP, widen_codes
+from .layout import LANES, blocks, grouped, inner, padded, stored
 from .norm import rotate
-from .product import Columns, Elements, by_columns, each_part, rows_by_tiles
+from .product import Columns, Elements, by_columns, each_part, rows_by_tiles, scale_of
+from .quant import widen_integers
 from .softmax import MASKED, Softmax
 from .vector import at, splat, widen
 
@@ -85,11 +87,12 @@ def mla_prefill(
             """Emit the task of a head and of a sequence's rows."""
             # Sizes are n, not rows: TVM moves allocations to where the number of rows is not known yet.
             query, sums, softmax = LeftMatrix.of(form, n, depth), workspace(n, padded(v)), Softmax.of(n)
-            up, latents = LeftMatrix.of(form, nope, kv_lora), RightMatrix.of(form, group, padded(kv_lora + rope))
+            up = LeftMatrix.of(form, grouped(nope), kv_lora)
+            latents = RightMatrix.of(form, group, padded(kv_lora + rope))
             keys, values = RightMatrix.of(form, SPAN, depth), RightMatrix.of(form, v, SPAN)
             scores, decay, weights = workspace(lines, SPAN), workspace(lines), LeftMatrix.of(form, lines, SPAN)
             # Codes are widened once; other elements take as long to read from memory as they take to widen.
-            down = None if wdtype in form.weights else RightMatrix.of(form, v, kv_lora)
+            down = None if wdtype in form.weights else RightMatrix.of(form, v, grouped(kv_lora))
 
             def prepare(row: Expr) -> None:
                 scaled = workspace(padded(depth))
@@ -131,7 +134,7 @@ def mla_prefill(
 
                 with each_part(blocks(v), held) as columns:
                     if down:
-                        weight = down.columns(columns)
+                        weight = down.columns(columns, kv_lora)
                     else:
                         weight = Columns(UV, [(head, c) for c in columns], kv_lora, wdtype)
                     multiply_rows(weight, part * group, (part + 1) * group, latent, values.rows(columns))
@@ -196,7 +199,10 @@ def mla_prefill(
 
 
 def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Callable[[Expr, Expr, Expr], None]) -> None:
-    """Emit write(block, k, vector) for k < size and the blocks of a head of a packed weight, in f32."""
+    """Emit write(block, k, vector) for k < size and the blocks of a head of a packed weight, in f32.
+
+    Of integers also for what fills the last group, which is zero.
+    """
     with loop(weight.shape[1]) as block:
         if wdtype == "f32":
             with loop(size) as k:
@@ -207,6 +213,13 @@ def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Call
                 scale = T.bind(scale_of(weight, (head, block), g) * splat(LOWER))
                 for i, value in enumerate(widen_codes(T.bind(weight[head, block, g, number, at(0)]))):
                     write(block, g * SIDE + number * STEP + i, value * splat(LIFT) * scale)
+            return
+        if wdtype in QUANTIZED:
+            with loop(weight.shape[2]) as g, loop(weight.shape[3] - 1) as number:
+                scale = T.bind(scale_of(weight, (head, block), g))
+                word = T.bind(weight[head, block, g, number, at(0)])
+                for i, code in widen_integers(word, wdtype):
+                    write(block, g * GROUP + number * STEP + i, code * scale)
             return
         with loop(size // 2) as pair:
             word = T.bind(weight[head, block, pair, at(0)])
