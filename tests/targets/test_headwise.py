@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
 from deepzig.ir import OPS
+from deepzig.ir.fp8 import FP8, quantize_fp8, round_fp8
 from deepzig.ir.quantize import QuantizedMatrix
 from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import Vectors
@@ -16,7 +19,8 @@ from deepzig.targets.cpu.layout import pack_quantized
 from deepzig.targets.cpu.prefill import mla_prefill
 
 from .latents import AVX2, NEON, SCALE, SIZES, Array, Sizes, error
-from .test_prefill import Problem
+from .rounded_rows import HOW, Level
+from .test_prefill import PAIRS, ROUNDED, Problem
 
 Build = Callable[[Any], Callable[..., None]]
 WHOLE, ODD = Sizes(2, 64, 8, 128, 64, 16), Sizes(3, 70, 6, 131, 37, 20)
@@ -89,6 +93,23 @@ def test_un_absorbed(build: Build, s: Sizes, interleaved: bool, dtype: str) -> N
     rows = batch.seq, batch.pos, batch.table
     build(kernel)(problem.q, problem.angles, problem.cache(batch), *packed(problem, dtype), *rows, out)
     assert error(out, meaning("mla_prefill", problem, dtype)) < 2e-6
+
+
+@pytest.mark.parametrize("how", HOW)
+@pytest.mark.parametrize(("s", "dtype"), [(ODD, "q8"), (ODD, "q4"), (Sizes(2, 128, 6, 128, 37, 20), FP8)])
+def test_un_absorbed_by_pairs(how: str, tmp_path: Path, s: Sizes, dtype: str) -> None:
+    """Matrices are widened and rounded to bf16 for a cache of bf16."""
+    level, problem = Level(PAIRS, how, tmp_path), Problem.of(s, "f32", cached="bf16")
+    batch = problem.batch
+    types = problem.cached, dtype
+    kernel = mla_prefill(s.heads, s.nope, s.rope, s.kv, s.v, s.page, *types, SCALE, True, vectors=level.vectors)
+    out = np.full((len(batch.seq), s.heads * s.v), np.nan, np.float32)
+    rows = batch.seq, batch.pos, batch.table
+    matrices = problem.w_uk, problem.w_uv
+    stored = [pack_quantized(quantize_fp8(w) if dtype == FP8 else w, dtype) for w in matrices]
+    level(kernel)(problem.q, problem.angles, problem.cache(batch), *stored, *rows, out)
+    w_uk, w_uv = (round_fp8(w) if dtype == FP8 else QuantizedMatrix.of(w, dtype).values for w in matrices)
+    assert error(out, replace(problem, w_uk=w_uk, w_uv=w_uv).by_pairs()) < ROUNDED
 
 
 @pytest.mark.parametrize(("dtype", "far"), [("q8", 0.02), ("q4", 0.3)])

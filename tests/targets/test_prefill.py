@@ -41,7 +41,7 @@ Build = Callable[[Any], Callable[..., None]]
 CHUNKS = [(0, 9), (61, 62), (SPAN - 17, SPAN + 10), (15, 17)]
 """The third goes from one block of positions to the next in the middle of a tile of rows."""
 PAIRS = "avx512-bf16"
-ROUNDED = 2e-4
+ROUNDED = 4e-4
 """By products of pairs, against the same roundings in float64: what lies between two of 8 bits may become either."""
 UNROUNDED = 1e-2
 """The same against float64 without roundings, of which each is up to 2^-9."""
