@@ -36,7 +36,9 @@ def recompute(manifest: Manifest, recorded: SelfCheck, checkpoint: Path) -> Self
     given = {k: v for k, v in vars(manifest.bounds).items() if k != "positions"}
     inputs = {spec.name for spec in manifest.entry_points["prefill"].inputs}
     dtype, quant, kept = str(manifest.model.get("dtype")), manifest.model.get("quant"), manifest.model.get("cache")
-    options = Options(dtype=dtype, quant=quant, cache=kept, bounds=Bounds(**given), debug_route="route" in inputs)
+    options = Options(
+        manifest.builds[0].name, dtype, quant, kept, Bounds(**given), debug_route="route" in inputs
+    )  # fmt: skip
     source, module = fuse(checkpoint, options)
     wanted = {"dtype": dtype, **source.config.summary()}
     for key, value in wanted.items():

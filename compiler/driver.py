@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -23,14 +23,14 @@ from deepzig.models.mtp import draft_parameters, shared_with_model
 from deepzig.models.source import Source, open_source
 from deepzig.models.tensors import mtp_tensors
 from deepzig.targets.base import Target
-from deepzig.targets.registry import find_targets
+from deepzig.targets.registry import find_targets, headwise
 
 from .graphs import graphs_json
 from .options import CACHES, DTYPES, Options
 from .passes.weights import share_parameters
 from .pipeline import pass_names, run_pipeline
 from .plan import Plan, Tensor, partials, plan_graph
-from .precision import parse_quant, whole_blocks
+from .precision import headwise_formats, parse_quant
 from .selfcheck import BUDGET, record, sampled_layers
 from .stages import Progress, logged
 from .trace import Bounds, trace
@@ -50,8 +50,13 @@ class Report:
     weights_bytes: int
 
 
-def read_model(path: Path, options: Options) -> tuple[Source, Module]:
+def read_model(path: Path, options: Options, formats: Collection[str] | None = None) -> tuple[Source, Module]:
     """Read the config, check the checkpoint against it, and trace the model.
+
+    Args:
+        path: as for `compile_model`.
+        options: what to make.
+        formats: in which attention can multiply head by head; None: those of the target.
 
     Raises:
         DeepZigError: a config, checkpoint or option that does not fit.
@@ -63,7 +68,8 @@ def read_model(path: Path, options: Options) -> tuple[Source, Module]:
     source = open_source(path)
     config, checkpoint = source.config, source.checkpoint
     draft = draft_parameters(config, checkpoint)
-    rule = parse_quant(options.quant, whole_blocks(config))
+    formats = headwise(options.target) if formats is None else formats
+    rule = parse_quant(options.quant, headwise_formats(config, formats))
     module = trace(
         config, options.dtype, options.bounds, options.debug_route, bool(draft), rule, options.cache, options.embeddings
     )  # fmt: skip

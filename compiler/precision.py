@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 from deepzig.errors import DeepZigError
 from deepzig.ir.fp8 import FP8, SIDE
-from deepzig.ir.quantize import FORMATS
+from deepzig.ir.quantize import FORMATS, QUANTIZED
 from deepzig.models.config import ModelConfig
 
 FLOAT = "float"
@@ -16,8 +16,8 @@ KEPT = ("embed_tokens", "eh_proj")
 """Matrices that stay floats: rows of the embedding are looked up, the other is cut into columns before it is used."""
 
 HEADWISE = "kv_b_proj"
-"""The matrix that is cut into heads and transposed: of what is quantised, only blocks of 8-bit floats bear that, where
-they fit. Beside integers it stays as it is."""
+"""The matrix that attention multiplies by head by head. Beside integers of 4 bits it has 8, unless a rule says
+otherwise: few bits cost much there, as of all matrices that are not experts it's small."""
 
 HEADS = ("lm_head", "shared_head.head")
 """The output head, where few bits cost the most; 8-bit integers, the most exact, unless a rule says otherwise."""
@@ -29,13 +29,13 @@ def quantize_nothing(name: str) -> None:
     """The rule that quantises nothing."""
 
 
-def parse_quant(text: str | None, headwise: bool = True) -> Rule:
+def parse_quant(text: str | None, headwise: Collection[str] = ()) -> Rule:
     """The rule that `--quant` gives: name of a matrix -> one of FORMATS; None if it isn't quantised.
 
     Args:
         text: `q8`, `q4` or `fp8` for all matrices but KEPT, then `part.of.name=q8` (or another, or float) for some of
             them, separated by commas; the last that matches counts. None quantises nothing.
-        headwise: whether HEADWISE may be quantised, see `whole_blocks`.
+        headwise: those of FORMATS that HEADWISE may have, see `headwise_formats`; else it is not quantised.
 
     Raises:
         DeepZigError: not such a text.
@@ -44,6 +44,8 @@ def parse_quant(text: str | None, headwise: bool = True) -> Rule:
         return quantize_nothing
     first, *more = text.split(",")
     rules = [("", first), *((head, "q8") for head in HEADS)]
+    if first in QUANTIZED:
+        rules.append((HEADWISE, "q8"))
     for part in more:
         name, equals, kind = part.strip().partition("=")
         if not equals or not name:
@@ -57,16 +59,17 @@ def parse_quant(text: str | None, headwise: bool = True) -> Rule:
         if any(f".{part}." in f".{name}." for part in KEPT):
             return None
         kind = [kind for part, kind in rules if f".{part}." in f".{_paired(name)}." or not part][-1]
-        if f".{HEADWISE}." in f".{name}.":
-            kind = FP8 if headwise and kind == FP8 else FLOAT
+        if f".{HEADWISE}." in f".{name}." and kind not in headwise:
+            return None
         return None if kind == FLOAT else kind
 
     return rule
 
 
-def whole_blocks(config: ModelConfig) -> bool:
-    """Whether the heads of HEADWISE consist of whole blocks of 8-bit floats, both ways."""
-    return not any(size % SIDE for size in (config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank))
+def headwise_formats(config: ModelConfig, formats: Collection[str]) -> Collection[str]:
+    """Those of `formats` that HEADWISE can have: 8-bit floats only if its heads are whole blocks, both ways."""
+    sizes = (config.qk_nope_head_dim, config.v_head_dim, config.kv_lora_rank)
+    return [name for name in formats if name != FP8 or not any(size % SIDE for size in sizes)]
 
 
 def _paired(name: str) -> str:

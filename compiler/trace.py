@@ -23,7 +23,7 @@ class Bounds:
         page_size: tokens in a cache page.
     """
 
-    chunk: int = 256
+    chunk: int = 512
     decode_rows: int = 32
     rows: int = 512
     batch: int = 64

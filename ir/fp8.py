@@ -106,12 +106,6 @@ def from_elements(codes: U8, scales: F32) -> Records:
     return quantize_fp8(E4M3[codes] * scales)
 
 
-def transposed(stored: Records) -> Records:
-    """Records of the transpose of a matrix whose sides are whole blocks, to the bit."""
-    codes, scales = elements(stored, stored.shape[-1] * SIDE)
-    return from_elements(np.ascontiguousarray(codes.swapaxes(-1, -2)), np.ascontiguousarray(scales.swapaxes(-1, -2)))
-
-
 def largest(stored: Records) -> F32:
     """The magnitude of each record's largest number; NaN if one of its codes is."""
     with np.errstate(over="ignore", invalid="ignore"):

@@ -29,6 +29,10 @@ from .ops import (
     softmax,
     topk,
 )
+from .quantize import QuantizedMatrix
+
+Heads = F32 | QuantizedMatrix
+"""A stack of matrices, one for each head."""
 
 
 @op("x: f32[n, w], w: float[m, k], norm?: f32[k], bias?: f32[m], residual?: f32[n, m] -> f32[n, m]")
@@ -68,43 +72,66 @@ def _naive_mla(
     q: F32, angles: F32, cache: F32, w_uk: F32, w_uv: F32, seq: I32, pos: I32, table: I32, scale: float,
     interleaved: bool,
 ) -> F32:  # fmt: skip
-    heads, nope, kv = w_uk.shape
+    """Keys and values of every position and head, from its cache row."""
+    heads, kv, nope = w_uk.shape
     q = q.reshape(len(q), heads, -1)
     rotated = rope.meaning(q[..., nope:], angles, interleaved=interleaved)
     past = cache_read.meaning(cache, table)
     latent, key = past[..., :kv], past[..., kv:]
-    k_nope = np.einsum("btc,hdc->bthd", latent, w_uk, optimize=True)
+    k_nope = np.einsum("btc,hcd->bthd", latent, w_uk, optimize=True)
     v = np.einsum("btc,hdc->bthd", latent, w_uv, optimize=True)
     k = np.concatenate([k_nope, expand.meaning(key, axis=2, size=heads)], -1)
     out = attend.meaning(np.concatenate([q[..., :nope], rotated], -1), k, v, seq, pos, scale=scale)
     return out.reshape(len(q), -1)
 
 
+def _absorbed_mla(
+    q: F32, angles: F32, cache: F32, w_uk: Heads, w_uv: Heads, seq: I32, pos: I32, table: I32, scale: float,
+    interleaved: bool,
+) -> F32:  # fmt: skip
+    """A head's query goes through w_uk and meets cache rows; the mean of their latents goes through w_uv."""
+    heads, kv, nope = w_uk.shape
+    q = q.reshape(len(q), heads, -1)
+    absorbed = np.stack([q[:, h, :nope] @ w_uk[h].T for h in range(heads)], 1)
+    query = np.concatenate([absorbed, rope.meaning(q[..., nope:], angles, interleaved=interleaved)], -1)
+    past = cache_read.meaning(cache, table)[:, :, None]
+    rows = np.broadcast_to(past, (*past.shape[:2], heads, past.shape[-1]))
+    latent = attend.meaning(query, rows, rows[..., :kv], seq, pos, scale=scale)
+    return np.concatenate([latent[:, h] @ w_uv[h].T for h in range(heads)], -1)
+
+
 _MLA = (
-    "q: f32[n, w], angles: f32[n, d], cache: float[pages, page, c], w_uk: float[h, nope, kv], w_uv: float[h, v, kv], "
+    "q: f32[n, w], angles: f32[n, d], cache: float[pages, page, c], w_uk: float[h, kv, nope], w_uv: float[h, v, kv], "
     "seq: i32[n], pos: i32[n], table: i32[b, p] -> f32[n, h*v]"
 )
 
 
 @op(_MLA)
 def mla_decode(
-    q: F32, angles: F32, cache: F32, w_uk: F32, w_uv: F32, seq: I32, pos: I32, table: I32, *, scale: float,
+    q: F32, angles: F32, cache: F32, w_uk: Heads, w_uv: Heads, seq: I32, pos: I32, table: I32, *, scale: float,
     interleaved: bool,
 ) -> F32:  # fmt: skip
     """Latent attention, absorbed when lowered: queries move into latent space, keys and values are the cache rows.
 
-    For few rows a sequence (DeepSeek-V2 paper, section 2.1.2). It means the naive, un-absorbed form.
+    For few rows a sequence (DeepSeek-V2 paper, section 2.1.2). It means the naive, un-absorbed form. Matrices of
+    integers round what they multiply, and there it means the absorbed one: queries are rounded, and attended latents.
     """
+    if isinstance(w_uk, QuantizedMatrix) or isinstance(w_uv, QuantizedMatrix):
+        return _absorbed_mla(q, angles, cache, w_uk, w_uv, seq, pos, table, scale, interleaved)
     return _naive_mla(q, angles, cache, w_uk, w_uv, seq, pos, table, scale, interleaved)
 
 
 @op(_MLA)
 def mla_prefill(
-    q: F32, angles: F32, cache: F32, w_uk: F32, w_uv: F32, seq: I32, pos: I32, table: I32, *, scale: float,
+    q: F32, angles: F32, cache: F32, w_uk: Heads, w_uv: Heads, seq: I32, pos: I32, table: I32, *, scale: float,
     interleaved: bool,
 ) -> F32:  # fmt: skip
-    """Latent attention, un-absorbed when lowered: keys and values of a block of positions are expanded once for all."""
-    return _naive_mla(q, angles, cache, w_uk, w_uv, seq, pos, table, scale, interleaved)
+    """Latent attention, un-absorbed when lowered: keys and values of a block of positions are expanded once for all.
+
+    Matrices of integers stand for their values here: the cache rows that they expand are not rounded.
+    """
+    uk, uv = (w.values if isinstance(w, QuantizedMatrix) else w for w in (w_uk, w_uv))
+    return _naive_mla(q, angles, cache, uk, uv, seq, pos, table, scale, interleaved)
 
 
 @op("x: f32[n, h], gate: f32[e, h], bias?: f32[e], forced?: i32[n, top_k] -> ids: i32[n, top_k], w: f32[n, top_k]")

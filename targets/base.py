@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -101,6 +101,11 @@ class Target(Protocol):
     @property
     def binding_bytes(self) -> int | None:
         """The largest buffer that kernels can be given, where no two values of a call may lie in one; else None."""
+        ...
+
+    @property
+    def headwise(self) -> Collection[str]:
+        """Formats of quantised matrices by which attention can multiply head by head."""
         ...
 
     def compile(self, module: Any) -> Any:

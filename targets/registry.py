@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from deepzig.artifacts.machines import MACHINES, WASM, Machine
 from deepzig.errors import DeepZigError
 
 from .base import Table, Target
 from .cpu.features import CpuTarget
+from .gpu.device import GpuTarget
 from .gpu.names import GPUS, gpu_target
 
 DEFAULT = "llvm"
@@ -20,6 +23,11 @@ KIND = "llvm:cpu="
 
 USED = frozenset().union(*(kind.features for kind in MACHINES.values()))
 """The instruction sets that kernels can make use of."""
+
+
+def headwise(spec: str) -> Collection[str]:
+    """`Target.headwise` of the targets that `spec` names, if there are such."""
+    return (GpuTarget if spec.partition(":")[0] in GPUS else CpuTarget).headwise
 
 
 def find_targets(spec: str, here: Machine) -> tuple[tuple[Target, ...], Table]:

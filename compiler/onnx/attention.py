@@ -32,13 +32,14 @@ def mla_decode(c: Context, node: Node, out: str) -> str:
     q, angles, cache, w_uk, w_uv, *_ = node.inputs
     assert q is not None and angles is not None and cache is not None and w_uk is not None and w_uv is not None
     e = c.emit
-    (heads, nope, latent), rope, value = map(int, w_uk.shape), int(angles.shape[1]), int(w_uv.shape[1])
+    (heads, latent, nope), rope, value = map(int, w_uk.shape), int(angles.shape[1]), int(w_uv.shape[1])
     width = latent + rope
 
     by_head = e.op("Reshape", c.use(q), e.ints(-1, heads, nope + rope))
     q_nope, q_rope = e.split(by_head, (nope, rope), axis=2)
     q_rope = rotated(c, q_rope, angles, heads, bool(node.attrs["interleaved"]))
-    q_nope = e.op("MatMul", e.op("Transpose", q_nope, perm=(1, 0, 2)), c.use(w_uk))  # [H, n, latent]
+    by_head = e.op("Transpose", q_nope, perm=(1, 0, 2))
+    q_nope = e.op("MatMul", by_head, e.op("Transpose", c.use(w_uk), perm=(0, 2, 1)))  # [H, n, latent]
     q_nope = e.op("Transpose", q_nope, perm=(1, 0, 2))
     query = e.op("Concat", q_nope, e.op("Reshape", q_rope, e.ints(-1, heads, rope)), axis=2)  # [n, H, latent + rope]
     query = e.op("Mul", query, e.number(float(str(node.attrs["scale"]))))

@@ -42,7 +42,7 @@ def compile_onnx(
     cache = options.cache or CACHES.get(options.dtype)
     if cache not in (None, *CACHES.values()):
         raise DeepZigError(f"an ONNX model can't have a cache of {cache}", "--cache", "choose from f32, f16")
-    source, module = read_model(model, replace(options, cache=cache))
+    source, module = read_model(model, replace(options, cache=cache), formats=())
     checked = options.self_check != "none"
     size = export_onnx(
         module, out, source, domain=domain, quant=options.quant, vectors=checked, force=options.force,

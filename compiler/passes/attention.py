@@ -49,7 +49,8 @@ def fuse_mla(graph: Graph) -> Graph:
         ] != heads * width:
             return None
         per_head = b.reshape(m["w"], shape=(heads, width, latent))
-        w_uk = b.slice(per_head, axis=1, begin=0, end=m["nope"])
+        # as matrices of products lie, the inner dimension last: those of integers are cut into groups along it
+        w_uk = b.transpose(b.slice(per_head, axis=1, begin=0, end=m["nope"]), axes=(0, 2, 1))
         w_uv = b.slice(per_head, axis=1, begin=m["nope"], end=width)
         form = b.mla_decode if absorbed else b.mla_prefill
         y: Value = form(

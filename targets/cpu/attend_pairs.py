@@ -24,11 +24,11 @@ from .layout import LANES, blocks, padded
 from .product import Columns
 from .sections import SECTION, Found, Section, by_sections
 from .softmax import MASKED
-from .vector import at, dtype, exp, splat, words
+from .vector import at, dtype, exp, prefetch, splat, words
 
 WIDE = 2 * LANES
 """Columns of a cache row in a vector of words."""
-BLOCKS = 2
+BLOCKS = 4
 """Blocks of 16 heads of a task, where there are so many."""
 KEYS = 16
 """Scores of so many positions and blocks of heads are summed together."""
@@ -89,12 +89,16 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
                 weigh(scores, weights, block, count, pairs, lambda peak, mass, kept=kept: (
                     store(found.peaks, peak, task.place, at(kept)), store(found.masses, mass, task.place, at(kept))
                 ))  # fmt: skip
+            with loop(count) as t:
+                for c in range(parts, -(-cw // WIDE)):
+                    fetch(task, t, extent(c * WIDE))
             with loop(parts) as c:
                 column = T.bind(T.min(c * WIDE, cw - WIDE))
                 with loop(held * LANES // MEANS) as some:
                     block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
                     sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
                     with loop(pairs) as pair:
+                        fetch(task, 2 * pair + some % 2, column)
                         values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
                         for i, totals in enumerate(sums):
                             weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))
@@ -104,6 +108,12 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
                         head = task.group * (held * LANES) + some * MEANS + i
                         for half, total in enumerate(totals):
                             store(found.sums, total[at(0)], task.place, head, at(c * WIDE + half * LANES))
+
+        def fetch(task: Section, t: Expr, column: Expr) -> None:
+            """Ask for what the section that follows has where this one has position t: a thread goes on with it."""
+            block = T.min(task.end + t // page, T.Cast("int64", POS[task.row] // page))
+            place = T.Cast("int64", TABLE[SEQ[task.row], block]) * page + t % page
+            prefetch(rows[place, column], soon=False)
 
         def write(row: Expr, head: Expr, c: Expr, means: list[Expr]) -> None:
             column = T.bind(T.min(c * WIDE, cw - WIDE))

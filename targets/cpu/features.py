@@ -7,6 +7,7 @@ from typing import Any
 
 from deepzig.artifacts.machines import WASM, WEB
 from deepzig.ir import TensorType
+from deepzig.ir.quantize import FORMATS
 
 from .layout import LANES, cache_row
 
@@ -39,6 +40,16 @@ class Vectors:
         sums = self.registers * self.lanes // LANES // 2
         columns = 1 if sums < 8 else 2
         return sums // columns, columns
+
+    @property
+    def square(self) -> tuple[int, int]:
+        """The same with twice the columns and half the rows, where sums are many: as much work for a load.
+
+        It suits products of pairs and of bytes: fewer steps that unpack codes, and experts with few rows waste less. On
+        a Zen 5, 4 bits are faster by a seventh, and a batch of 16 by a sixth.
+        """
+        rows, columns = self.tile
+        return (rows // 2, columns * 2) if rows > 4 else (rows, columns)
 
 
 BASELINE = Vectors(registers=16, lanes=4)
@@ -84,6 +95,7 @@ class CpuTarget:
     device = "cpu"
     replay = False
     binding_bytes = None
+    headwise = FORMATS
 
     @property
     def vectors(self) -> Vectors:

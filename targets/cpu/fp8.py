@@ -17,7 +17,7 @@ from deepzig.targets.emit import Buffer, Expr, loop, store
 
 from .emit import each_vector, local, vector_sum
 from .layout import LANES
-from .product import Columns, Input
+from .product import Columns, Input, scale_of
 from .vector import at, dtype, fma, prefetch, splat, words
 
 STEP = 4
@@ -102,11 +102,6 @@ def add(sums: Sequence[Buffer], more: Sequence[Buffer]) -> None:
 def lift(x: Callable[[Expr], Expr], begin: Expr, count: int, lifted: Buffer) -> None:
     """Emit lifted[i] = x(begin + i) * LIFT for i < count."""
     each_vector(count, lambda i, lanes: store(lifted, x(begin + i) * splat(LIFT, lanes), i))
-
-
-def scale_of(weight: Buffer, block: tuple[Expr, ...], g: Expr) -> Expr:
-    """The scales of a group, one for each column."""
-    return T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(SIDE // STEP), at(0))])
 
 
 def widen_codes(codes: Expr) -> list[Expr]:

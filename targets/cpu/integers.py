@@ -90,18 +90,12 @@ class _Portable(Dots):
 
     def add_q8(self, column: int, load: Load, g: Expr, word: Expr) -> None:
         packed = T.bind(T.reinterpret(dtype("int32"), load(at(0))))
-        self._add(column, [_byte(packed, i, LANES) for i in range(STEP)], g, word)
+        self._add(column, [signed_byte(packed, i, LANES) for i in range(STEP)], g, word)
 
     def add_q4(self, column: int, load: Load, g: Expr, word: Expr) -> None:
         packed = T.bind(load(at(0)))
         for shift, first in NIBBLES:
-            nibbles = [
-                T.reinterpret(
-                    dtype("int32"), T.bitwise_and(T.shift_right(packed, words(8 * i + shift)), words(15))
-                )
-                for i in range(STEP)
-            ]  # fmt: skip
-            self._add(column, nibbles, g, word + first)
+            self._add(column, [nibble(packed, 8 * i + shift) for i in range(STEP)], g, word + first)
 
     def _add(self, column: int, bytes_: Sequence[Expr], g: Expr, word: Expr) -> None:
         values = [T.bind(b) for b in bytes_]
@@ -109,11 +103,16 @@ class _Portable(Dots):
             x = T.bind(codes.word(g, word))
             total = line[column][at(0)]
             for i, value in enumerate(values):
-                total = total + value * T.broadcast(_byte(x, i, 1), LANES)
+                total = total + value * T.broadcast(signed_byte(x, i, 1), LANES)
             store(line[column], total, at(0))
 
 
-def _byte(word: Expr, number: int, lanes: int) -> Expr:
+def nibble(packed: Expr, shift: int) -> Expr:
+    """Four bits of words, as 32 bits."""
+    return T.reinterpret(dtype("int32"), T.bitwise_and(T.shift_right(packed, words(shift)), words(15)))
+
+
+def signed_byte(word: Expr, number: int, lanes: int) -> Expr:
     """A signed byte of words, as 32 bits."""
     left, right = T.int32(24 - 8 * number), T.int32(24)
     if lanes > 1:

@@ -47,6 +47,11 @@ def padded(size: int) -> int:
     return blocks(size) * LANES
 
 
+def grouped(size: int) -> int:
+    """`size` rounded up to whole groups of integers."""
+    return -(-size // GROUP) * GROUP
+
+
 def inner(size: int, dtype: str) -> tuple[int, ...]:
     """The dimensions of vectors along the inner dimension that hold `size` elements."""
     if dtype in QUANTIZED:

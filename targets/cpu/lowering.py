@@ -6,7 +6,6 @@ from functools import partial
 from typing import Any
 
 from deepzig.ir import Node, TensorType, Value
-from deepzig.ir.fp8 import FP8, transposed
 from deepzig.ir.quantize import FORMATS
 from deepzig.targets.base import Emitter, Layout, Operand, Table, Variant
 from deepzig.targets.plain import RAW
@@ -29,14 +28,6 @@ Cpu = CpuTarget
 COLUMNS = Layout("columns", packed_type, pack_columns)
 
 
-def _transposed_type(t: TensorType) -> TensorType:
-    return packed_type(TensorType(t.dtype, (*t.shape[:-2], t.shape[-1], t.shape[-2])))
-
-
-TRANSPOSED = Layout("columns-t", _transposed_type, lambda a: pack_columns(a.swapaxes(-1, -2)))
-TRANSPOSED_FP8 = Layout("columns-t-fp8", _transposed_type, lambda a: pack_quantized(transposed(a), FP8))
-
-
 def _gate_up_type(gate: TensorType, up: TensorType) -> TensorType:
     packed, lead = packed_type(gate), len(gate.shape) - 1
     return TensorType(packed.dtype, (*packed.shape[:lead], 2, *packed.shape[lead:]))
@@ -54,10 +45,6 @@ QUANTIZED_GATE_UP = {
 
 def _columns(w: Value) -> Layout:
     return QUANTIZED_COLUMNS.get(w.type.dtype, COLUMNS)
-
-
-def _transposed(w: Value) -> Layout:
-    return TRANSPOSED_FP8 if w.type.dtype == FP8 else TRANSPOSED
 
 
 def _gate_up(gate: Value) -> Layout:
@@ -173,11 +160,11 @@ def _latent_write(e: Emitter, node: Node, cpu: Cpu) -> Operand:
 
 def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     q, angles, cache, w_uk, w_uv, seq, pos, table = (_value(node, i) for i in range(8))
-    heads, nope, latent = (int(d) for d in w_uk.shape)
+    heads, latent, nope = (int(d) for d in w_uk.shape)
     rope, v_dim, page, dtype = _dim(angles, 1), _dim(w_uv, 1), _dim(cache, 1), w_uk.type.dtype
     absorbed = e.call(
         attention.mla_absorb(heads, nope, rope, latent, dtype, bool(node.attrs["interleaved"]), vectors=cpu.vectors),
-        [e.value(q), e.value(angles), e.weight(_transposed(w_uk), w_uk)],
+        [e.value(q), e.value(angles), e.weight(_columns(w_uk), w_uk)],
         TensorType("f32", (q.shape[0], heads, padded(latent + rope))),
     )
     attended = e.call(
@@ -191,12 +178,12 @@ def _mla_decode(e: Emitter, node: Node, cpu: Cpu) -> Operand:
 
 def _mla_prefill(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     q, angles, cache, w_uk, w_uv, seq, pos, table = (_value(node, i) for i in range(8))
-    heads, nope, latent = (int(d) for d in w_uk.shape)
+    heads, latent, nope = (int(d) for d in w_uk.shape)
     kernel = prefill.mla_prefill(
         heads, nope, _dim(angles, 1), latent, _dim(w_uv, 1), _dim(cache, 1), cache.type.dtype, w_uk.type.dtype,
         _float(node, "scale"), bool(node.attrs["interleaved"]), vectors=cpu.vectors,
     )  # fmt: skip
-    args = [*map(e.value, (q, angles, cache)), e.weight(_transposed(w_uk), w_uk), e.weight(_columns(w_uv), w_uv)]
+    args = [*map(e.value, (q, angles, cache)), e.weight(_columns(w_uk), w_uk), e.weight(_columns(w_uv), w_uv)]
     return e.call(kernel, [*args, *map(e.value, (seq, pos, table))], node.output.type)
 
 

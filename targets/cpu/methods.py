@@ -34,12 +34,12 @@ def _fp8(vectors: Vectors) -> Method:
 
 def _integers(vectors: Vectors) -> Method:
     """Exact sums of products of bytes."""
-    return Method.by_tiles(vectors.tile, partial(coded_tile, integers=vectors.integers), encode=coded)
+    return Method.by_tiles(vectors.square, partial(coded_tile, integers=vectors.integers), encode=coded)
 
 
 def _bf16_pairs(vectors: Vectors) -> Method:
     """Chains of products of pairs."""
-    return Method.by_tiles(vectors.tile, bf16.pairs_tile, encode=bf16.rounded)
+    return Method.by_tiles(vectors.square, bf16.pairs_tile, encode=bf16.rounded)
 
 
 def _amx_bf16(vectors: Vectors) -> Method:

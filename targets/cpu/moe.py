@@ -25,7 +25,6 @@ from .product import (
     Columns,
     Input,
     Multiply,
-    Output,
     adjacent,
     by_columns,
     rows_of,
@@ -116,26 +115,26 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         else:
             x = by_slot(method.encode(rows_of(X), rows, k))
 
-        def columns(e: Expr, block: Expr) -> Columns:
-            taken = [(e, block, T.int64(half)) for half in range(2)]
-            return Columns(W, taken, k, wdtype)
+        def columns(e: Expr, taken: Sequence[Expr]) -> Columns:
+            return Columns(W, [(e, block, T.int64(half)) for block in taken for half in range(2)], k, wdtype)
 
-        def into(block: Expr) -> Output:
-            def output(slot: Expr, sums: Sequence[Buffer]) -> None:
-                def write(column: Expr, value: Expr, _: int) -> None:
-                    store(A, value, *flat(slot, slots), column)
+        def output(slot: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
+            def write(column: Expr, value: Expr, _: int) -> None:
+                store(A, value, *flat(slot, slots), column)
 
-                by_columns(gated(*sums), block, i, write)
+            by_columns(gated(*sums), block, i, write)
 
-            return output
+        count = max(method.tile[1] // 2, 1)
+        parts = -(-blocks(i) // count)
 
         def one(multiply: Multiply, e: Expr, slot: Expr) -> None:
-            with shared(blocks(i)) as block:
-                into(block)(slot, stream(columns(e, block), slot, x, multiply))
+            with shared(parts) as part, loop(T.min((part + 1) * count, blocks(i)), part * count) as block:
+                output(slot, block, stream(columns(e, [block]), slot, x, multiply))
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
-            with shared(blocks(i)) as block:
-                method.rows(columns(e, block), begin, end, x, into(block))
+            with shared(parts) as part:
+                taken, write = adjacent(T.bind(part * count), count, blocks(i), partial(columns, e), output, 2)
+                method.rows(taken, begin, end, x, write)
 
         with method.threads():
             each_expert(OFFSETS, experts, partial(one, method.alone) if method.alone else None, many)

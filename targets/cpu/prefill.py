@@ -22,15 +22,17 @@ from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.fp8 import FP8, SIDE
+from deepzig.ir.quantize import FORMATS, GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
 
 from .cache import columns, pages, pair_order
 from .emit import local, parallel, vector_of, view, workspace
 from .features import Vectors
-from .fp8 import LIFT, LOWER, STEP, scale_of, widen_codes
-from .layout import LANES, blocks, inner, padded, stored
+from .fp8 import LIFT, LOWER, STEP, widen_codes
+from .layout import LANES, blocks, grouped, inner, padded, stored
 from .norm import rotate
-from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, tile
+from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, scale_of, tile
+from .quant import widen_integers
 from .softmax import MASKED, Softmax
 from .vector import at, splat, widen
 
@@ -78,11 +80,11 @@ def mla_prefill(
             """Emit the task of a head and of a sequence's rows."""
             # Sizes are n, not rows: TVM moves allocations to where the number of rows is not known yet.
             query, sums, softmax = workspace(n, depth), workspace(n, padded(v)), Softmax.of(n)
-            up, latents = workspace(nope, padded(kv_lora)), workspace(width // LANES, cw, LANES)
+            up, latents = workspace(grouped(nope), padded(kv_lora)), workspace(width // LANES, cw, LANES)
             keys, values = workspace(width // LANES, depth, LANES), workspace(blocks(v), width, LANES)
             scores, decay = workspace(lines, width), workspace(lines)
             # codes are widened once; wider elements take as long to read from memory as they take to widen
-            down: Any = workspace(blocks(v), kv_lora, LANES) if wdtype == FP8 else None
+            down: Any = workspace(blocks(v), grouped(kv_lora), LANES) if wdtype in FORMATS else None
 
             def prepare(row: Expr) -> None:
                 with loop(nope) as i:
@@ -110,7 +112,7 @@ def mla_prefill(
                     return lambda k: latents[t // LANES, k, t % LANES]
 
                 with each_part(blocks(v), held) as taken:
-                    if wdtype == FP8:
+                    if wdtype in FORMATS:
                         part = Columns(down, [(c,) for c in taken], kv_lora, "f32", ahead=0)
                     else:
                         part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
@@ -144,7 +146,7 @@ def mla_prefill(
             with loop(rows) as row:
                 prepare(row)
             each_widened(UK, head, nope, wdtype, lambda c, k, value: store(up, value, k, at(c * LANES)))
-            if wdtype == FP8:
+            if wdtype in FORMATS:
                 each_widened(UV, head, kv_lora, wdtype, lambda c, k, value: store(down, value, c, k, at(0)))
             last = T.bind(T.Cast("int64", POS[first + rows - 1]))
             with loop(last // page + 1) as block:
@@ -185,7 +187,10 @@ def into(packed: Buffer, taken: Sequence[Expr]) -> Output:
 
 
 def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Callable[[Expr, Expr, Expr], None]) -> None:
-    """Emit write(block, k, vector) for k < size and the blocks of a head of a packed weight, in f32."""
+    """Emit write(block, k, vector) for k < size and the blocks of a head of a packed weight, in f32.
+
+    Of integers also for what fills the last group, which is zero.
+    """
     with loop(weight.shape[1]) as block:
         if wdtype == "f32":
             with loop(size) as k:
@@ -196,6 +201,13 @@ def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Call
                 scale = T.bind(scale_of(weight, (head, block), g) * splat(LOWER))
                 for i, value in enumerate(widen_codes(T.bind(weight[head, block, g, number, at(0)]))):
                     write(block, g * SIDE + number * STEP + i, value * splat(LIFT) * scale)
+            return
+        if wdtype in QUANTIZED:
+            with loop(weight.shape[2]) as g, loop(weight.shape[3] - 1) as number:
+                scale = T.bind(scale_of(weight, (head, block), g))
+                word = T.bind(weight[head, block, g, number, at(0)])
+                for i, code in widen_integers(word, wdtype):
+                    write(block, g * GROUP + number * STEP + i, code * scale)
             return
         with loop(size // 2) as pair:
             word = T.bind(weight[head, block, pair, at(0)])

@@ -18,7 +18,7 @@ from deepzig.targets.emit import Buffer, Expr, either, loop, store, when
 
 from .emit import parallel, shared, together, vector_of, vector_sum
 from .layout import LANES
-from .vector import at, fma, prefetch, splat, widen
+from .vector import at, dtype, fma, prefetch, splat, widen
 
 
 @dataclass(frozen=True)
@@ -149,6 +149,11 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
             word = columns.weight[(*block, T.int64(last), at(0))]
             step(column, widen(word, columns.wdtype, False), T.int64(2 * last))
     return sums
+
+
+def scale_of(weight: Buffer, block: tuple[Expr, ...], g: Expr) -> Expr:
+    """The scales of a group of a quantised weight, one for each column."""
+    return T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(int(weight.shape[-2]) - 1), at(0))])
 
 
 def stream(columns: Columns, row: Expr, x: Input, multiply: Multiply) -> list[Buffer]:

@@ -15,9 +15,9 @@ from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store
 
 from .emit import each_row, local, vector_sum, workspace
-from .integers import DOTS, FLUSH, STEP, Codes
+from .integers import DOTS, FLUSH, NIBBLES, STEP, Codes, nibble, signed_byte
 from .layout import LANES
-from .product import Columns, Input
+from .product import Columns, Input, scale_of
 from .vector import at, dtype, fma, prefetch, splat, tree_max
 
 
@@ -127,12 +127,21 @@ def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) 
                     add(column, partial(_lanes, weight, (*block, g, word)), g, word)
             dots.end(wdtype)
         for column, block in enumerate(blocks):
-            scale = T.bind(T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(words), at(0))]))
+            scale = T.bind(scale_of(weight, block, g))
             for codes, line, part in zip(lines, sums, parts, strict=True):
                 value = T.Cast(dtype("float32"), part[column][at(0)])
                 total = line[column]
                 store(total, fma(value, scale * splat(codes.scale(g)), total[at(0)]), at(0))
     return sums
+
+
+def widen_integers(words: Expr, wdtype: str) -> list[tuple[int, Expr]]:
+    """The codes in a word of each column as f32, and how many elements after the word's first each is."""
+    if wdtype == "q8":
+        signed = T.bind(T.reinterpret(dtype("int32"), words))
+        return [(i, T.Cast(dtype("float32"), signed_byte(signed, i, LANES))) for i in range(STEP)]
+    places = [(8 * i + shift, STEP * first + i) for shift, first in NIBBLES for i in range(STEP)]
+    return [(place, T.Cast(dtype("float32"), nibble(words, shift)) - splat(8.0)) for shift, place in places]
 
 
 def _lanes(weight: Buffer, index: tuple[Expr, ...], lanes: Expr) -> Expr:

@@ -8,6 +8,7 @@ from typing import Any
 
 from deepzig.artifacts.machines import WEB
 from deepzig.ir import TensorType
+from deepzig.ir.fp8 import FP8
 from deepzig.targets.cpu.features import TRIPLES
 
 from .layout import cache_row, word_row
@@ -98,6 +99,7 @@ class GpuTarget:
     features: frozenset[str]
     platform: str
     name: str
+    headwise = (FP8,)
 
     @property
     def device(self) -> str:

@@ -22,7 +22,7 @@ from .mla import mla_attend, mla_flash, scratch
 from .mla_one import one_values
 from .operands import Encoding, prepare
 from .tiled import tiled_heads
-from .weights import rows_layout, transposed_layout
+from .weights import rows_layout
 
 
 def _value(node: Node, index: int) -> Value:
@@ -72,7 +72,7 @@ def _heads(
 
 def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
     q, angles, cache, w_uk, w_uv, *rows = (_value(node, i) for i in range(8))
-    heads, nope, latent = (int(d) for d in w_uk.shape)
+    heads, latent, nope = (int(d) for d in w_uk.shape)
     v = int(w_uv.shape[1])
     s = Sizes(
         heads, nope, int(angles.shape[1]), latent, int(cache.shape[1]), cache.type.dtype,
@@ -86,7 +86,7 @@ def _mla(e: Emitter, node: Node, gpu: GpuTarget) -> Operand:
         return {f"x_{name}": value for name, value in x.items()} | {f"y_{name}": value for name, value in y.items()}
 
     latents = TensorType("f32", (q.shape[0], heads, s.latent_pitch))
-    down = transposed_layout(w_uk.type.dtype)
+    down = rows_layout(w_uk.type.dtype, None)
     absorbed = _heads(e, gpu, e.value(q), w_uk, down, nope, latent, places(in_queries, in_latents), latents)
     args = [absorbed, *map(e.value, (q, angles, cache, *rows))]
     least, sections = 1, None

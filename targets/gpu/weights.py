@@ -10,7 +10,6 @@ import numpy as np
 import numpy.typing as npt
 
 from deepzig.ir import TensorType
-from deepzig.ir.fp8 import FP8, transposed
 from deepzig.targets.base import Layout
 
 from .layout import pack_rows, packed_type
@@ -24,20 +23,6 @@ Part = tuple[int, int] | None
 def rows_layout(dtype: str, part: Part) -> Layout:
     """Rows of words."""
     return Layout(_name("rows", dtype, part), packed_type, lambda w: pack_rows(w, dtype), part)
-
-
-@cache
-def transposed_layout(dtype: str) -> Layout:
-    """Rows of words of the transpose."""
-
-    def type_of(weight: TensorType) -> TensorType:
-        *lead, n, k = weight.shape
-        return packed_type(TensorType(weight.dtype, (*lead, k, n)))
-
-    def pack(weight: Array) -> Array:
-        return pack_rows(transposed(weight) if dtype == FP8 else weight.swapaxes(-1, -2), dtype)
-
-    return Layout(_name("rows-t", dtype, None), type_of, pack)
 
 
 @cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,7 +13,9 @@ from deepzig.artifacts.reader import open_artifact
 from deepzig.compiler.driver import compile_model
 from deepzig.compiler.options import Options
 from deepzig.compiler.precision import parse_quant
+from deepzig.compiler.trace import Bounds
 from deepzig.errors import DeepZigError
+from deepzig.ir.quantize import FORMATS
 from deepzig.models import random_checkpoint
 from deepzig.runtime import load
 from deepzig.runtime.verify import check, read_vectors, replay
@@ -20,6 +23,8 @@ from deepzig.runtime.verify import check, read_vectors, replay
 from ..runtime.conftest import BOUNDS, CONFIG
 
 LAYER = "model.layers.3."
+UN_ABSORBED = replace(BOUNDS, chunk=256, rows=288)
+"""A chunk that is long enough for attention in head space."""
 WHOLE_BLOCKS = {"qk_nope_head_dim": 128, "v_head_dim": 256, "kv_lora_rank": 128}
 """Sizes with which heads consist of whole blocks of 8-bit floats."""
 
@@ -30,12 +35,14 @@ WHOLE_BLOCKS = {"qk_nope_head_dim": 128, "v_head_dim": 256, "kv_lora_rank": 128}
         (None, f"{LAYER}mlp.down_proj.weight", None),
         ("q8", f"{LAYER}mlp.down_proj.weight", "q8"),
         ("q8", "model.embed_tokens.weight", None),
-        ("q4", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("q4", f"{LAYER}self_attn.kv_b_proj.weight", "q8"),
         ("fp8", f"{LAYER}self_attn.kv_b_proj.weight", "fp8"),
-        ("q8", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("q8", f"{LAYER}self_attn.kv_b_proj.weight", "q8"),
+        ("q4,kv_b_proj=q4", f"{LAYER}self_attn.kv_b_proj.weight", "q4"),
+        ("q8,self_attn=float", f"{LAYER}self_attn.kv_b_proj.weight", None),
         ("q4,kv_b_proj=fp8", f"{LAYER}self_attn.kv_b_proj.weight", "fp8"),
         ("fp8,kv_b_proj=float", f"{LAYER}self_attn.kv_b_proj.weight", None),
-        ("fp8,kv_b_proj=q8", f"{LAYER}self_attn.kv_b_proj.weight", None),
+        ("fp8,kv_b_proj=q8", f"{LAYER}self_attn.kv_b_proj.weight", "q8"),
         ("q4", f"{LAYER}eh_proj.weight", None),
         ("q4", "lm_head.weight", "q8"),
         ("q4,lm_head=q4", "lm_head.weight", "q4"),
@@ -54,8 +61,9 @@ WHOLE_BLOCKS = {"qk_nope_head_dim": 128, "v_head_dim": 256, "kv_lora_rank": 128}
     ],
 )
 def test_rules(text: str | None, name: str, want: str | None) -> None:
-    assert parse_quant(text)(name) == want
-    assert parse_quant(text, headwise=False)(name) == (None if "kv_b_proj" in name else want)
+    assert parse_quant(text, FORMATS)(name) == want
+    for allowed in ((), ("fp8",), ("q8", "q4")):  # a format that the target lacks there leaves the matrix as it is
+        assert parse_quant(text, allowed)(name) == (None if "kv_b_proj" in name and want not in allowed else want)
 
 
 @pytest.mark.parametrize(
@@ -76,25 +84,25 @@ def test_what_is_refused(text: str, what: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("quant", "more"),
+    ("quant", "more", "bounds", "headwise"),
     [
-        ("q8", {}),
-        ("q4,experts.down_proj=q8,q_a_proj=float", {"n_shared_experts": 2}),
-        ("q8,shared_experts=q4", {}),
-        ("q4,experts=float", {}),
-        ("fp8,lm_head=float", {"n_shared_experts": 2}),
-        ("fp8,experts.down_proj=q4,o_proj=q8", {}),
-        ("q4,kv_b_proj=fp8", WHOLE_BLOCKS),
+        ("q8", {}, UN_ABSORBED, "columns-q8"),
+        ("q4,experts.down_proj=q8,q_a_proj=float", {"n_shared_experts": 2}, BOUNDS, "columns-q8"),
+        ("q8,shared_experts=q4,kv_b_proj=float", {}, BOUNDS, "columns"),
+        ("q4,experts=float", {}, BOUNDS, "columns-q8"),
+        ("fp8,lm_head=float", {"n_shared_experts": 2}, BOUNDS, "columns"),
+        ("fp8,experts.down_proj=q4,o_proj=q8", {}, BOUNDS, "columns"),
+        ("q4,kv_b_proj=fp8", WHOLE_BLOCKS, BOUNDS, "columns-fp8"),
+        ("q8,kv_b_proj=q4", {"kv_lora_rank": 72}, UN_ABSORBED, "columns-q4"),
     ],
 )
-def test_whole_models(quant: str, more: dict[str, int], tmp_path: Path) -> None:
+def test_whole_models(quant: str, more: dict[str, int], bounds: Bounds, headwise: str, tmp_path: Path) -> None:
     """Kernels agree with the ops' meaning; a row's bits depend neither on threads nor on how a text is cut."""
     config = {**CONFIG, "num_hidden_layers": 2, "moe_intermediate_size": 41, **more}
     random_checkpoint.write(tmp_path / "checkpoint", config)
-    compile_model(tmp_path / "checkpoint", tmp_path / "out", Options(bounds=BOUNDS, dtype="f32", quant=quant))
+    compile_model(tmp_path / "checkpoint", tmp_path / "out", Options(bounds=bounds, dtype="f32", quant=quant))
     artifact = open_artifact(tmp_path / "out")
-    kernels = [call.kernel for call in artifact.build.calls["decode"] if call.op == "mla_decode"]
-    assert any("fp8" in kernel for kernel in kernels) == (more == WHOLE_BLOCKS)
+    assert {w.name.partition("@")[2] for w in artifact.manifest.weights if "kv_b_proj" in w.name} == {headwise}
     check(artifact, replay(artifact, read_vectors(artifact)))
     tokens = np.random.default_rng(2).integers(0, 611, 90).tolist()
     digests = set()

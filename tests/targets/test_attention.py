@@ -114,15 +114,15 @@ def test_absorb_and_lift(
     n = 9
     q = rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32)
     angles = rng.normal(size=(n, s.rope)).astype(np.float32)
-    w_uk = to_bits(rng.normal(size=(s.heads, s.nope, s.kv)), wdtype)
+    w_uk = to_bits(rng.normal(size=(s.heads, s.kv, s.nope)), wdtype)
     w_uv = to_bits(rng.normal(size=(s.heads, s.v, s.kv)), wdtype)
     absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, wdtype, interleaved, vectors=AVX2))
-    packed = pack_columns(w_uk.swapaxes(-1, -2))
+    packed = pack_columns(w_uk)
     got = np.full((n, s.heads, s.cw), np.nan, np.float32)
     absorb(q, angles, packed, got)
     q64 = q.astype(np.float64).reshape(n, s.heads, -1)
     want = np.zeros(got.shape)
-    want[..., : s.kv] = np.einsum("nhd,hdc->nhc", q64[..., : s.nope], to_f32(w_uk, wdtype).astype(np.float64))
+    want[..., : s.kv] = np.einsum("nhd,hcd->nhc", q64[..., : s.nope], to_f32(w_uk, wdtype).astype(np.float64))
     want[..., s.kv : s.kv + s.rope] = rotate(q64[..., s.nope :], angles[:, None].astype(np.float64), interleaved)
     assert error(got, want) < 1e-6
     assert not got[..., s.kv + s.rope :].any()

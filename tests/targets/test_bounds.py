@@ -106,7 +106,7 @@ def test_kernels_of_a_model(options: dict[str, str]) -> None:
     (target,), table = find_targets("wasm", this_machine())
     config = parse_config(Fields(CONFIG, "test"))
     dtype = options.get("dtype", "f32")
-    rule = parse_quant(options.get("quant"))
+    rule = parse_quant(options.get("quant"), target.headwise)
     module = run_pipeline(trace(config, dtype, DEFAULT_BOUNDS, quant=rule))
     plans = [plan_graph(graph, module, target, table) for graph in module.graphs]
     kernels = {launch.kernel_name: launch.kernel for plan in plans for launch in plan.launches}

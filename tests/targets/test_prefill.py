@@ -64,13 +64,13 @@ class Problem:
             latents_of(batch, s, rng),
             rng.normal(size=(n, s.heads * (s.nope + s.rope))).astype(np.float32),
             rng.normal(size=(n, s.rope)).astype(np.float32),
-            to_bits(rng.normal(size=(s.heads, s.nope, s.kv)) / np.sqrt(s.kv), dtype),
+            to_bits(rng.normal(size=(s.heads, s.kv, s.nope)) / np.sqrt(s.kv), dtype),
             to_bits(rng.normal(size=(s.heads, s.v, s.kv)), dtype),
             cached or dtype,
         )
 
     def packed(self) -> tuple[Array, Array]:
-        return pack_columns(self.w_uk.swapaxes(-1, -2)), pack_columns(self.w_uv)
+        return pack_columns(self.w_uk), pack_columns(self.w_uv)
 
     def cache(self, batch: Batch) -> Array:
         return batch.cache(self.latents, self.s.cw, self.s.page, self.cached)
@@ -91,7 +91,7 @@ class Problem:
         for i, (sequence, p) in enumerate(zip(self.batch.seq, self.batch.pos, strict=True)):
             rows = rounded(self.latents[sequence][: p + 1], self.cached)
             key = np.broadcast_to(rows[:, None, s.kv : s.kv + s.rope], (p + 1, s.heads, s.rope))
-            keys = np.concatenate([np.einsum("tc,hdc->thd", rows[:, : s.kv], w_uk), key], -1)
+            keys = np.concatenate([np.einsum("tc,hcd->thd", rows[:, : s.kv], w_uk), key], -1)
             out[i] = softmax_rows(q[i], keys, np.einsum("tc,hvc->thv", rows[:, : s.kv], w_uv))
         return out.reshape(n, -1)
 

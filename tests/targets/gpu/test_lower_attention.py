@@ -49,13 +49,13 @@ def attended(gpu: Any, device: str, s: Sizes, graph: str, wdtype: str, cdtype: s
             meant_cache[table[t // s.page], t % s.page] = rounded(row[None], cdtype)[0]
     used = np.where(batch.table < 0, 0, batch.table)
     q, angles = normal(rng, n, s.heads * (s.nope + s.rope)), normal(rng, n, s.rope)
-    uk, meant_uk = weight(rng, (s.heads, s.nope, s.kv), wdtype)
+    uk, meant_uk = weight(rng, (s.heads, s.kv, s.nope), wdtype)
     uv, meant_uv = weight(rng, (s.heads, s.v, s.kv), wdtype)
     values = {
         Value("q", TensorType("f32", ("n", q.shape[1]))): q,
         Value("angles", TensorType("f32", ("n", s.rope))): angles,
         Value("cache", TensorType(cdtype, ("pages", s.page, width)), "state"): cache,
-        Value("w_uk", TensorType(wdtype, uk.shape if wdtype != FP8 else (s.heads, s.nope, s.kv)), "param"): uk,
+        Value("w_uk", TensorType(wdtype, uk.shape if wdtype != FP8 else (s.heads, s.kv, s.nope)), "param"): uk,
         Value("w_uv", TensorType(wdtype, uv.shape if wdtype != FP8 else (s.heads, s.v, s.kv)), "param"): uv,
         Value("seq", TensorType("i32", ("n",))): batch.seq,
         Value("pos", TensorType("i32", ("n",))): batch.pos,

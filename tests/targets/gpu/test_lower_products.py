@@ -14,7 +14,7 @@ from deepzig.ir.fp8 import FP8, quantize_fp8
 from deepzig.targets.base import Layout
 from deepzig.targets.gpu.device import GpuTarget
 from deepzig.targets.gpu.lowering import LOWERINGS
-from deepzig.targets.gpu.weights import gate_up_layout, parts, rows_layout, transposed_layout
+from deepzig.targets.gpu.weights import gate_up_layout, parts, rows_layout
 
 from .conftest import KINDS, SoftwareGpu
 from .test_few import DEVICES, error, normal, weight
@@ -168,17 +168,3 @@ def test_parts() -> None:
     assert list(parts(rows_layout, 20 * 4 * 3 * 4, stack)) == [(0, 4), (4, 8), (8, 10)]
     assert rows_layout("q4", (4, 8)).stored(stack) == TensorType("u32", (4, 3, 20))
     assert rows_layout("q4", (4, 8)).name == "rows-q4@4:8"
-
-
-@pytest.mark.parametrize("dtype", ["f32", "bf16", FP8])
-def test_transposes(dtype: str) -> None:
-    w = normal(np.random.default_rng(5), 128, 256)
-    stored, turned = (
-        (quantize_fp8(x) if dtype == FP8 else x.view(np.uint16)[..., 1::2].copy() if dtype == "bf16" else x)
-        for x in (w, np.ascontiguousarray(w.T))
-    )
-    layout = transposed_layout(dtype)
-    assert np.array_equal(layout.pack(stored), rows_layout(dtype, None).pack(turned))
-    assert layout.stored(TensorType(dtype, (3, 128, 256))) == rows_layout(dtype, None).stored(
-        TensorType(dtype, (3, 256, 128))
-    )

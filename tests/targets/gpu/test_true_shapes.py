@@ -39,8 +39,8 @@ def code_of(preset: Mapping[str, Any], quant: str | None, patched: pytest.Monkey
     compiler = nvcc.fatbin
     patched.setattr(nvcc, "fatbin", lambda *asked: made.append(compiler(*asked)) or made[-1])
     config = parse_config(Fields(dict(preset), "preset"))
-    module = run_pipeline(trace(config, "bf16", Bounds(), quant=parse_quant(quant)))
     targets, table = find_targets("cuda", this_machine())
+    module = run_pipeline(trace(config, "bf16", Bounds(), quant=parse_quant(quant, targets[0].headwise)))
     plans = [plan_graph(graph, module, targets[0], table) for graph in module.graphs]
     targets[0].compile(lower(plans, targets[0].replay))
     [code] = made

@@ -13,7 +13,7 @@ from deepzig.compiler.arena import arena, with_logits
 from deepzig.compiler.memory import greatest, stored_bytes
 from deepzig.compiler.pipeline import run_pipeline
 from deepzig.compiler.plan import Plan, plan_graph
-from deepzig.compiler.precision import parse_quant, whole_blocks
+from deepzig.compiler.precision import headwise_formats, parse_quant
 from deepzig.compiler.trace import Bounds, trace
 from deepzig.models.families import parse_config
 from deepzig.models.fields import Fields
@@ -31,7 +31,8 @@ PER_LAYER = 12
 
 def plans(config: dict[str, Any], dtype: str, quant: str | None) -> list[Plan]:
     c = parse_config(Fields(config, "test"))
-    module = run_pipeline(trace(c, dtype, BOUNDS, False, False, parse_quant(quant, whole_blocks(c))))
+    rule = parse_quant(quant, headwise_formats(c, TARGET.headwise))
+    module = run_pipeline(trace(c, dtype, BOUNDS, False, False, rule))
     return [plan_graph(graph, module, TARGET, LOWERINGS) for graph in module.graphs]
 
 
@@ -68,7 +69,8 @@ def test_kernels_of_true_models_keep_to_the_default_limits(
 def test_no_buffer_of_v2_lite_is_larger_than_a_binding(dtype: str, quant: str | None) -> None:
     """Weights and values with the bounds that artifacts have by default; each layer is as the second."""
     c = parse_config(Fields({**V2_LITE, "num_hidden_layers": 2}, "test"))
-    module = run_pipeline(trace(c, dtype, Bounds(), False, False, parse_quant(quant, whole_blocks(c))))
+    rule = parse_quant(quant, headwise_formats(c, TARGET.headwise))
+    module = run_pipeline(trace(c, dtype, Bounds(), False, False, rule))
     (target,), table = find_targets("webgpu", Machine("x86_64-linux", frozenset()))
     made = [plan_graph(graph, module, target, table) for graph in module.graphs]
     weights = {weight for plan in made for weight in plan.weights}

@@ -31,7 +31,7 @@ END = 1
 
 def model(dtype: str, quant: str | None) -> Model:
     """The reference model, with an empty cache."""
-    source, module = fuse(REFERENCE, Options(dtype=dtype, quant=quant, bounds=BOUNDS))
+    source, module = fuse(REFERENCE, Options("webgpu", dtype, quant, bounds=BOUNDS))
     wanted = ("prefill", "decode", "sample")
     plans = [plan_graph(graph, module, TARGET, LOWERINGS) for graph in module.graphs if graph.name in wanted]
     caches = {t.name: np.zeros(shape_of(t.type, {"pages": PAGES}), np.uint32) for plan in plans for t in plan.states}
