@@ -48,8 +48,8 @@ MACHINES = {
     "wasm": Machine(WASM, frozenset({"bulk-memory", "simd128"})),
 }
 """Names that `--target` knows; of a platform the most demanding first. x86-64-v2 to v4 as in the x86-64 psABI, where
-kernels can make use of it; avx512-vnni is Ice Lake, Zen 4 and later, amx Sapphire Rapids and later; dotprod has every
-Arm of version 8.4 or later, and each of Apple's."""
+kernels can make use of it; avx512-vnni is Ice Lake and later, avx512-bf16 Cooper Lake, Zen 4 and later, amx Sapphire
+Rapids and later; dotprod has every Arm of version 8.4 or later, and each of Apple's."""
 
 BF16_ROWS = frozenset({"amx-bf16", "avx512bf16"})
 """What a machine multiplies matrices of bf16 with where it rounds the rows that they multiply to bf16 too."""

@@ -161,9 +161,8 @@ def floats_allowed(build: Build, model: Mapping[str, Any]) -> float:
     allowed = CODED if quantised else TOLERANCE[np.dtype(np.float32)]
     if build.device in ROUNDING:
         return max(allowed, HALVED if quantised else ROWS.get(dtype, 0.0))
-    if dtype == "bf16" and build.features & BF16_ROWS:
-        return HALVED + (CODED if quantised else 0.0)
-    return allowed
+    rounded = "bf16" in (dtype, model.get("cache")) and build.features & BF16_ROWS
+    return HALVED + (CODED if quantised else 0.0) if rounded else allowed
 
 
 def check(artifact: Artifact, verdict: Verdict) -> None:

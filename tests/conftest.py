@@ -7,10 +7,12 @@ import signal
 
 from deepzig.artifacts.cpu_features import MASK, detect
 
-if any(feature.startswith("amx-") for feature in detect()):
-    # Products of bf16 round their rows on AMX: no test of a model could tell that from a kernel that is slightly wrong.
-    # tests/targets/test_amx.py uses the instructions all the same.
-    os.environ.setdefault(MASK, ",".join(sorted(f for f in detect() if not f.startswith("amx-"))))
+ROUNDING = ("amx-", "avx512bf16")
+"""How the names of instruction sets begin whose products of bf16 round rows: no test of a model could tell that from a
+kernel that is slightly wrong. Tests of these instructions use them all the same."""
+
+if any(feature.startswith(ROUNDING) for feature in detect()):
+    os.environ.setdefault(MASK, ",".join(sorted(f for f in detect() if not f.startswith(ROUNDING))))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the processors, and threads of PyTorch that wait for each other spin: one second becomes ten.

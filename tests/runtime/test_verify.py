@@ -28,7 +28,7 @@ from deepzig.targets.base import Variant
 from deepzig.targets.cpu import amx, lowering, methods
 from deepzig.targets.cpu.cache import widened
 from deepzig.targets.cpu.features import CpuTarget
-from deepzig.targets.cpu.product import fused
+from deepzig.targets.cpu.product import Method, tile
 
 from . import conftest
 from .conftest import CONFIG
@@ -169,14 +169,14 @@ def test_rows_that_are_rounded_to_bf16(checkpoint: Path, tmp_path: Path, monkeyp
 
     here = this_machine().features
     vectors = replace(CpuTarget(here).vectors, matrices="of this test")
-    methods_ = {("bf16", vectors.matrices): lambda vectors: replace(fused(vectors), encode=encode)}
+    methods_ = {("bf16", vectors.matrices): lambda vectors: Method.by_tiles(vectors.tile, tile, encode=encode)}
     with monkeypatch.context() as patched:
         patched.setattr(CpuTarget, "vectors", vectors)
         patched.setattr(methods, "METHODS", methods_)
         compile_model(checkpoint, tmp_path / "out", Options(bounds=BOUNDS, dtype="bf16"))
     artifact = open_artifact(tmp_path / "out")
     wrong = replay(artifact, read_vectors(artifact)).wrong
-    assert {f.call.op for f in wrong} == {"linear", "proj", "gated_proj", "moe"}
+    assert {f.call.op for f in wrong} == {"linear", "proj", "gated_proj", "mla_decode", "moe"}
     assert min(f.distance for f in wrong) > 1e-4 and max(f.distance for f in wrong) < HALVED / 2
     monkeypatch.setattr(verify, "BF16_ROWS", here)
     assert replay(artifact, read_vectors(artifact)).wrong == []
