@@ -187,6 +187,7 @@ def test_rows_that_are_rounded_to_bf16(checkpoint: Path, tmp_path: Path, monkeyp
     [
         ("cpu", "", "bf16", None, 4e-5), ("cpu", "amx-bf16", "bf16", None, 2e-2),
         ("cpu", "amx-bf16", "f16", None, 4e-5), ("cpu", "", "bf16", "q8", 1e-2),
+        ("cpu", "avx512bf16", "bf16", "q8", 3e-2),
         ("metal", "", "bf16", None, 4e-5), ("metal", "", "f16", "q4", 1e-2),
         ("cuda", "sm_80", "f32", None, 4e-5), ("cuda", "sm_80", "bf16", None, 2e-2), ("cuda", "", "f16", None, 2.5e-3),
         ("cuda", "", "f16", "fp8", 2e-2),

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepzig.ir import OPS, Node, TensorType, Value
-from deepzig.ir.fp8 import FP8, quantize_fp8
+from deepzig.ir.fp8 import FP8
 from deepzig.targets.base import Layout
 from deepzig.targets.gpu.device import GpuTarget
 from deepzig.targets.gpu.lowering import LOWERINGS
