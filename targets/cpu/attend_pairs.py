@@ -9,7 +9,7 @@ Queries and weights are rounded to bf16; scores, sums and the softmax are f32. O
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cache
 
 from tvm.script import tirx as T
@@ -85,10 +85,10 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
             for block in range(held):
                 with when(count % 2 == 1):
                     store(scores, splat(MASKED), block, count, at(0))
-                kept = (task.group * held + block) * LANES
-                weigh(scores, weights, block, count, pairs, lambda peak, mass, kept=kept: (
-                    store(found.peaks, peak, task.place, at(kept)), store(found.masses, mass, task.place, at(kept))
-                ))  # fmt: skip
+                kept = at((task.group * held + block) * LANES)
+                peaks, masses = weigh(scores, weights, block, count, pairs)
+                store(found.peaks, peaks, task.place, kept)
+                store(found.masses, masses, task.place, kept)
             with loop(count) as t:
                 for c in range(parts, -(-cw // WIDE)):
                     fetch(task, t, extent(c * WIDE))
@@ -115,7 +115,7 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
             place = T.Cast("int64", TABLE[SEQ[task.row], block]) * page + t % page
             prefetch(rows[place, column], soon=False)
 
-        def write(row: Expr, head: Expr, c: Expr, means: list[Expr]) -> None:
+        def write(row: Expr, head: Expr, c: Expr, means: Sequence[Expr]) -> None:
             column = T.bind(T.min(c * WIDE, cw - WIDE))
             for half in range(2):
                 some = T.Shuffle(means, [half * LANES // 2 + i // 2 + i % 2 * LANES for i in range(LANES)])
@@ -147,10 +147,8 @@ def packed_queries(query: Buffer, scale: float) -> Buffer:
     return packed
 
 
-def weigh(
-    scores: Buffer, weights: Buffer, block: int, count: Expr, pairs: Expr, keep: Callable[[Expr, Expr], object]
-) -> None:
-    """Emit the softmax of scores[block, :count], rounded to pairs of bf16, and keep(peaks, masses) of its heads."""
+def weigh(scores: Buffer, weights: Buffer, block: int, count: Expr, pairs: Expr) -> tuple[Expr, Expr]:
+    """Emit the softmax of scores[block, :count], rounded to pairs of bf16: the peaks and the masses of its heads."""
     peak, mass = vector_of(scores[block, 0, at(0)]), vector_sum()
     with loop(count, 1) as t:
         store(peak, T.max(peak[at(0)], scores[block, t, at(0)]), at(0))
@@ -159,7 +157,7 @@ def weigh(
         both = [T.bind(exp(T.bind(scores[block, 2 * pair + i, at(0)] - top))) for i in range(2)]
         store(mass, mass[at(0)] + both[0] + both[1], at(0))
         store(weights, pair_of(*both), block, pair, at(0))
-    keep(top, mass[at(0)])
+    return top, mass[at(0)]
 
 
 def together(rows: Buffer, places: list[Expr], column: Expr) -> list[Expr]:
