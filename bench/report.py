@@ -32,7 +32,7 @@ class Row:
         form: how its weights are stored.
         case: what was done.
         speeds: tokens a second of each contender, medians.
-        ratios: of each peer how many times as fast we are, medians over turns.
+        ratios: of each other contender how many times as fast we are, medians over turns.
         share: what we reach of the limit: the bandwidth of a decode, an f32 product of a prefill; median over turns.
         bandwidth: bytes a second of the same turns.
         product: operations a second of an f32 matrix product.
@@ -66,7 +66,7 @@ def rows(shape: Shape, form: Format, manifest: Manifest, samples: Samples) -> li
     """What turns gave, for the cases that we took part in."""
     made = []
     for case in (case for name, case in samples.seconds if name == OURS):
-        seconds = {n: samples.seconds[n, case] for n in (OURS, *PEERS) if (n, case) in samples.seconds}
+        seconds = {name: each for (name, done), each in samples.seconds.items() if done == case}
         ours, bandwidth = seconds[OURS], samples.limits[case]
         amount = work(manifest, shape.config, case)
         rates = [amount / s for s in ours]
@@ -78,7 +78,7 @@ def rows(shape: Shape, form: Format, manifest: Manifest, samples: Samples) -> li
             Row(
                 shape.name, form.name, str(case),
                 {name: case.tokens / statistics.median(each) for name, each in seconds.items()},
-                {name: median_ratio(seconds[name], ours) for name in PEERS if name in seconds},
+                {name: median_ratio(each, ours) for name, each in seconds.items() if name != OURS},
                 share, statistics.median(bandwidth), statistics.median(samples.product), projected, seconds,
             )
         )  # fmt: skip
@@ -87,14 +87,14 @@ def rows(shape: Shape, form: Format, manifest: Manifest, samples: Samples) -> li
 
 def report(all_rows: Sequence[Row], notes: Mapping[str, str]) -> str:
     """The table, and what has to be known of the models."""
-    heads = ("", "tok/s", "of limit", *(f"{peer}{add}" for peer in PEERS for add in ("", " x")), "GB/s", "whole model")
+    others = dict.fromkeys([*PEERS, *(name for row in all_rows for name in row.ratios)])
+    heads = ("", "tok/s", "of limit", *(f"{name}{add}" for name in others for add in ("", " x")), "GB/s", "whole model")
     cells: list[Sequence[str]] = [heads]
     for row in all_rows:
-        peers = [figure for peer in PEERS for figure in (_number(row.speeds.get(peer)), _number(row.ratios.get(peer)))]
+        figures = [text for name in others for text in (_number(row.speeds.get(name)), _number(row.ratios.get(name)))]
         share = "" if row.share is None else f"{100 * row.share:.0f} %"
-        cells.append(
-            (row.label, _number(row.speeds[OURS]), share, *peers, f"{row.bandwidth / 1e9:.1f}", _number(row.projected))
-        )
+        speed, bandwidth = _number(row.speeds[OURS]), f"{row.bandwidth / 1e9:.1f}"
+        cells.append((row.label, speed, share, *figures, bandwidth, _number(row.projected)))
     lines = list(table(cells, range(1, len(heads))))
     told = [f"{name}: {note}" for name, note in notes.items() if note and any(r.shape == name for r in all_rows)]
     return "\n".join([*lines, *([""] if told else []), *told])

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import to_gguf
 from deepzig.models.presets import PRESETS, V2_LITE, V3
 from deepzig.models.random_checkpoint import write
 from deepzig.runtime.machine import Memory
+from deepzig.targets.registry import NATIVE
 
 ROOT = Path(__file__).parents[1]
 SOURCES = ("artifacts", "compiler", "ir", "models", "targets")
@@ -94,14 +95,19 @@ def checkpoint(shape: Shape, work: Path, say: Say) -> Path:
     return folder
 
 
-def artifact(shape: Shape, form: Format, work: Path, say: Say) -> Path | None:
-    """The shape compiled by the sources as they are; None where this DeepZig does not know the format."""
-    folder = work / shape.name / form.name
+def artifact(shape: Shape, form: Format, work: Path, say: Say, levels: Sequence[str] = ()) -> Path | None:
+    """The shape compiled by the sources as they are, for this machine and for `levels` beside it.
+
+    None where this DeepZig does not know the format.
+    """
+    folder = work / shape.name / "+".join((form.name, *levels))
     source = checkpoint(shape, work, say)
     if _newer(folder / "manifest.json", source / "config.json", *_sources()):
         return folder
     say(f"compiling {folder}")
-    command: list[str | Path] = [COMPILER, source, *form.options, "--self-check", "none", "--force", "-o", folder]
+    target = "+".join((NATIVE, *levels))
+    options = [*form.options, "--target", target, "--self-check", "none", "--force"]
+    command: list[str | Path] = [COMPILER, source, *options, "-o", folder]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode == 0:
         return folder

@@ -181,7 +181,7 @@ def mla_attend(
                 with loop(group) as g:
                     with loop(width, count) as t:
                         store(scores, T.float32(MASKED), g, t)
-                    softmax.weigh(g, scores, g, width, decay)
+                    softmax.weigh(g, scores, g, width, decay, lambda c, weight: store(scores, weight, g, at(c * LANES)))
                 with loop(cl // LANES) as c, loop(tiles) as u:
                     lines = [u * tile + r for r in range(tile)]
                     means = [vector_of(found.sums[place, first + g, at(c * LANES)] * splat(decay[g])) for g in lines]

@@ -1,40 +1,45 @@
 """Latent attention for many rows a sequence: keys and values of a head are expanded once and serve all rows.
 
-The online-softmax form of attention (Dao et al., FlashAttention, 2022) over pages. A task is one head of one sequence.
-For each page, in order of position:
+The online-softmax form of attention (Dao et al., FlashAttention, 2022). A task is one head of one sequence. For each
+block of positions, in order:
 
-    C  = its cache rows, widened                          [positions, cw]
-    K  = [C_latent W_UK^T | C_key]                        [positions, nope + rope]
-    V  = C_latent W_UV^T                                  [positions, v]
+    K  = [C_latent W_UK^T | C_key]    of its cache rows C     [positions, nope + rope]
+    V  = C_latent W_UV^T                                      [positions, v]
     for tiles of rows:  S = scale * Q K^T, masked by position; weights and running sums; out = out * decay + weights V
 
-S, K, V and the outputs are products with packed columns: those of C and K are positions. Rows are told apart only by
-their own sums, so a row's bits don't depend on the others.
+C, K, S, V and weights are made as products take them (`factors`): on a CPU with products of pairs of bf16, all of them
+but S are rounded to bf16 where the cache is of bf16, and so are queries and the weights of the model. Sums are f32.
+
+Blocks are cut at absolute positions, whatever the pages, and positions that a row must not see weigh exactly 0. Rows
+are told apart only by their own sums. So a row's bits don't depend on the others.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from functools import cache, partial
-from typing import Any
 
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
 from deepzig.ir.fp8 import FP8, SIDE
-from deepzig.ir.quantize import FORMATS, GROUP, QUANTIZED
+from deepzig.ir.quantize import GROUP, QUANTIZED
 from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
 
-from .cache import columns, pages, pair_order
-from .emit import local, parallel, vector_of, view, workspace
+from .cache import Place, pages
+from .emit import local, parallel, vector_of, workspace
+from .factors import LeftMatrix, RightMatrix, form_of
 from .features import Vectors
 from .fp8 import LIFT, LOWER, STEP, widen_codes
 from .layout import LANES, blocks, grouped, inner, padded, stored
 from .norm import rotate
-from .product import Columns, Elements, Output, by_columns, each_part, rows_by_tiles, rows_of, scale_of, tile
+from .product import Columns, Elements, by_columns, each_part, rows_by_tiles, scale_of
 from .quant import widen_integers
 from .softmax import MASKED, Softmax
 from .vector import at, splat, widen
+
+SPAN = 256
+"""Positions of a block, a multiple of a tile's. More would leave the cache of level 2; fewer scale the sums oftener."""
 
 
 @cache
@@ -61,9 +66,10 @@ def mla_prefill(
         w_uk packed [heads, N = kv_lora, K = nope], w_uv packed [heads, N = v, K = kv_lora], seq i32[n], pos i32[n],
         table i32[b, p], out f32[n, heads * v]).
     """
-    depth, cw, width = nope + rope, padded(kv_lora + rope), padded(page)
+    depth, form = nope + rope, form_of(cdtype, vectors)
     lines, held = vectors.tile
-    multiply_rows = partial(rows_by_tiles, shape=vectors.tile, multiply=tile)
+    group = held * LANES
+    multiply_rows = partial(rows_by_tiles, shape=vectors.tile, multiply=form.multiply)
     name = ["mla_prefill", heads, nope, rope, kv_lora, v, page, cdtype, wdtype, scale, int(interleaved)]
     with kernel(*name) as f:
         n, b, p, number = symbols("n b p pages")
@@ -75,87 +81,103 @@ def mla_prefill(
         SEQ, POS = f.tensor("seq", "i32", n), f.tensor("pos", "i32", n)
         TABLE = f.tensor("table", "i32", b, p)
         Y = f.tensor("out", "f32", n, heads * v)
+        form.begin()
 
         def attention(head: Expr, sequence: Expr, first: Expr, rows: Expr) -> None:
             """Emit the task of a head and of a sequence's rows."""
             # Sizes are n, not rows: TVM moves allocations to where the number of rows is not known yet.
-            query, sums, softmax = workspace(n, depth), workspace(n, padded(v)), Softmax.of(n)
-            up, latents = workspace(grouped(nope), padded(kv_lora)), workspace(width // LANES, cw, LANES)
-            keys, values = workspace(width // LANES, depth, LANES), workspace(blocks(v), width, LANES)
-            scores, decay = workspace(lines, width), workspace(lines)
-            # codes are widened once; wider elements take as long to read from memory as they take to widen
-            down: Any = workspace(blocks(v), grouped(kv_lora), LANES) if wdtype in FORMATS else None
+            query, sums, softmax = LeftMatrix.of(form, n, depth), workspace(n, padded(v)), Softmax.of(n)
+            up = LeftMatrix.of(form, grouped(nope), kv_lora)
+            latents = RightMatrix.of(form, group, padded(kv_lora + rope))
+            keys, values = RightMatrix.of(form, SPAN, depth), RightMatrix.of(form, v, SPAN)
+            scores, decay, weights = workspace(lines, SPAN), workspace(lines), LeftMatrix.of(form, lines, SPAN)
+            # Codes are widened once; other elements take as long to read from memory as they take to widen.
+            down = None if wdtype in form.weights else RightMatrix.of(form, v, grouped(kv_lora))
 
             def prepare(row: Expr) -> None:
+                scaled = workspace(padded(depth))
                 with loop(nope) as i:
-                    store(query, Q[first + row, head * depth + i] * T.float32(scale), row, i)
+                    store(scaled, Q[first + row, head * depth + i] * T.float32(scale), i)
                 rotate(
                     lambda i: Q[first + row, head * depth + nope + i],
                     lambda i: ANGLES[first + row, i],
                     rope,
                     interleaved,
-                    lambda i, value, lanes: store(query, value * splat(scale, lanes), row, nope + i),
+                    lambda i, value, lanes: store(scaled, value * splat(scale, lanes), nope + i),
                 )
+                with loop(padded(depth), depth) as i:
+                    store(scaled, T.float32(0), i)
+                with loop(blocks(depth)) as c:
+                    query.put(row, c, scaled[at(c * LANES)])
                 with loop(blocks(v)) as c:
                     store(sums, splat(0.0), row, at(c * LANES))
                 softmax.clear(row)
 
-            def expand() -> None:
-                with each_part(width // LANES, held) as taken:
-                    positions = Columns(latents, [(c,) for c in taken], kv_lora, "f32", ahead=0)
-                    multiply_rows(positions, T.int64(0), T.int64(nope), rows_of(up), into(keys, taken))
-                    for c in taken:
-                        with loop(rope) as i:
-                            store(keys, latents[c, kv_lora + i, at(0)], c, nope + i, at(0))
+            def place(position: Expr) -> Place:
+                return T.bind(T.Cast("int64", TABLE[sequence, position // page])), T.bind(position % page)
+
+            def expand(begin: Expr, part: Expr, last: Expr) -> None:
+                """Keys and values of a group of the positions from `begin` on. The last one is repeated beyond it."""
+                here = [T.int64(i) for i in range(held)]
+                taken = [part * held + i for i in range(held)]
+                for i, c in zip(here, taken, strict=True):
+                    positions = [T.bind(T.min(begin + c * LANES + lane, last)) for lane in range(LANES)]
+                    latents.put_cached(CACHE, [place(t) for t in positions], i, cdtype, kv_lora + rope)
+                own = latents.columns(here, kv_lora)
+                multiply_rows(own, T.int64(0), T.int64(nope), up.elements, keys.rows(taken))
+                for i, c in zip(here, taken, strict=True):
+                    with loop(rope) as k:
+                        keys.put(c, nope + k, latents.get(i, kv_lora + k))
 
                 def latent(t: Expr) -> Elements:
-                    return lambda k: latents[t // LANES, k, t % LANES]
+                    return latents.elements(t - part * group)
 
-                with each_part(blocks(v), held) as taken:
-                    if wdtype in FORMATS:
-                        part = Columns(down, [(c,) for c in taken], kv_lora, "f32", ahead=0)
+                with each_part(blocks(v), held) as columns:
+                    if down:
+                        weight = down.columns(columns, kv_lora)
                     else:
-                        part = Columns(UV, [(head, c) for c in taken], kv_lora, wdtype)
-                    multiply_rows(part, T.int64(0), T.int64(width), latent, into(values, taken))
+                        weight = Columns(UV, [(head, c) for c in columns], kv_lora, wdtype)
+                    multiply_rows(weight, part * group, (part + 1) * group, latent, values.rows(columns))
 
             def attend(begin: Expr, top: Expr) -> None:
-                """The tile of rows from `top` on sees the page that starts at position `begin`."""
+                """The tile of rows from `top` on sees the positions from `begin` on."""
                 taken = [T.bind(T.min(top + line, rows - 1)) for line in range(lines)]
                 with when(POS[first + taken[-1]] >= begin):
-                    seen = [T.bind(T.Cast("int32", T.min(POS[first + row] - begin, page - 1))) for row in taken]
-                    with each_part(width // LANES, held) as positions:
-                        part = Columns(keys, [(c,) for c in positions], depth, "f32", ahead=0)
-                        for line, totals in enumerate(tile(part, taken, rows_of(query))):
+                    seen = [T.bind(T.Cast("int32", T.min(POS[first + row] - begin, SPAN - 1))) for row in taken]
+                    parts = T.bind(T.Cast("int64", seen[-1]) // group + 1)
+                    with loop(parts) as part:
+                        positions = [part * held + i for i in range(held)]
+                        products = form.multiply(keys.columns(positions), taken, query.elements)
+                        for line, totals in enumerate(products):
                             for c, total in zip(positions, totals, strict=True):
                                 visible = at(T.Cast("int32", c * LANES)) <= T.broadcast(seen[line], LANES)
                                 score = T.Select(visible, total[at(0)], splat(MASKED))
                                 store(scores, score, line, at(c * LANES))
                     with loop(T.min(lines, rows - top)) as line:
-                        softmax.weigh(top + line, scores, line, width, decay)
-                    with each_part(blocks(v), held) as part_columns:
-                        part = Columns(values, [(c,) for c in part_columns], width, "f32", ahead=0)
+                        softmax.weigh(
+                            top + line, scores, line, parts * group, decay, lambda c, some: weights.put(line, c, some)
+                        )
+                    with each_part(blocks(v), held) as columns:
 
                         def faded(line: int, block: tuple[Expr, ...]) -> Expr:
                             return sums[taken[line], at(block[0] * LANES)] * splat(decay[line])
 
-                        for line, totals in enumerate(tile(part, range(lines), rows_of(scores), faded)):
+                        of_seen = values.columns(columns, parts * group)
+                        for line, totals in enumerate(form.multiply(of_seen, range(lines), weights.elements, faded)):
                             with when(top + line < rows):
-                                for c, total in zip(part_columns, totals, strict=True):
+                                for c, total in zip(columns, totals, strict=True):
                                     store(sums, total[at(0)], taken[line], at(c * LANES))
 
             with loop(rows) as row:
                 prepare(row)
-            each_widened(UK, head, nope, wdtype, lambda c, k, value: store(up, value, k, at(c * LANES)))
-            if wdtype in FORMATS:
-                each_widened(UV, head, kv_lora, wdtype, lambda c, k, value: store(down, value, c, k, at(0)))
+            each_widened(UK, head, nope, wdtype, lambda c, k, value: up.put(k, c, value))
+            if down:
+                each_widened(UV, head, kv_lora, wdtype, down.put)
             last = T.bind(T.Cast("int64", POS[first + rows - 1]))
-            with loop(last // page + 1) as block:
-                begin = T.bind(block * page)
-                # Positions without a row are masked; repeating the last one keeps them finite.
-                limit = T.bind(T.min(page - 1, last - begin))
-                cached = T.bind(T.Cast("int64", TABLE[sequence, block]))
-                transpose(latents, CACHE, cached, limit, cdtype, kv_lora + rope)
-                expand()
+            with loop(last // SPAN + 1) as span:
+                begin = T.bind(span * SPAN)
+                with loop(T.min(last - begin, SPAN - 1) // group + 1) as part:
+                    expand(begin, part, last)
                 with loop((rows + (lines - 1)) // lines) as t:
                     attend(begin, t * lines)
             with loop(rows) as row, loop(blocks(v)) as c:
@@ -174,16 +196,6 @@ def mla_prefill(
                 first = T.bind(bounds[0])
                 attention(T.bind(task // b), sequence, first, T.bind(bounds[1] - first))
     return f.function
-
-
-def into(packed: Buffer, taken: Sequence[Expr]) -> Output:
-    """Rows of a product as vectors of packed[block, row]."""
-
-    def write(row: Expr, sums: Sequence[Buffer]) -> None:
-        for block, total in zip(taken, sums, strict=True):
-            store(packed, total[at(0)], block, row, at(0))
-
-    return write
 
 
 def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Callable[[Expr, Expr, Expr], None]) -> None:
@@ -216,14 +228,3 @@ def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Call
         if size % 2:
             word = weight[head, block, size // 2, at(0)]
             write(block, extent(size - 1), widen(word, wdtype, False))
-
-
-def transpose(packed: Buffer, cache: Buffer, number: Expr, limit: Expr, cdtype: str, of_row: int) -> None:
-    """Emit packed[t // 16, column, t % 16] = cache[number, min(t, limit), column] for all columns, in f32."""
-    positions, width, _ = map(int, packed.shape)
-    flat = view(packed, positions * width * LANES)
-    with loop(positions * LANES) as t, loop(width // LANES) as c:
-        row = T.bind(columns(cache, (number, T.min(t, limit)), c, cdtype, of_row))
-        target = (t // LANES * width + c * LANES) * LANES + t % LANES
-        for half, index in zip((T.vectorlow, T.vectorhigh), pair_order(target, cdtype, LANES), strict=True):
-            store(flat, half("float32x8", row), index)

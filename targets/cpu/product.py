@@ -28,14 +28,14 @@ class Columns:
     Attributes:
         weight: the packed weight.
         blocks: for each block, the leading indices of its vectors.
-        size: elements along the inner dimension.
+        size: elements along the inner dimension; known only at run time for f32 or pairs of bf16.
         wdtype: element type of the weight before it was packed.
         ahead: vectors to prefetch ahead in each block; 0 for what is in the cache already.
     """
 
     weight: Buffer
     blocks: Sequence[tuple[Expr, ...]]
-    size: int
+    size: int | Expr
     wdtype: str
     ahead: int = 32
 

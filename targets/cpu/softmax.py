@@ -6,6 +6,7 @@ first scales what was summed before by the decay e^(old peak - new peak), which 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from tvm.script import tirx as T
@@ -42,10 +43,20 @@ class Softmax:
         store(self.peak, T.float32(MASKED), row)
         store(self.mass, T.float32(0), row)
 
-    def weigh(self, row: Expr, scores: Buffer, line: Expr, width: int, decay: Buffer) -> None:
+    def weigh(
+        self, row: Expr, scores: Buffer, line: Expr, width: Expr, decay: Buffer, write: Callable[[Expr, Expr], None]
+    ) -> None:
         """Emit what turns scores[line, :width] into weights of a row, and sets decay[line].
 
         At least one position of the first block must not be masked. The width is a multiple of 16.
+
+        Args:
+            row: whose weights they are.
+            scores: f32[lines, at least width].
+            line: of the scores.
+            width: how many positions.
+            decay: f32[lines].
+            write: (block of 16 positions, its weights, f32x16) -> emits the store.
         """
         peak, mass = vector_of(scores[line, at(0)]), vector_sum()
         with loop(width // LANES, 1) as c:
@@ -56,6 +67,6 @@ class Softmax:
         store(self.peak, top, row)
         with loop(width // LANES) as c:
             weight = T.bind(exp(T.bind(scores[line, at(c * LANES)] - splat(top))))
-            store(scores, weight, line, at(c * LANES))
+            write(c, weight)
             store(mass, mass[at(0)] + weight, at(0))
         store(self.mass, fma(self.mass[row], fading, tree_sum(mass[at(0)]), 1), row)

@@ -7,7 +7,7 @@ must not depend on the code around it.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from tvm.script import tirx as T
 
@@ -73,6 +73,22 @@ def _tree(x: Expr, combine: Callable[[Expr, Expr], Expr], base: str = "float32")
         half = dtype(base, lanes)
         x = T.bind(combine(T.vectorlow(half, x), T.vectorhigh(half, x)))
     return combine(*(T.Shuffle([x], [lane]) for lane in range(2)))
+
+
+def transposed(rows: Sequence[Expr]) -> list[Expr]:
+    """Vectors of which each has the elements of one column: of 16 rows [16] the 16 columns.
+
+    Of 8 rows, in two halves each, the 8 columns of the first halves, then, in the same vectors, those of the second.
+    Each step swaps one bit of an element's row with one of its lane (Eklundh, 1972).
+    """
+    swapped = list(rows)
+    for step in (1 << bit for bit in range(len(swapped).bit_length() - 1)):
+        low = [T.int32(lane + (LANES - step if lane & step else 0)) for lane in range(LANES)]
+        high = [T.int32(lane + (LANES if lane & step else step)) for lane in range(LANES)]
+        for i in (i for i in range(len(swapped)) if not i & step):
+            both = [swapped[i], swapped[i + step]]
+            swapped[i], swapped[i + step] = (T.bind(T.Shuffle(both, lanes)) for lanes in (low, high))
+    return swapped
 
 
 def exp(x: Expr, lanes: int = LANES) -> Expr:

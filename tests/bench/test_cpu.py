@@ -129,12 +129,18 @@ def test_the_command(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert decode["speeds"]["DeepZig"] == pytest.approx(5 / decode["seconds"]["DeepZig"][0])
     assert prefill["speeds"]["DeepZig"] == pytest.approx(70 / prefill["seconds"]["DeepZig"][0])
     assert decode["projected"] < decode["speeds"]["DeepZig"] and prefill["projected"] is None
-    done = CliRunner().invoke(cpu.main, [*options, "--resume", "--only", "tiny bf16 decode"])
+    done = CliRunner().invoke(cpu.main, [*options, "--resume", "--only", "tiny bf16 decode", "--level", "x86-64-v2"])
     assert done.exit_code == 0, done.output
     second = json.loads(out.read_text())
     assert second["rows"][:2] == first["rows"] and second["kernels"] == first["kernels"]
     assert [row["case"] for row in second["rows"][2:]] == ["decode, batch 3, depth 9"]
+    other = second["rows"][2]
+    (slower,) = other["seconds"]["DeepZig x86-64-v2"]
+    assert other["ratios"] == {"DeepZig x86-64-v2": pytest.approx(slower / other["seconds"]["DeepZig"][0])}
+    both = open_artifact(folder / "tiny" / "bf16+x86-64-v2").manifest
+    assert {build.name for build in both.builds} == {"native", "x86-64-v2"}
     table = done.stdout
+    assert "DeepZig x86-64-v2 x" in table
     assert re.search(r"^ *tiny bf16 prefill of 70 +[\d.]+ +\d+ % ", table, re.MULTILINE) and "tiny: a toy" in table
 
 

@@ -56,12 +56,12 @@ def test_each_kind_of_weights_has_its_peak(flags: str, bf16: str, q4: str, fp8: 
 def test_products(tmp_path: Path) -> None:
     said: list[str] = []
     rows = product_rows(
-        ["bf16", "q4", "q5"], lambda text: "x" in text, tmp_path, 2, 1, 300.0, lambda: 1e9, True, said.append
+        ["bf16", "q4", "fp8", "q5"], lambda text: "x" in text, tmp_path, 2, 1, 300.0, lambda: 1e9, True, said.append
     )
-    assert [row.label for row in rows] == [f"product 512x2048x2048 {kind}" for kind in ("bf16", "q4")]
+    assert [row.label for row in rows] == [f"product 512x2048x2048 {kind}" for kind in ("bf16", "q4", "fp8")]
     assert any("q5" in text and text.endswith("; left out") for text in said)
     for row in rows:
         assert row.share == pytest.approx(row.flops / 1e9) and row.flops > 1e9
         assert set(row.ratios) == {"torch bfloat16", "torch float32"} and np.all(np.array([*row.ratios.values()]) > 0)
-    assert len(product_report(rows).splitlines()) == 3
+    assert len(product_report(rows).splitlines()) == 4
     assert product_rows(["bf16"], lambda _: False, tmp_path, 2, 1, 300.0, lambda: 1e9, True, said.append) == []
