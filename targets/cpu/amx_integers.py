@@ -16,7 +16,7 @@ from .amx import ROWS, keep, load, operate
 from .emit import vector_of, vector_sum, workspace
 from .integers import NIBBLES, STEP, Codes, nibbles
 from .layout import LANES
-from .product import Columns, Input, Output
+from .product import Columns, Input, Output, scale_of
 from .quant import width
 from .vector import at, dtype, fma, prefetch, splat
 
@@ -66,7 +66,7 @@ def _sums(
             load(RIGHT, widened[0, 0])
         operate("tdpbssd", T.int8(SUMS), T.int8(LEFT), T.int8(RIGHT))
         keep(SUMS, exact[0, 0])
-        scale = T.bind(T.reinterpret(dtype("float32"), columns.weight[(*block, g, T.int64(words), at(0))]))
+        scale = T.bind(scale_of(columns.weight, block, g))
         for i, (row, total) in enumerate(zip(rows, totals, strict=True)):
             value = T.Cast(dtype("float32"), exact[i, at(0)])
             store(total, fma(value, scale * splat(row.scale(g)), total[at(0)]), at(0))

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from deepzig.artifacts.reader import open_artifact
-from deepzig.compiler.driver import compile_model
+from deepzig.compiler.driver import compile_model, fuse, read_model
 from deepzig.compiler.options import Options
 from deepzig.compiler.precision import parse_quant
 from deepzig.compiler.trace import Bounds
@@ -64,6 +64,16 @@ def test_rules(text: str | None, name: str, want: str | None) -> None:
     assert parse_quant(text, FORMATS)(name) == want
     for allowed in ((), ("fp8",), ("q8", "q4")):  # a format that the target lacks there leaves the matrix as it is
         assert parse_quant(text, allowed)(name) == (None if "kv_b_proj" in name and want not in allowed else want)
+
+
+def test_the_target_says_what_attention_multiplies_by(tmp_path: Path) -> None:
+    random_checkpoint.write(tmp_path, CONFIG)
+    for target, want in (("llvm", "q8"), ("x86-64-v2+amx", "q8"), ("wasm", "q8"), ("webgpu", "f32"), ("cuda", "f32")):
+        _, module = fuse(tmp_path, Options(target, "f32", "q4"))
+        assert {v.type.dtype for v in module.params if "kv_b_proj" in v.name} == {want}
+        assert "q4" in {v.type.dtype for v in module.params}
+    _, module = read_model(tmp_path, Options(dtype="f32", quant="q4"), formats=())
+    assert {v.type.dtype for v in module.params if "kv_b_proj" in v.name} == {"f32"}
 
 
 @pytest.mark.parametrize(

@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import pytest
 
+from deepzig.artifacts.machines import MACHINES
 from deepzig.ir import OPS
 from deepzig.ir.fp8 import FP8, quantize_fp8, round_fp8
 from deepzig.ir.quantize import QuantizedMatrix
 from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
-from deepzig.targets.cpu.features import Vectors
+from deepzig.targets.cpu.features import CpuTarget, Vectors
 from deepzig.targets.cpu.layout import pack_quantized
 from deepzig.targets.cpu.prefill import mla_prefill
 
@@ -26,6 +27,7 @@ Build = Callable[[Any], Callable[..., None]]
 WHOLE, ODD = Sizes(2, 64, 8, 128, 64, 16), Sizes(3, 70, 6, 131, 37, 20)
 """Whole groups of 64, and groups that are filled up."""
 INTEGERS = [Vectors(16, 8, "avx2"), AVX2, NEON]
+AMX = CpuTarget(MACHINES["amx"].features).vectors
 
 
 def packed(problem: Problem, dtype: str) -> tuple[Array, Array]:
@@ -43,12 +45,17 @@ def meaning(op: str, problem: Problem, dtype: str) -> Array:
     return want
 
 
-def absorbed(build: Build, problem: Problem, dtype: str, vectors: Vectors) -> Callable[[slice], Array]:
-    """Rows of the batch -> what the kernels of `mla_decode` compute for them alone."""
+def absorbed(
+    build: Build, problem: Problem, dtype: str, vectors: Vectors, attending: Build | None = None
+) -> Callable[[slice], Array]:
+    """Rows of the batch -> what the kernels of `mla_decode` compute for them alone.
+
+    `attending` builds the kernel between the products, for AVX2, if `build` can't.
+    """
     s, batch, (uk, uv) = problem.s, problem.batch, packed(problem, dtype)
     cache = problem.cache(batch)
     absorb = build(mla_absorb(s.heads, s.nope, s.rope, s.kv, dtype, problem.interleaved, vectors=vectors))
-    attend = build(mla_attend(s.heads, s.kv, s.rope, s.page, problem.cached, SCALE, vectors=vectors))
+    attend = (attending or build)(mla_attend(s.heads, s.kv, s.rope, s.page, problem.cached, SCALE, vectors=AVX2))
     lift = build(mla_lift(s.heads, s.kv, s.v, dtype, vectors=vectors))
 
     def run(rows: slice) -> Array:
@@ -80,6 +87,15 @@ def test_instructions_do_not_matter_for_integers(build: Build) -> None:
     problem = Problem.of(ODD, "f32")
     results = [absorbed(build, problem, "q8", vectors)(slice(None)) for vectors in INTEGERS]
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("how", HOW)
+def test_amx_has_the_same_bits(build: Build, how: Any, tmp_path: Path) -> None:
+    problem = Problem.of(ODD, "f32")
+    want = absorbed(build, problem, "q8", INTEGERS[0])
+    amx = absorbed(Level("amx", how, tmp_path), problem, "q8", AMX, attending=build)
+    for rows in (slice(None), slice(5, 6)):
+        assert np.array_equal(amx(rows), want(rows))
 
 
 @pytest.mark.parametrize(("s", "interleaved"), [(WHOLE, True), (ODD, False), (SIZES[4], True)])
