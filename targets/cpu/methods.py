@@ -23,8 +23,8 @@ def method_of(wdtype: str, vectors: Vectors) -> Method:
 
 
 def _fused(vectors: Vectors) -> Method:
-    """Chains of fused multiply-adds."""
-    return Method.by_tiles(vectors.tile, tile)
+    """Chains of fused multiply-adds: of one, a row alone would wait for their latency."""
+    return Method.by_tiles(vectors.tile, tile, abreast=2)
 
 
 def _fp8(vectors: Vectors) -> Method:

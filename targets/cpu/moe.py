@@ -24,7 +24,6 @@ from .methods import method_of
 from .product import (
     Columns,
     Input,
-    Multiply,
     adjacent,
     by_columns,
     rows_of,
@@ -127,9 +126,9 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
         count = max(method.tile[1] // 2, 1)
         parts = -(-blocks(i) // count)
 
-        def one(multiply: Multiply, e: Expr, slot: Expr) -> None:
+        def one(e: Expr, slot: Expr) -> None:
             with shared(parts) as part, loop(T.min((part + 1) * count, blocks(i)), part * count) as block:
-                output(slot, block, stream(columns(e, [block]), slot, x, multiply))
+                output(slot, block, stream(columns(e, [block]), slot, x, method))
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(parts) as part:
@@ -137,7 +136,7 @@ def moe_gate_up(k: int, i: int, experts: int, slots: int, wdtype: str, *, vector
                 method.rows(taken, begin, end, x, write)
 
         with method.threads():
-            each_expert(OFFSETS, experts, partial(one, method.alone) if method.alone else None, many)
+            each_expert(OFFSETS, experts, one if method.alone else None, many)
     return f.function
 
 
@@ -181,15 +180,19 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
 
             by_columns(sums[0], block, h, write)
 
-        _, count = method.tile
+        held = method.abreast
+        count = -(-method.tile[1] // held) * held
         parts = -(-blocks(h) // count)
 
         def columns(e: Expr, taken: Sequence[Expr]) -> Columns:
             return Columns(W, [(e, block) for block in taken], i, wdtype)
 
-        def one(multiply: Multiply, e: Expr, slot: Expr) -> None:
-            with shared(parts) as part, loop(T.min((part + 1) * count, blocks(h)), part * count) as block:
-                output(slot, block, stream(columns(e, [block]), slot, x, multiply))
+        def one(e: Expr, slot: Expr) -> None:
+            with shared(parts) as part, loop(count // held) as some:
+                taken, write = adjacent(
+                    T.bind(part * count + some * held), held, blocks(h), partial(columns, e), output, 1
+                )
+                write(slot, stream(taken, slot, x, method))
 
         def many(e: Expr, begin: Expr, end: Expr) -> None:
             with shared(parts) as part:
@@ -202,7 +205,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
                 first, end = part * count * LANES, T.min((part + 1) * count * LANES, h)
                 with loop(rows) as row, loop(end, first) as column:
                     store(Y, RESIDUAL[row, column] if residual else T.float32(0), row, column)
-            each_expert(OFFSETS, experts, partial(one, method.alone) if method.alone else None, many)
+            each_expert(OFFSETS, experts, one if method.alone else None, many)
     return f.function
 
 

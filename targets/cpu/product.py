@@ -71,6 +71,7 @@ class Method:
         tile: rows and blocks of columns that are multiplied together.
         rows: emits products of rows that an expert or a thread has.
         alone: multiplies a single row, for `stream`; None: `rows` does.
+        abreast: blocks of columns that are multiplied together for a single row.
         encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
         panel: blocks of columns that a thread takes together where a tile doesn't hold all rows; 0: those of a tile.
         consecutive: whether rows must lie in memory as they are multiplied.
@@ -80,6 +81,7 @@ class Method:
     tile: tuple[int, int]
     rows: Rows
     alone: Multiply | None
+    abreast: int = 1
     encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
     panel: int = 0
     consecutive: bool = False
@@ -156,13 +158,16 @@ def scale_of(weight: Buffer, block: tuple[Expr, ...], g: Expr) -> Expr:
     return T.reinterpret(dtype("float32"), weight[(*block, g, T.int64(int(weight.shape[-2]) - 1), at(0))])
 
 
-def stream(columns: Columns, row: Expr, x: Input, multiply: Multiply) -> list[Buffer]:
-    """The sums of a single row, one block after the other.
+def stream(columns: Columns, row: Expr, x: Input, method: Method) -> list[Buffer]:
+    """The sums of a single row, `method.abreast` blocks at a time.
 
-    A row has nothing to gain from a tile of blocks: memory is read fastest in one long stream, and streams that lie a
-    power of two apart push each other out of the cache.
+    A row has little to gain from a tile of blocks: memory is read fastest in one long stream, and streams that lie a
+    power of two apart push each other out of the cache. Two of them do not yet, and hide the latency of a chain.
     """
-    return [multiply(replace(columns, blocks=[block]), [row], x)[0][0] for block in columns.blocks]
+    assert method.alone is not None
+    blocks, held = columns.blocks, method.abreast
+    parts = [replace(columns, blocks=blocks[i : i + held]) for i in range(0, len(blocks), held)]
+    return [total for part in parts for total in method.alone(part, [row], x)[0]]
 
 
 def accumulate(sums: Sequence[Buffer], factors: Sequence[Expr], vector: Expr) -> None:
@@ -235,12 +240,15 @@ def products(
         beside: (index of a product, row) -> emits what else is to be done for it, by the same threads.
     """
 
-    def alone(multiply: Multiply) -> None:
-        with method.tasks(number * groups) as task:
-            which, group = T.bind(task // groups), T.bind(task % groups)
+    def alone() -> None:
+        count = min(max(method.abreast // width, 1), groups)
+        parts = -(-groups // count)
+        with method.tasks(number * parts) as task:
+            which, first = T.bind(task // parts), T.bind(task % parts * count)
             columns, x, output = factors(which)
-            output(T.int64(0), group, stream(columns([group]), T.int64(0), x, multiply))
-            with when(group == 0):
+            part, write = adjacent(first, count, groups, columns, output, width)
+            write(T.int64(0), stream(part, T.int64(0), x, method))
+            with when(first == 0):
                 beside(which, T.int64(0))
 
     def by_tiles(held: int) -> None:
@@ -262,7 +270,7 @@ def products(
     # There may be no rows at all.
     with either(rows == 1 if method.alone else rows <= method.tile[0]) as (few, many):
         with few:
-            alone(method.alone) if method.alone else by_tiles(method.tile[1])
+            alone() if method.alone else by_tiles(method.tile[1])
         with many:
             by_tiles(method.panel or method.tile[1])
 
