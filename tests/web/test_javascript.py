@@ -156,7 +156,7 @@ CHANGED = "the file was changed: its SHA-256 differs from the manifest's"
     ("part", "change", "what"),
     [
         (SHARD, lambda b: b[:-9] + bytes([b[-9] ^ 4]) + b[-8:], CHANGED),
-        (SHARD, lambda b: b[:-1], "the file has 22836415 bytes, not 22836416"),
+        (SHARD, lambda b: b[:-1], "the file has 22836543 bytes, not 22836544"),
         ("code/wasm.wasm", lambda b: b[:-1] + bytes([b[-1] ^ 1]), CHANGED),
         ("code/wasm.plan.json", lambda b: b.replace(b"512", b"513"), CHANGED),
         ("manifest.json", lambda b: b"{", "the manifest is not JSON"),
