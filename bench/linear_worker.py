@@ -7,6 +7,7 @@ tensors of a KIND, `bfloat16` or `float32`; where the CPU has no instructions fo
 
 from __future__ import annotations
 
+import os
 import statistics
 import sys
 import time
@@ -36,6 +37,7 @@ def deepzig(threads: int, kind: str) -> Callable[[Case], float]:
     from deepzig.runtime.tensors import aligned
     from deepzig.targets.registry import DEFAULT, find_targets
 
+    os.environ.update({"TVM_NUM_THREADS": str(threads), "TVM_BIND_THREADS": "0"})  # as the runtime has them
     tvm.get_global_func("runtime.config_threadpool")(1, threads)
     b = Builder()
     m = ModuleBuilder("bf16", parse_quant(None if kind == "bf16" else kind))

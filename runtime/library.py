@@ -37,6 +37,8 @@ def load_runtime(artifact: Artifact, threads: int | None) -> None:
         DeepZigError: the process has another build of one of them, or one can't be loaded.
     """
     os.environ.setdefault("TVM_NUM_THREADS", str(threads or default_threads()))
+    # Bound to a processor, a thread would share it with whoever is there, the dispatcher among them, for up to 0.1 s.
+    os.environ.setdefault("TVM_BIND_THREADS", "0")
     for part in filter(None, (artifact.build.runtime, *artifact.build.libraries)):
         _load(artifact, part)
 

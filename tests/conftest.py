@@ -20,6 +20,8 @@ if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ.setdefault("TVM_NUM_THREADS", str(os.cpu_count() or 1))
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
+os.environ.setdefault("TVM_BIND_THREADS", "0")  # as the runtime does
+
 if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
     # shells start what runs in the background so, and its children inherit it: Ctrl-C would never be heard
     signal.signal(signal.SIGINT, signal.default_int_handler)
