@@ -138,7 +138,7 @@ def mla_attend(
         latent f32[n, heads, cl]); columns beyond kv_lora are not meaningful.
     """
     cw, cl = padded(kv_lora + rope), padded(kv_lora)
-    if vectors.matrices == "pairs" and cdtype == "bf16" and cw >= WIDE:
+    if vectors.pairs and cdtype == "bf16" and cw >= WIDE:
         return mla_attend_pairs(heads, kv_lora, rope, page, scale)
     tile = min(HEADS_PER_TASK, vectors.registers * vectors.lanes // LANES // 2)
     tiles = -(-min(heads, HEADS_PER_TASK) // tile)

@@ -54,7 +54,7 @@ PAIRS = Form("uint32", 2, "bf16", bf16.pairs_tile, frozenset({"bf16"}), bf16.ins
 
 def form_of(cdtype: str, vectors: Vectors) -> Form:
     """The form of what is made of cache rows."""
-    return PAIRS if (cdtype, vectors.matrices) == ("bf16", "pairs") else FLOATS
+    return PAIRS if cdtype == "bf16" and vectors.pairs else FLOATS
 
 
 @dataclass(frozen=True)

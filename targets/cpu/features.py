@@ -31,6 +31,11 @@ class Vectors:
     fused: bool = True
 
     @property
+    def pairs(self) -> bool:
+        """Whether there are products of pairs of bf16, `vdpbf16ps`, for what attention multiplies."""
+        return self.matrices in ("pairs", "amx")
+
+    @property
     def tile(self) -> tuple[int, int]:
         """Rows and 16-column blocks of a product tile: its sums take half of the registers.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -32,8 +33,13 @@ from .latents import (
     to_bits,
     to_f32,
 )
+from .rounded_rows import HOW, Level, near
 
 Build = Callable[[Any], Callable[..., None]]
+LEVELS = ("amx", "avx512-bf16")
+"""Those that have products of pairs."""
+ROUNDED = 4e-4
+"""Of what by_pairs rounds alike: a score between two of f32 may round to a neighbour of bf16."""
 
 
 @pytest.mark.parametrize("s", SIZES)
@@ -53,6 +59,61 @@ def test_attend(build: Build, s: Sizes, dtype: str) -> None:
         rows = rounded(latents[q][: p + 1], dtype)[:, None]
         want[i] = softmax_rows(query[i].astype(np.float64), rows, rows[..., : s.kv])
     assert error(out[..., : s.kv], want) < 1e-6
+
+
+@pytest.fixture(params=[(name, how) for name in LEVELS for how in HOW], ids="-".join)
+def level(request: pytest.FixtureRequest, tmp_path: Path) -> Level:
+    name, how = request.param
+    return Level(name, how, tmp_path)
+
+
+def by_pairs(query: Array, rows: Array, kv: int, step: int) -> tuple[Array, Array]:
+    """What a row attends to, float64: as it is, and with queries and, a section at a time, weights rounded to bf16.
+
+    Args:
+        query: [heads, columns].
+        rows: of the cache, [positions, columns].
+        kv: columns that are attended to.
+        step: positions of a section.
+    """
+    plain = softmax_rows(query.astype(np.float64), rows[:, None], rows[:, None, :kv])
+    scores = near(query * np.float32(SCALE)) @ rows.T
+    peaks = [part.max(-1, keepdims=True) for part in np.split(scores, range(step, len(rows), step), -1)]
+    sums, mass = np.zeros_like(plain), np.zeros((len(query), 1))
+    for i, peak in enumerate(peaks):
+        weights = np.exp(scores[:, i * step : (i + 1) * step] - peak)
+        fading = np.exp(peak - np.max(peaks, 0))
+        sums += fading * (near(weights.astype(np.float32)) @ rows[i * step : (i + 1) * step, :kv])
+        mass += fading * weights.sum(-1, keepdims=True)
+    return plain, sums / mass
+
+
+@pytest.mark.parametrize(
+    "s",
+    [Sizes(3, 12, 8, 24, 20, 5), Sizes(16, 8, 16, 80, 8, 64), Sizes(37, 4, 12, 33, 8, 19), Sizes(70, 4, 4, 99, 8, 300)],
+)  # fmt: skip
+def test_attend_by_pairs(level: Level, threads: Callable[[int], None], s: Sizes) -> None:
+    """Contexts of a position, of odd lengths, at the ends of sections; the same bits alone and with 1 or 2 threads."""
+    rng = np.random.default_rng(s.heads)
+    step = max(SECTION // s.page, 1) * s.page
+    spans = [(0, 3), (step - 2, step + 2), (2 * step + 30, 2 * step + 33), (17, 18)]
+    batch = Batch.of(spans, s.page, rng)
+    latents = latents_of(batch, s, rng)
+    cache = batch.cache(latents, s.cw, s.page, "bf16")
+    query = 2 * rng.normal(size=(len(batch.seq), s.heads, s.cw)).astype(np.float32)
+    query[..., s.kv + s.rope :] = 0
+    kernel = level(mla_attend(s.heads, s.kv, s.rope, s.page, "bf16", SCALE, vectors=level.vectors))
+    out, alone = np.full((2, len(batch.seq), s.heads, s.cl), np.nan, np.float32)
+    threads(2)
+    kernel(query, cache, batch.seq, batch.pos, batch.table, out)
+    for i, (q, p) in enumerate(zip(batch.seq, batch.pos, strict=True)):
+        plain, want = by_pairs(query[i], rounded(latents[q][: p + 1], "bf16"), s.kv, step)
+        assert error(out[i, :, : s.kv], want) < ROUNDED
+        assert error(out[i, :, : s.kv], plain) < 1e-2
+    threads(1)
+    for i in range(len(batch.seq)):
+        kernel(query[i : i + 1], cache, *batch.take(slice(i, i + 1)), batch.table, alone[i : i + 1])
+    assert np.array_equal(out[..., : s.kv], alone[..., : s.kv])
 
 
 @pytest.mark.parametrize("room", [1, 3, SECTIONS])
