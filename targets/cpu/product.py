@@ -71,8 +71,8 @@ class Method:
         tile: rows and blocks of columns that are multiplied together.
         rows: emits products of rows that an expert or a thread has.
         alone: multiplies a single row, for `stream`; None: `rows` does.
-        abreast: blocks of columns that are multiplied together for a single row.
         encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
+        abreast: blocks of columns that are multiplied together for a single row.
         panel: blocks of columns that a thread takes together where a tile doesn't hold all rows; 0: those of a tile.
         consecutive: whether rows must lie in memory as they are multiplied.
         threads: what products must be in: all threads at once, prepared for them.
@@ -81,8 +81,8 @@ class Method:
     tile: tuple[int, int]
     rows: Rows
     alone: Multiply | None
-    abreast: int = 1
     encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
+    abreast: int = 1
     panel: int = 0
     consecutive: bool = False
     threads: Callable[[], AbstractContextManager[None]] = together
