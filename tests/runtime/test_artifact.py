@@ -106,6 +106,24 @@ def test_threads_and_processes_do_not_matter(artifact: Path) -> None:
     assert len(json.loads(runs[0].stdout)[1]) == 24
 
 
+BOUND = """
+import json, os, sys
+import deepzig.runtime
+with deepzig.runtime.load(sys.argv[1], threads=2) as model:
+    model.logits(list(range(2, 90)))
+    print(json.dumps([sorted(os.sched_getaffinity(int(task))) for task in os.listdir("/proc/self/task")]))
+"""
+
+
+def test_threads_are_not_bound(artifact: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each may run on every processor of the process: a bound one waits for whoever is on its own."""
+    monkeypatch.delenv("TVM_BIND_THREADS", raising=False)
+    run = python(BOUND, artifact)
+    assert run.returncode == 0, run.stderr
+    found = json.loads(run.stdout)
+    assert len(found) > 2 and all(places == sorted(os.sched_getaffinity(0)) for places in found)
+
+
 def test_a_seed_says_the_same_twice(model: Model) -> None:
     options: dict[str, Any] = {"max_tokens": 30, "temperature": 1.2, "top_k": 50, "ignore_eos": True}
     one, two, other = (model.generate("Once upon", seed=s, **options) for s in (9, 9, 10))
