@@ -188,7 +188,7 @@ def moe_down(i: int, h: int, experts: int, slots: int, wdtype: str, *, residual:
             return Columns(W, [(e, block) for block in taken], i, wdtype)
 
         def one(e: Expr, slot: Expr) -> None:
-            with shared(parts) as part, loop(count // held) as some:
+            with shared(parts) as part, loop(T.min(count, blocks(h) - part * count + (held - 1)) // held) as some:
                 taken, write = adjacent(
                     T.bind(part * count + some * held), held, blocks(h), partial(columns, e), output, 1
                 )
