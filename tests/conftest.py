@@ -6,13 +6,16 @@ import os
 import signal
 
 from deepzig.artifacts.cpu_features import MASK, detect
+from deepzig.artifacts.machines import MACHINES
 
 ROUNDING = ("amx-", "avx512bf16")
 """How the names of instruction sets begin whose products of bf16 round rows: no test of a model could tell that from a
 kernel that is slightly wrong. Tests of these instructions use them all the same."""
 
 if any(feature.startswith(ROUNDING) for feature in detect()):
-    os.environ.setdefault(MASK, ",".join(sorted(f for f in detect() if not f.startswith(ROUNDING))))
+    # those of other machines stay, for processes under qemu
+    known = detect().union(*(kind.features for kind in MACHINES.values()))
+    os.environ.setdefault(MASK, ",".join(sorted(f for f in known if not f.startswith(ROUNDING))))
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     # Workers share the processors, and threads of PyTorch that wait for each other spin: one second becomes ten.
