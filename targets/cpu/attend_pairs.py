@@ -21,10 +21,10 @@ from .bf16 import dot, instructions, pair_of, pair_words, pairs_tile
 from .cache import pages
 from .emit import each_row, vector_of, vector_sum, view, workspace
 from .layout import LANES, blocks, padded
-from .product import Columns
-from .sections import SECTION, Found, Section, by_sections
+from .product import Columns, Elements
+from .sections import Found, Section, by_sections, pages_at_most
 from .softmax import MASKED
-from .vector import at, dtype, exp, prefetch, splat, words
+from .vector import at, dtype, exp, prefetch, splat, transposed
 
 WIDE = 2 * LANES
 """Columns of a cache row in a vector of words."""
@@ -47,7 +47,7 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
     held = min(blocks(heads), BLOCKS)
     groups = -(-blocks(heads) // held)
     lines, parts = KEYS // held, -(-kv_lora // WIDE)
-    positions = max(SECTION // page, 1) * page
+    positions = pages_at_most(page) * page
     with kernel("mla_attend_pairs", heads, kv_lora, rope, page, scale) as f:
         n, b, p, number = symbols("n b p pages")
         Q = f.tensor("absorbed", "f32", n, heads, cw)
@@ -57,28 +57,43 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
         Y = f.tensor("latent", "f32", n, heads, cl)
         instructions()
         rows = view(CACHE, number * page, cw)
+        flat = view(CACHE, number * page * cw)
         queries = packed_queries(Q, scale)
 
         def attend(task: Section, found: Found) -> None:
-            places = workspace(positions + 1, dtype="int64")
+            places = workspace(positions + lines, dtype="int64")
+            coming = workspace(positions + lines, dtype="int64")
             scores = workspace(held, padded(positions) + LANES, LANES)
             weights = workspace(held, padded(positions) // 2, LANES, dtype="uint32")
-            first = task.begin * page
+            sequence, first = T.bind(SEQ[task.row]), task.begin * page
             count = T.bind(T.min(task.end * page, T.Cast("int64", POS[task.row]) + 1) - first)
+            last = T.bind(T.Cast("int64", POS[task.row] // page))
             with loop(count) as t:
-                block = T.Cast("int64", TABLE[SEQ[task.row], task.begin + t // page])
-                store(places, block * page + t % page, t)
-            store(places, places[count - 1], count)
+                for kept, begin in (places, task.begin), (coming, task.end):
+                    block = T.min(begin + t // page, last)
+                    store(kept, T.Cast("int64", TABLE[sequence, block]) * page + t % page, t)
+            with loop(count + lines, count) as t:
+                for kept in places, coming:
+                    store(kept, kept[count - 1], t)
             taken = [T.bind(T.min(task.group * held + i, blocks(heads) - 1)) for i in range(held)]
-
-            def key(t: Expr) -> Callable[[Expr], Expr]:
-                place = T.bind(places[t])
-                return lambda pair: T.reinterpret("uint32", rows[place, T.ramp(2 * pair, 1, 2)])
 
             part = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", ahead=0)
             with loop((count + (lines - 1)) // lines) as tile:
-                taken_rows = [T.bind(T.min(tile * lines + i, count - 1)) for i in range(lines)]
-                for i, totals in enumerate(pairs_tile(part, taken_rows, key)):
+                begin = T.bind(places[tile * lines])
+                following = T.bind(places[T.min((tile + 1) * lines, count - 1)])
+
+                def key(i: int) -> Callable[[Expr], Expr]:
+                    """The words of the tile's row i: what is beyond the last position is computed and not read."""
+                    place = T.bind(begin + i if page % lines == 0 else places[tile * lines + i])
+
+                    def word(pair: Expr) -> Expr:
+                        if i == 0:
+                            prefetch(flat[following * cw + pair * (2 * lines)])
+                        return T.reinterpret("uint32", rows[place, T.ramp(2 * pair, 1, 2)])
+
+                    return word
+
+                for i, totals in enumerate(pairs_tile(part, range(lines), key)):
                     for block, total in enumerate(totals):
                         store(scores, total[at(0)], block, tile * lines + i, at(0))
             pairs = T.bind((count + 1) // 2)
@@ -91,14 +106,14 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
                 store(found.masses, masses, task.place, kept)
             with loop(count) as t:
                 for c in range(parts, -(-cw // WIDE)):
-                    fetch(task, t, extent(c * WIDE))
+                    prefetch(rows[coming[t], c * WIDE], soon=False)
             with loop(parts) as c:
                 column = T.bind(T.min(c * WIDE, cw - WIDE))
                 with loop(held * LANES // MEANS) as some:
                     block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
                     sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
                     with loop(pairs) as pair:
-                        fetch(task, 2 * pair + some % 2, column)
+                        prefetch(rows[coming[2 * pair + some % 2], column], soon=False)
                         values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
                         for i, totals in enumerate(sums):
                             weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))
@@ -109,16 +124,10 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
                         for half, total in enumerate(totals):
                             store(found.sums, total[at(0)], task.place, head, at(c * WIDE + half * LANES))
 
-        def fetch(task: Section, t: Expr, column: Expr) -> None:
-            """Ask for what the section that follows has where this one has position t: a thread goes on with it."""
-            block = T.min(task.end + t // page, T.Cast("int64", POS[task.row] // page))
-            place = T.Cast("int64", TABLE[SEQ[task.row], block]) * page + t % page
-            prefetch(rows[place, column], soon=False)
-
         def write(row: Expr, head: Expr, c: Expr, means: Sequence[Expr]) -> None:
             column = T.bind(T.min(c * WIDE, cw - WIDE))
             for half in range(2):
-                some = T.Shuffle(means, [half * LANES // 2 + i // 2 + i % 2 * LANES for i in range(LANES)])
+                some = T.Shuffle(means, [from_pairs(half * LANES + i) for i in range(LANES)])
                 with when(column + half * LANES < cl):
                     store(Y, some, row, head, at(column + half * LANES))
 
@@ -130,18 +139,18 @@ def packed_queries(query: Buffer, scale: float) -> Buffer:
     """Emit the rounding of scaled queries f32[n, heads, cw] to words[n, blocks of heads, cw / 2, 16]."""
     n, heads, cw = query.shape[0], int(query.shape[1]), int(query.shape[2])
     packed = workspace(n, blocks(heads), cw // 2, LANES, dtype="uint32")
-    flat = view(packed, n * blocks(heads), cw // 2 * LANES)
-
-    def put(number: Expr, lane: Expr, row: Expr, head: Expr, first: int, lanes: int) -> None:
-        some = pair_words(lambda i: query[row, head, i] * splat(scale, lanes), extent(first), lanes)
-        store(flat, some, number, T.ramp(first // 2 * LANES + lane, LANES, lanes))
 
     def one(number: Expr) -> None:
         row, block = T.bind(number // blocks(heads)), T.bind(number % blocks(heads))
-        with loop(LANES) as lane:
-            head = T.bind(T.min(block * LANES + lane, heads - 1))
-            for first in range(0, cw, WIDE):
-                put(number, lane, row, head, first, min(LANES, (cw - first) // 2))
+        taken = [T.bind(T.min(block * LANES + lane, heads - 1)) for lane in range(LANES)]
+        with loop(-(-cw // WIDE)) as c:
+            first = T.bind(T.min(c * WIDE, cw - WIDE))
+            lines = [T.bind(pair_words(scaled(row, head), first, LANES)) for head in taken]
+            for pair, words in enumerate(transposed(lines)):
+                store(packed, words, row, block, first // 2 + pair, at(0))
+
+    def scaled(row: Expr, head: Expr) -> Elements:
+        return lambda i: query[row, head, i] * splat(scale)
 
     each_row(n * blocks(heads), one)
     return packed
@@ -161,8 +170,18 @@ def weigh(scores: Buffer, weights: Buffer, block: int, count: Expr, pairs: Expr)
 
 
 def together(rows: Buffer, places: list[Expr], column: Expr) -> list[Expr]:
-    """Emit the pairs of two rows' elements: those of the even columns of 32, and those of the odd ones."""
-    low, high = (T.bind(T.reinterpret(dtype("uint32"), rows[place, T.ramp(column, 1, WIDE)])) for place in places)
-    even = T.bitwise_or(T.bitwise_and(low, words(0xFFFF)), T.shift_left(high, words(16)))
-    odd = T.bitwise_or(T.shift_right(low, words(16)), T.bitwise_and(high, words(0xFFFF0000)))
-    return [T.bind(even), T.bind(odd)]
+    """Emit the pairs of two rows' elements in 32 columns, half of them in each vector (`from_pairs`).
+
+    The instruction that interleaves words does it in each eighth of its operands.
+    """
+    both = [T.bind(rows[place, T.ramp(column, 1, WIDE)]) for place in places]
+    halves = []
+    for half in range(2):
+        order = [lane // 8 * 8 + half * 4 + lane % 8 // 2 + lane % 2 * WIDE for lane in range(WIDE)]
+        halves.append(T.bind(T.reinterpret(dtype("uint32"), T.Shuffle(both, order))))
+    return halves
+
+
+def from_pairs(column: int) -> int:
+    """Where the two vectors of `together`, one after the other, have a column."""
+    return column % 8 // 4 * LANES + column // 8 * 4 + column % 4

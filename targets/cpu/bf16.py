@@ -7,7 +7,7 @@ one chain of instructions along the inner dimension, so its bits depend neither 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from tvm.script import tirx as T
 from tvm.script.ir_builder import tirx as builder
@@ -17,7 +17,7 @@ from deepzig.targets.emit import Buffer, Expr, extent, loop, store
 from .cache import half_bits
 from .emit import each_row, vector_of, vector_sum, workspace
 from .layout import LANES
-from .product import Columns, Input, Start
+from .product import Columns, Elements, Input, Start
 from .vector import at, dtype, prefetch, words
 
 FUNCTION = "deepzig_dpbf16"
@@ -70,9 +70,12 @@ def pairs_tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | 
     return sums
 
 
-def pair_words(elements: Callable[[Expr], Expr], begin: Expr, lanes: int) -> Expr:
+def pair_words(elements: Elements, begin: Expr, lanes: int) -> Expr:
     """Emit the rounding of 2 * lanes elements from `begin` on to words of pairs."""
-    even, odd = (T.bind(elements(T.ramp(begin + i, 2, lanes) if lanes > 1 else begin + i)) for i in range(2))
+    if lanes == 1:
+        return pair_of(*(T.bind(elements(begin + i)) for i in range(2)), lanes)
+    both = [T.bind(elements(at(begin + i * lanes, lanes))) for i in range(2)]
+    even, odd = (T.bind(T.Shuffle(both, [2 * lane + i for lane in range(lanes)])) for i in range(2))
     return pair_of(even, odd, lanes)
 
 

@@ -21,7 +21,9 @@ from .softmax import MASKED
 from .vector import at, exp, fma, splat
 
 SECTION = 256
-"""Positions of a section, in whole pages."""
+"""Most positions of a section, unless a page has more."""
+EVENLY = 2
+"""A row has a multiple of so many sections, if it has as many pages: threads share them evenly."""
 JOINED = 4
 """Vectors of columns that are joined together: lines of the cache that lie side by side."""
 SECTIONS = 64
@@ -68,6 +70,11 @@ Write = Callable[[Expr, Expr, Expr, Sequence[Expr]], None]
 """(row, head, number of a unit, its vectors) -> emits the stores of what a head attended to."""
 
 
+def pages_at_most(page: int) -> int:
+    """Of a section, for so many positions a page."""
+    return max(SECTION // page, 1)
+
+
 def by_sections(
     pos: Buffer, most_pages: Expr, page: int, heads: int, groups: int, kept: tuple[int, int], attend: Attend,
     write: Write, unit: int = 1,
@@ -85,18 +92,24 @@ def by_sections(
         write: emits the output of a unit of columns.
         unit: vectors that are output together.
     """
-    n, section = pos.shape[0], max(SECTION // page, 1)
+    n = pos.shape[0]
 
     def pages_of(row: Expr) -> Expr:
         return T.Cast("int64", pos[row] // page + 1)
 
+    def needed(pages: Expr) -> Expr:
+        return (pages + (pages_at_most(page) - 1)) // pages_at_most(page)
+
+    def sections_of(pages: Expr) -> Expr:
+        return T.min((needed(pages) + (EVENLY - 1)) // EVENLY * EVENLY, pages)
+
     # Rows have as many sections as their contexts ask for: those of row i are numbered from start[i] on. There is
     # room for those of the longest row and some more; rows take turns.
-    most = (most_pages + (section - 1)) // section + SECTIONS
+    most = needed(most_pages) + (EVENLY - 1 + SECTIONS)
     start = workspace(n + 2, dtype="int64")
     store(start, T.int64(0), 0)
     with loop(n) as row:
-        store(start, start[row] + (pages_of(row) + (section - 1)) // section, row + 1)
+        store(start, start[row] + sections_of(pages_of(row)), row + 1)
     store(start, start[n] + most + 1, n + 1)
     found = Found(workspace(most, *kept), workspace(most, kept[0]), workspace(most, kept[0]))
 
@@ -132,8 +145,8 @@ def by_sections(
             with repeat(start[row[0] + 1] <= before + place):
                 store(row, row[0] + 1, 0)
             which = T.bind(row[0])
-            first = T.bind((before + place - start[which]) * section)
-            last = T.bind(T.min(first + section, pages_of(which)))
+            number, sections = before + place - start[which], T.bind(start[which + 1] - start[which])
+            first, last = (T.bind(T.truncdiv(i * pages_of(which), sections)) for i in (number, number + 1))
             attend(Section(which, first, last, T.bind(task % groups), place), found)
         with parallel((end - begin[0]) * heads) as task:
             row = T.bind(begin[0] + task // heads)

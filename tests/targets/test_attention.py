@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -67,23 +68,33 @@ def level(request: pytest.FixtureRequest, tmp_path: Path) -> Level:
     return Level(name, how, tmp_path)
 
 
-def by_pairs(query: Array, rows: Array, kv: int, step: int) -> tuple[Array, Array]:
+def sections(positions: int, page: int) -> list[tuple[int, int]]:
+    """Where a context's sections begin and end: an even number of them, as long as each other, in whole pages."""
+    pages = -(-positions // page)
+    count = -(-pages // max(SECTION // page, 1))
+    count = min(count + count % 2, pages)
+    cuts = [min(i * pages // count * page, positions) for i in range(count + 1)]
+    return list(pairwise(cuts))
+
+
+def by_pairs(query: Array, rows: Array, kv: int, page: int) -> tuple[Array, Array]:
     """What a row attends to, float64: as it is, and with queries and, a section at a time, weights rounded to bf16.
 
     Args:
         query: [heads, columns].
         rows: of the cache, [positions, columns].
         kv: columns that are attended to.
-        step: positions of a section.
+        page: positions of a page.
     """
     plain = softmax_rows(query.astype(np.float64), rows[:, None], rows[:, None, :kv])
     scores = near(query * np.float32(SCALE)) @ rows.T
-    peaks = [part.max(-1, keepdims=True) for part in np.split(scores, range(step, len(rows), step), -1)]
+    peak = scores.max(-1, keepdims=True)
     sums, mass = np.zeros_like(plain), np.zeros((len(query), 1))
-    for i, peak in enumerate(peaks):
-        weights = np.exp(scores[:, i * step : (i + 1) * step] - peak)
-        fading = np.exp(peak - np.max(peaks, 0))
-        sums += fading * (near(weights.astype(np.float32)) @ rows[i * step : (i + 1) * step, :kv])
+    for begin, end in sections(len(rows), page):
+        part = scores[:, begin:end]
+        weights = np.exp(part - part.max(-1, keepdims=True))
+        fading = np.exp(part.max(-1, keepdims=True) - peak)
+        sums += fading * (near(weights.astype(np.float32)) @ rows[begin:end, :kv])
         mass += fading * weights.sum(-1, keepdims=True)
     return plain, sums / mass
 
@@ -95,8 +106,8 @@ def by_pairs(query: Array, rows: Array, kv: int, step: int) -> tuple[Array, Arra
 def test_attend_by_pairs(level: Level, threads: Callable[[int], None], s: Sizes) -> None:
     """Contexts of a position, of odd lengths, at the ends of sections; the same bits alone and with 1 or 2 threads."""
     rng = np.random.default_rng(s.heads)
-    step = max(SECTION // s.page, 1) * s.page
-    spans = [(0, 3), (step - 2, step + 2), (2 * step + 30, 2 * step + 33), (17, 18)]
+    most = max(SECTION // s.page, 1) * s.page
+    spans = [(0, 3), (s.page - 1, s.page + 1), (2 * most - 2, 2 * most + 2), (3 * most + 30, 3 * most + 33), (17, 18)]
     batch = Batch.of(spans, s.page, rng)
     latents = latents_of(batch, s, rng)
     cache = batch.cache(latents, s.cw, s.page, "bf16")
@@ -107,7 +118,7 @@ def test_attend_by_pairs(level: Level, threads: Callable[[int], None], s: Sizes)
     threads(2)
     kernel(query, cache, batch.seq, batch.pos, batch.table, out)
     for i, (q, p) in enumerate(zip(batch.seq, batch.pos, strict=True)):
-        plain, want = by_pairs(query[i], rounded(latents[q][: p + 1], "bf16"), s.kv, step)
+        plain, want = by_pairs(query[i], rounded(latents[q][: p + 1], "bf16"), s.kv, s.page)
         assert error(out[i, :, : s.kv], want) < ROUNDED
         assert error(out[i, :, : s.kv], plain) < 1e-2
     threads(1)
