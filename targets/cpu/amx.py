@@ -195,7 +195,7 @@ class _Product:
         weight, blocks = self.columns.weight, self.columns.blocks
         with loop(end, begin) as k:
             for block in blocks:
-                for line in range(ROWS if self.columns.ahead else 0):
+                for line in range(ROWS if self.columns.streamed else 0):
                     prefetch(weight[(*block, (k + AHEAD) * ROWS + line, 0)])
             self._step(first, height, k, [weight[(*block, k * ROWS, 0)] for block in blocks])
 

@@ -55,7 +55,7 @@ def _sums(
     words = int(columns.weight.shape[-2]) - 1
     totals = [vector_sum() for _ in rows]
     with loop(-(-columns.size // GROUP)) as g:
-        for word in range(words if columns.ahead else 0):
+        for word in range(words if columns.streamed else 0):
             prefetch(columns.weight[(*block, g + AHEAD, word, 0)])
         operate("tilezero", T.int8(SUMS))
         load(LEFT, rows[0].code(g * GROUP), width(columns.size))

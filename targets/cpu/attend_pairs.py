@@ -77,7 +77,7 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
                     store(kept, kept[count - 1], t)
             taken = [T.bind(T.min(task.group * held + i, blocks(heads) - 1)) for i in range(held)]
 
-            part = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", ahead=0)
+            part = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", streamed=False)
             with loop((count + (lines - 1)) // lines) as tile:
                 begin = T.bind(places[tile * lines])
                 following = T.bind(places[T.min((tile + 1) * lines, count - 1)])

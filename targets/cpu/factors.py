@@ -109,7 +109,7 @@ class RightMatrix:
     def columns(self, taken: Sequence[Expr], size: Expr = None) -> Columns:
         """Some blocks, of which only the first `size` elements count, if given."""
         size = self.size if size is None else size
-        return Columns(self.stored, [(c,) for c in taken], size, self.form.wdtype, ahead=0)
+        return Columns(self.stored, [(c,) for c in taken], size, self.form.wdtype, streamed=False)
 
     def elements(self, column: Expr) -> Any:
         """A column as a row of the left matrix."""

@@ -51,7 +51,7 @@ def fp8_tile(columns: Columns, lines: Sequence[Expr], x: Input) -> list[list[Buf
 
     def word(g: Expr, number: Expr, count: int, chains: Sequence[Buffer]) -> None:
         """`count` elements of each column, each added to the chain of its cell."""
-        for block in blocks if columns.ahead else ():
+        for block in blocks if columns.streamed else ():
             prefetch(weight[(*block, g, number + AHEAD, 0)])
         values = [widen_codes(T.bind(weight[(*block, g, number, at(0))])) for block in blocks]
         for i in range(count):

@@ -30,14 +30,14 @@ class Columns:
         blocks: for each block, the leading indices of its vectors.
         size: elements along the inner dimension; known only at run time for f32 or pairs of bf16.
         wdtype: element type of the weight before it was packed.
-        ahead: vectors to prefetch ahead in each block; 0 for what is in the cache already.
+        streamed: whether it comes from memory, so that methods prefetch; False for what is in the cache already.
     """
 
     weight: Buffer
     blocks: Sequence[tuple[Expr, ...]]
     size: int | Expr
     wdtype: str
-    ahead: int = 32
+    streamed: bool = True
 
 
 Elements = Callable[[Expr], Expr]
@@ -103,6 +103,8 @@ class Method:
             yield task
 
 
+AHEAD = 48
+"""Vectors to prefetch ahead in each block."""
 TASKS = 32
 """How many tasks should be there at least: they don't divide evenly among threads."""
 
@@ -131,8 +133,8 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
         accumulate([line[column] for line in sums], [splat(element(k)) for element in elements], weight)
 
     def load(block: tuple[Expr, ...], index: Expr) -> Expr:
-        if columns.ahead:
-            prefetch(columns.weight[(*block, index + columns.ahead, 0)])
+        if columns.streamed:
+            prefetch(columns.weight[(*block, index + AHEAD, 0)])
         return T.bind(columns.weight[(*block, index, at(0))])
 
     if columns.wdtype == "f32":
