@@ -15,7 +15,7 @@ from functools import cache
 from tvm.script import tirx as T
 from tvm.tirx import PrimFunc
 
-from deepzig.targets.emit import Buffer, Expr, extent, kernel, loop, store, symbols, when
+from deepzig.targets.emit import Buffer, Expr, kernel, loop, store, symbols, when
 
 from .bf16 import dot, instructions, pair_of, pair_words, pairs_tile
 from .cache import pages
@@ -145,7 +145,7 @@ def packed_queries(query: Buffer, scale: float) -> Buffer:
         taken = [T.bind(T.min(block * LANES + lane, heads - 1)) for lane in range(LANES)]
         with loop(-(-cw // WIDE)) as c:
             first = T.bind(T.min(c * WIDE, cw - WIDE))
-            lines = [T.bind(pair_words(scaled(row, head), first, LANES)) for head in taken]
+            lines = [T.bind(pair_words(scaled(row, head), first)) for head in taken]
             for pair, words in enumerate(transposed(lines)):
                 store(packed, words, row, block, first // 2 + pair, at(0))
 

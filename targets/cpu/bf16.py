@@ -72,13 +72,11 @@ def pairs_tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | 
     return sums
 
 
-def pair_words(elements: Elements, begin: Expr, lanes: int) -> Expr:
-    """Emit the rounding of 2 * lanes elements from `begin` on to words of pairs."""
-    if lanes == 1:
-        return pair_of(*(T.bind(elements(begin + i)) for i in range(2)), lanes)
-    both = [T.bind(elements(at(begin + i * lanes, lanes))) for i in range(2)]
-    even, odd = (T.bind(T.Shuffle(both, [2 * lane + i for lane in range(lanes)])) for i in range(2))
-    return pair_of(even, odd, lanes)
+def pair_words(elements: Elements, begin: Expr, apart: int = 1) -> Expr:
+    """Emit the rounding of 32 elements from `begin` on to words of pairs, of elements that lie so far apart."""
+    both = [T.bind(elements(at(begin + half * LANES))) for half in range(2)]
+    low = [lane // apart * (2 * apart) + lane % apart for lane in range(LANES)]
+    return pair_of(*(T.bind(T.Shuffle(both, [i + further for i in low])) for further in (0, apart)))
 
 
 def pair_of(even: Expr, odd: Expr, lanes: int = LANES) -> Expr:
@@ -87,19 +85,30 @@ def pair_of(even: Expr, odd: Expr, lanes: int = LANES) -> Expr:
     return T.bitwise_or(low, T.shift_left(high, words(16, lanes)))
 
 
-def rounded(x: Input, rows: Expr, size: int) -> Input:
-    """Emit the rounding of all rows to bf16 into a workspace, and read pairs from there."""
+def rounded(x: Input, rows: Expr, size: int, apart: int = 1) -> Input:
+    """Emit the rounding of all rows to bf16 into a workspace, and read pairs from there.
+
+    Args:
+        x: row -> index or vector of indices -> elements.
+        rows: how many.
+        size: elements of a row.
+        apart: how far apart the elements of a pair lie: pairs have each element once, zeros follow the last.
+    """
     instructions()
-    pairs = workspace(rows, -(-size // 2), dtype="uint32")
+    whole, every = size // (2 * LANES) * LANES, -(-size // (2 * apart)) * apart
+    pairs = workspace(rows, every, dtype="uint32")
 
     def one(row: Expr) -> None:
         elements = x(row)
-        with loop(size // (2 * LANES)) as c:
-            store(pairs, pair_words(elements, c * (2 * LANES), LANES), row, at(c * LANES))
-        with loop(size // 2, size // (2 * LANES) * LANES) as pair:
-            store(pairs, pair_words(elements, 2 * pair, 1), row, pair)
-        if size % 2:
-            store(pairs, half_bits(T.bind(elements(extent(size - 1))), "bf16", 1), row, size // 2)
+
+        def element(i: int) -> Expr:
+            return T.bind(elements(extent(i))) if i < size else T.float32(0)
+
+        with loop(whole // LANES) as c:
+            store(pairs, pair_words(elements, c * (2 * LANES), apart), row, at(c * LANES))
+        for pair in range(whole, every):
+            first = pair // apart * (2 * apart) + pair % apart
+            store(pairs, pair_of(element(first), element(first + apart), 1), row, pair)
 
     each_row(rows, one)
     return lambda row: lambda pair: pairs[row, pair]

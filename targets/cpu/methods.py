@@ -11,7 +11,7 @@ from deepzig.ir.quantize import QUANTIZED
 
 from . import amx, amx_integers, bf16
 from .features import Vectors
-from .fp8 import fp8_tile
+from .fp8 import APART, FLOATS, PAIRS, fp8_tile
 from .product import Method, tile
 from .quant import coded, coded_tile
 
@@ -28,8 +28,10 @@ def _fused(vectors: Vectors) -> Method:
 
 
 def _fp8(vectors: Vectors) -> Method:
-    """The same in groups."""
-    return Method.by_tiles(vectors.tile, fp8_tile)
+    """Chains of multiply-adds, or of products of pairs, in groups."""
+    if vectors.pairs:
+        return Method.by_tiles(vectors.tile, partial(fp8_tile, form=PAIRS), encode=partial(bf16.rounded, apart=APART))
+    return Method.by_tiles(vectors.tile, partial(fp8_tile, form=FLOATS))
 
 
 def _integers(vectors: Vectors) -> Method:

@@ -30,7 +30,7 @@ from .cache import Place, pages
 from .emit import local, parallel, vector_of, workspace
 from .factors import LeftMatrix, RightMatrix, form_of
 from .features import Vectors
-from .fp8 import LIFT, LOWER, STEP, widen_codes
+from .fp8 import LIFT, LOWER, STEP, as_floats
 from .layout import LANES, blocks, grouped, inner, padded, stored
 from .norm import rotate
 from .product import Columns, Elements, by_columns, each_part, rows_by_tiles, scale_of
@@ -211,7 +211,7 @@ def each_widened(weight: Buffer, head: Expr, size: int, wdtype: str, write: Call
         if wdtype == FP8:
             with loop(size // SIDE) as g, loop(SIDE // STEP) as number:
                 scale = T.bind(scale_of(weight, (head, block), g) * splat(LOWER))
-                for i, value in enumerate(widen_codes(T.bind(weight[head, block, g, number, at(0)]))):
+                for i, value in enumerate(as_floats(T.bind(weight[head, block, g, number, at(0)]))):
                     write(block, g * SIDE + number * STEP + i, value * splat(LIFT) * scale)
             return
         if wdtype in QUANTIZED:

@@ -162,6 +162,10 @@ void emulated_dpbf16ps_512(float *out, const float *sums, const uint8_t *a, cons
     }
 }
 
+void emulated_permvar_hi_512(uint16_t *out, const uint16_t *from, const uint16_t *index) {
+    for (int i = 0; i < 32; i++) out[i] = from[index[i] & 31];
+}
+
 void emulated_tdpbssd(unsigned char dst, unsigned char left, unsigned char right) {
     Tile *c = tile(dst), *a = tile(left), *b = tile(right);
     if (!shapes(c, a, b)) return;

@@ -30,6 +30,7 @@ C_SOURCE = Path(__file__).with_suffix(".c")
 HERE = MACHINES["x86-64-v3"].features
 NAMES = {
     "avx512bf16.dpbf16ps.512": "dpbf16ps_512",
+    "avx512.permvar.hi.512": "permvar_hi_512",
     "avx512.vpdpbusd.512": "vpdpbusd_512",
     "avx512.pmaddubs.w.512": "pmaddubsw_512",
     "avx512.pmaddw.d.512": "pmaddwd_512",

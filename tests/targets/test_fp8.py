@@ -3,52 +3,83 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from deepzig.ir import OPS
 from deepzig.ir.fp8 import E4M3, FP8, RECORD, SIDE, quantize_fp8, round_fp8, values_fp8
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
 from deepzig.targets.cpu.linear import gated_proj, proj
 from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
 
-LEVELS = {
+from .conftest import Run
+from .latents import error
+from .rounded_rows import HOW, Level, near, normal
+
+PLAIN = {
     "avx2": (Vectors(16, 8, "avx2"), "x86-64-v3"),
     "sse": (Vectors(16, 4), "x86-64-v2"),
     "neon": (Vectors(32, 4), "x86-64-v3"),
 }
-"""Registers, and the CPU to compile for."""
-AVX2 = LEVELS["avx2"][0]
+"""Registers, and the CPU to compile for, where codes become f32."""
+AVX2 = PLAIN["avx2"][0]
+PAIRS = [(name, how) for name in ("amx", "avx512-bf16") for how in HOW]
+"""Levels where codes become bf16, and rows are rounded to it."""
 TOLERANCE = 3e-6
 """f32; norm-relative."""
+ROUNDED_AGAIN = 1e-4
+"""Where an f32 result is rounded for the next product: what lies between two of 8 bits may become either."""
 
 
-def normal(rng: np.random.Generator, *shape: int) -> Any:
-    return rng.standard_normal(shape, np.float32)
+@dataclass(frozen=True)
+class Way:
+    """How products are computed.
+
+    Attributes:
+        vectors: registers.
+        run: kernel -> function on numpy arrays.
+        seen: rows -> what is multiplied.
+        far: by how much results may differ where results are multiplied again.
+    """
+
+    vectors: Vectors
+    run: Callable[[Any], Run]
+    seen: Callable[[Any], Any]
+    far: float
 
 
-def error(actual: Any, expected: Any) -> float:
-    return float(np.linalg.norm(actual - expected) / np.linalg.norm(expected))
+@pytest.fixture(params=[*PLAIN, *PAIRS], ids=lambda p: p if isinstance(p, str) else "-".join(p))
+def way(request: pytest.FixtureRequest, build: Any, tmp_path: Path) -> Way:
+    if request.param in PLAIN:
+        vectors, mcpu = PLAIN[request.param]
+        return Way(vectors, lambda kernel: build(kernel, mcpu), np.float64, TOLERANCE)
+    level = Level(*request.param, tmp_path)
+    return Way(level.vectors, level, near, ROUNDED_AGAIN)
 
 
-@pytest.mark.parametrize("level", LEVELS)
+def silu(x: Any) -> Any:
+    return x / (1 + np.exp(-x))
+
+
 @pytest.mark.parametrize(
-    ("k", "n", "begin", "extra"), [(128, 64, 0, 0), (37, 45, 3, 2), (259, 17, 16, 0), (385, 100, 0, 0)]
+    ("k", "n", "begin", "extra"), [(128, 64, 0, 0), (37, 45, 3, 2), (259, 17, 16, 0), (385, 100, 0, 0), (3, 2, 0, 0)]
 )  # fmt: skip
-def test_proj(build: Any, k: int, n: int, begin: int, extra: int, level: str) -> None:
+def test_proj(way: Way, k: int, n: int, begin: int, extra: int) -> None:
     rng, width = np.random.default_rng(k * n), begin + k + extra
-    vectors, mcpu = LEVELS[level]
-    kernel = proj(k, n, FP8, x_width=width, begin=begin, norm_eps=None, bias=True, residual=True, vectors=vectors)
-    run = build(kernel, mcpu)
+    run = way.run(
+        proj(k, n, FP8, x_width=width, begin=begin, norm_eps=None, bias=True, residual=True, vectors=way.vectors)
+    )
     w, bias = normal(rng, n, k), normal(rng, n)
     packed = pack_quantized(quantize_fp8(w), FP8)
     for rows in (1, 2, 5, 9):
         x, residual = normal(rng, rows, width), normal(rng, rows, n)
         x[:, :begin] = x[:, begin + k :] = np.nan  # what is beside is not read
-        want = OPS["linear"].meaning(x[:, begin : begin + k], round_fp8(w), bias) + residual
+        want = way.seen(x[:, begin : begin + k]) @ round_fp8(w).T + bias + residual
         y = np.full((rows, n), np.nan, np.float32)
         run(x, packed, bias, residual, y)
         assert error(y, want) <= TOLERANCE
@@ -57,14 +88,11 @@ def test_proj(build: Any, k: int, n: int, begin: int, extra: int, level: str) ->
         assert np.array_equal(alone[0], y[0])
 
 
-@pytest.mark.parametrize("level", LEVELS)
-def test_every_code_is_widened_exactly(build: Any, level: str) -> None:
+def test_every_code_is_widened_exactly(way: Way) -> None:
     """Subnormal numbers and both zeros, at every place in a word, times the smallest and largest of rows."""
     codes = np.array([c for c in range(256) if c & 0x7F != 0x7F], np.uint8)
     k, n = 2 * SIDE, len(codes)
-    vectors, mcpu = LEVELS[level]
-    kernel = proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
-    run = build(kernel, mcpu)
+    run = way.run(proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=way.vectors))
     stored = np.zeros((n, 2), RECORD)
     stored["codes"] = np.stack([np.roll(codes[:, None].repeat(SIDE, 1), i, 0) for i in range(2)], 1)
     stored["scale"] = [1.0, 2.0**-5]
@@ -83,12 +111,11 @@ def test_codes_are_widened_in_whole_registers(assembly: Any) -> None:
         assert re.search(rf"vpsraw\s+\$4, .*%{register}", code) and re.search(rf"vfmadd\w+ps\s.*%{register}", code)
 
 
-def test_sums_do_not_lose_small_numbers(build: Any) -> None:
-    """Codes are widened to numbers near the end of f32: rows of small numbers are as exact as others."""
+def test_sums_do_not_lose_small_numbers(way: Way) -> None:
+    """Codes may be widened to numbers near the end of f32: rows of small numbers are as exact as others."""
     rng = np.random.default_rng(4)
     k, n = 200, 33
-    kernel = proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=AVX2)
-    run = build(kernel)
+    run = way.run(proj(k, n, FP8, x_width=k, begin=0, norm_eps=None, bias=False, residual=False, vectors=way.vectors))
     stored = quantize_fp8(normal(rng, n, k))
     x, results = normal(rng, 5, k), []
     for power in (0, -40, 40):
@@ -98,14 +125,15 @@ def test_sums_do_not_lose_small_numbers(build: Any) -> None:
     assert np.array_equal(results[0], results[1]) and np.array_equal(results[0], results[2])
 
 
-def test_gated_proj(build: Any, threads: Any) -> None:
+def test_gated_proj(way: Way, threads: Any) -> None:
     rng = np.random.default_rng(11)
-    k, i = 201, 67
-    run = build(gated_proj(k, i, FP8, norm_eps=1e-6, vectors=AVX2))
+    k, i, eps = 201, 67, 1e-6
+    run = way.run(gated_proj(k, i, FP8, norm_eps=eps, vectors=way.vectors))
     gate, up, norm = normal(rng, i, k) / 8, normal(rng, i, k), normal(rng, k)
     packed = pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8)
     x = normal(rng, 7, k)
-    want = OPS["gated_proj"].meaning(x, round_fp8(gate), round_fp8(up), norm, eps=1e-6)
+    h = way.seen(x / np.sqrt((x.astype(np.float64) ** 2).mean(-1, keepdims=True) + eps) * norm)
+    want = silu(h @ round_fp8(gate).T) * (h @ round_fp8(up).T)
     results = []
     for count in (1, 2):
         threads(count)
@@ -113,10 +141,10 @@ def test_gated_proj(build: Any, threads: Any) -> None:
             y = np.full((rows, i), np.nan, np.float32)
             run(x[:rows], packed, norm, y)
             results.append(y[0])
-    assert error(y, want) <= TOLERANCE and all(np.array_equal(r, results[0]) for r in results)
+    assert error(y, want) <= way.far and all(np.array_equal(r, results[0]) for r in results)
 
 
-def test_moe(build: Any, threads: Any) -> None:
+def test_moe(way: Way, build: Any, threads: Any) -> None:
     """Against its meaning, and the same bits for a row alone and among others, with one thread and two."""
     hidden, width, experts, top_k, rows = 133, 70, 6, 2, 17
     rng = np.random.default_rng(9)
@@ -125,8 +153,8 @@ def test_moe(build: Any, threads: Any) -> None:
     gate_up = pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8)
     packed_down = pack_quantized(quantize_fp8(down), FP8)
     sort = build(moe_sort(experts, top_k, 1))
-    first = build(moe_gate_up(hidden, width, experts + 1, top_k + 1, FP8, vectors=AVX2))
-    second = build(moe_down(width, hidden, experts + 1, top_k + 1, FP8, residual=True, vectors=AVX2))
+    first = way.run(moe_gate_up(hidden, width, experts + 1, top_k + 1, FP8, vectors=way.vectors))
+    second = way.run(moe_down(width, hidden, experts + 1, top_k + 1, FP8, residual=True, vectors=way.vectors))
 
     def layer(x: Any, ids: Any, weights: Any, residual: Any) -> Any:
         n, slots = len(x), top_k + 1
@@ -142,8 +170,12 @@ def test_moe(build: Any, threads: Any) -> None:
     weights = rng.uniform(0.1, 1, (rows, top_k)).astype(np.float32)
     x, residual = normal(rng, rows, hidden), normal(rng, rows, hidden)
     y = layer(x, ids, weights, residual)
-    want = OPS["moe"].meaning(x, ids, weights, *map(round_fp8, (gate, up, down)), residual, shared=1)
-    assert error(y, want) <= TOLERANCE
+    want, seen = residual.astype(np.float64), way.seen(x)
+    for row in range(rows):
+        for e, weight in [*zip(ids[row], weights[row], strict=True), (experts, 1.0)]:
+            a = silu(round_fp8(gate[e]) @ seen[row]) * (round_fp8(up[e]) @ seen[row])
+            want[row] += weight * (round_fp8(down[e]) @ way.seen(a.astype(np.float32)))
+    assert error(y, want) <= way.far
     for count in (1, 2):
         threads(count)
         for size in (1, 2, 5, rows):
