@@ -2,7 +2,7 @@
 
 The format of DeepSeek's own checkpoints (DeepSeek-V3 report, arXiv:2412.19437, section 3.3): e4m3 codes
 (Micikevicius et al., arXiv:2209.05433), and one f32 scale for each block of 128 x 128, the last ones partial. A value
-is code * scale. What such a matrix multiplies is not rounded, but where a machine multiplies matrices of bf16 only.
+is code * scale. What such a matrix multiplies is not rounded, except by targets that multiply bf16.
 
 A row of a matrix is held as records of 128 codes and the scale of their block, so that rows can be put together and
 taken apart wherever blocks end.

@@ -114,15 +114,16 @@ class HostMemory:
 
     def put(self, entry: str, spec: TensorSpec, value: Tensor) -> Any:
         """Small ones are copied to where the last one of the shape was: that is ready to be passed on."""
-        array = np.asarray(value)
-        if array.nbytes > SMALL:
-            return self._from_dlpack(prepared(array, spec))
         key = entry, spec.name
-        if key not in self._small or self._small[key][0].shape != array.shape:
+        kept = self._small.get(key)
+        if kept is None or kept[0].shape != value.shape:
+            array = np.asarray(value)
+            if array.nbytes > SMALL:
+                return self._from_dlpack(prepared(array, spec))
             place = aligned(array.shape, NUMPY[spec.dtype])
-            self._small[key] = place, self._from_dlpack(place)
-        place, tensor = self._small[key]
-        place[...] = array
+            self._small[key] = kept = place, self._from_dlpack(place)
+        place, tensor = kept
+        place[...] = value
         return tensor
 
     def copy_page(self, cache: Any, source: int, target: int) -> None:

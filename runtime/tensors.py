@@ -38,7 +38,8 @@ def prepared(array: Array, spec: TensorSpec) -> Array:
     """An array as kernels want it: of the type, contiguous, aligned and writable."""
     # there and back: numpy takes any stride of a dimension of size 1 for contiguous, TVM does not
     array = np.ascontiguousarray(array, NUMPY[spec.dtype]).reshape(-1).reshape(array.shape)
-    if array.ctypes.data % ALIGNMENT == 0 and array.flags.writeable:
+    address, read_only = array.__array_interface__["data"]
+    if address % ALIGNMENT == 0 and not read_only:
         return array
     copy = aligned(array.shape, array.dtype)
     copy[...] = array
