@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import os
@@ -216,7 +217,9 @@ def arm(tmp_path_factory: pytest.TempPathFactory) -> tuple[list[str], dict[str, 
         subprocess.run(["dpkg", "-x", str(package), str(folder / "root")], check=True)
     pip, site = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"], folder / "site"
     root = Path(__file__).parents[2]
-    subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(root)], check=True)
+    with (tmp_path_factory.getbasetemp().parent / "wheel.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)  # setuptools builds in the tree, which another worker's fixture does too
+        subprocess.run([*pip, "wheel", "--no-deps", "--wheel-dir", str(folder), str(root)], check=True)
     (wheel,) = folder.glob("deepzig-*.whl")
     with zipfile.ZipFile(wheel) as archive:
         archive.extractall(site)
