@@ -29,6 +29,8 @@ from deepzig.runtime.vm import VirtualMachine
 
 EXPERT_OPS = ("moe", "expert_linear")
 """Ops whose kernels read the chosen experts of a stack."""
+WRITERS = ("latent_write",)
+"""Ops whose kernels write a row of the cache, and read none."""
 
 
 @dataclass(frozen=True)
@@ -55,8 +57,8 @@ class KernelRow:
 class Reads:
     """An observer that counts the bytes which the kernels of a `decode` call for one row read.
 
-    Of the cache those before the row, of a stack of experts the chosen and the shared, of embeddings one row; of all
-    other tensors all of it.
+    Of the cache those before the row, or the row where it is written; of a stack of experts the chosen and the shared;
+    of embeddings one row; of all other tensors all of it.
     """
 
     def __init__(self, build: Build, config: Mapping[str, Any], pages: int, page_size: int, depth: int) -> None:
@@ -74,7 +76,7 @@ class Reads:
 
     def _read(self, op: str, x: Tensor) -> int:
         if x.ndim > 2 and x.shape[:2] == self._cache:
-            return self._depth * x.nbytes // (x.shape[0] * x.shape[1])
+            return (1 if op in WRITERS else self._depth) * x.nbytes // (x.shape[0] * x.shape[1])
         if op in EXPERT_OPS and x.ndim > 2 and x.shape[0] == self._experts:
             return x.nbytes * self._chosen // self._experts
         if op == "embed" and x.ndim > 1:
