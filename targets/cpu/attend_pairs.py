@@ -10,6 +10,7 @@ Queries and weights are rounded to bf16; scores, sums and the softmax are f32. O
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cache
 
 from tvm.script import tirx as T
@@ -36,6 +37,25 @@ MEANS = 8
 """Heads whose latents are summed together, for 32 columns."""
 
 
+@dataclass(frozen=True)
+class Context:
+    """The positions of a section, which are rows of the cache.
+
+    Attributes:
+        rows: the cache, words of 16 bits [row, column].
+        page: rows a page.
+        count: positions of the section.
+        places: position -> row; what follows the last one repeats it.
+        coming: the same of the section that follows, with which a thread goes on.
+    """
+
+    rows: Buffer
+    page: int
+    count: Expr
+    places: Buffer
+    coming: Buffer
+
+
 @cache
 def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: float) -> PrimFunc:
     """Kernel of causal attention in latent space, for a cache of bf16 with at least 32 columns a row.
@@ -45,9 +65,7 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
     """
     cw, cl = padded(kv_lora + rope), padded(kv_lora)
     held = min(blocks(heads), BLOCKS)
-    groups = -(-blocks(heads) // held)
-    lines, parts = KEYS // held, -(-kv_lora // WIDE)
-    positions = pages_at_most(page) * page
+    groups, parts = -(-blocks(heads) // held), -(-kv_lora // WIDE)
     with kernel("mla_attend_pairs", heads, kv_lora, rope, page, scale) as f:
         n, b, p, number = symbols("n b p pages")
         Q = f.tensor("absorbed", "f32", n, heads, cw)
@@ -56,78 +74,27 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
         TABLE = f.tensor("table", "i32", b, p)
         Y = f.tensor("latent", "f32", n, heads, cl)
         instructions()
-        rows = view(CACHE, number * page, cw)
-        flat = view(CACHE, number * page * cw)
         queries = packed_queries(Q, scale)
 
         def attend(task: Section, found: Found) -> None:
-            places = workspace(positions + lines, dtype="int64")
-            coming = workspace(positions + lines, dtype="int64")
-            scores = workspace(held, padded(positions) + LANES, LANES)
-            weights = workspace(held, padded(positions) // 2, LANES, dtype="uint32")
-            sequence, first = T.bind(SEQ[task.row]), task.begin * page
-            count = T.bind(T.min(task.end * page, T.Cast("int64", POS[task.row]) + 1) - first)
-            last = T.bind(T.Cast("int64", POS[task.row] // page))
-            with loop(count) as t:
-                for kept, begin in (places, task.begin), (coming, task.end):
-                    block = T.min(begin + t // page, last)
-                    store(kept, T.Cast("int64", TABLE[sequence, block]) * page + t % page, t)
-            with loop(count + lines, count) as t:
-                for kept in places, coming:
-                    store(kept, kept[count - 1], t)
+            context = context_of(task, view(CACHE, number * page, cw), page, SEQ, POS, TABLE)
             taken = [T.bind(T.min(task.group * held + i, blocks(heads) - 1)) for i in range(held)]
-
-            part = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", streamed=False)
-            with loop((count + (lines - 1)) // lines) as tile:
-                begin = T.bind(places[tile * lines])
-                following = T.bind(places[T.min((tile + 1) * lines, count - 1)])
-
-                def key(i: int) -> Callable[[Expr], Expr]:
-                    """The words of the tile's row i: what is beyond the last position is computed and not read."""
-                    place = T.bind(begin + i if page % lines == 0 else places[tile * lines + i])
-
-                    def word(pair: Expr) -> Expr:
-                        if i == 0:
-                            prefetch(flat[following * cw + pair * (2 * lines)])
-                        return T.reinterpret("uint32", rows[place, T.ramp(2 * pair, 1, 2)])
-
-                    return word
-
-                for i, totals in enumerate(pairs_tile(part, range(lines), key)):
-                    for block, total in enumerate(totals):
-                        store(scores, total[at(0)], block, tile * lines + i, at(0))
-            pairs = T.bind((count + 1) // 2)
-            for block in range(held):
-                with when(count % 2 == 1):
-                    store(scores, splat(MASKED), block, count, at(0))
-                kept = at((task.group * held + block) * LANES)
-                peaks, masses = weigh(scores, weights, block, count, pairs)
-                store(found.peaks, peaks, task.place, kept)
-                store(found.masses, masses, task.place, kept)
-            with loop(count) as t:
+            of_heads = Columns(queries, [(task.row, block) for block in taken], cw, "bf16", streamed=False)
+            weights = weigh(context, score(context, of_heads), found, task, held)
+            with loop(context.count) as t:
                 for c in range(parts, -(-cw // WIDE)):
-                    prefetch(rows[coming[t], c * WIDE], soon=False)
-            with loop(parts) as c:
-                column = T.bind(T.min(c * WIDE, cw - WIDE))
-                with loop(held * LANES // MEANS) as some:
-                    block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
-                    sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
-                    with loop(pairs) as pair:
-                        prefetch(rows[coming[2 * pair + some % 2], column], soon=False)
-                        values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
-                        for i, totals in enumerate(sums):
-                            weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))
-                            for total, value in zip(totals, values, strict=True):
-                                store(total, dot(total[at(0)], value, weight), at(0))
-                    for i, totals in enumerate(sums):
-                        head = task.group * (held * LANES) + some * MEANS + i
-                        for half, total in enumerate(totals):
-                            store(found.sums, total[at(0)], task.place, head, at(c * WIDE + half * LANES))
+                    prefetch(context.rows[context.coming[t], c * WIDE], soon=False)
+            with loop(parts) as c, loop(held * LANES // MEANS) as some:
+                sums = means(context, weights, T.bind(T.min(c * WIDE, cw - WIDE)), some)
+                for i, halves in enumerate(sums):
+                    head = task.group * (held * LANES) + some * MEANS + i
+                    for half, total in enumerate(halves):
+                        store(found.sums, total[at(0)], task.place, head, at(c * WIDE + half * LANES))
 
-        def write(row: Expr, head: Expr, c: Expr, means: Sequence[Expr]) -> None:
+        def write(row: Expr, head: Expr, c: Expr, joined: Sequence[Expr]) -> None:
             column = T.bind(T.min(c * WIDE, cw - WIDE))
             for half in range(2):
-                some = T.Shuffle(means, [from_pairs(half * LANES + i) for i in range(LANES)])
+                some = T.Shuffle(joined, [from_pairs(half * LANES + i) for i in range(LANES)])
                 with when(column + half * LANES < cl):
                     store(Y, some, row, head, at(column + half * LANES))
 
@@ -156,23 +123,89 @@ def packed_queries(query: Buffer, scale: float) -> Buffer:
     return packed
 
 
-def weigh(scores: Buffer, weights: Buffer, block: int, count: Expr, pairs: Expr) -> tuple[Expr, Expr]:
-    """Emit the softmax of scores[block, :count], rounded to pairs of bf16: the peaks and the masses of its heads."""
-    peak, mass = vector_of(scores[block, 0, at(0)]), vector_sum()
-    with loop(count, 1) as t:
-        store(peak, T.max(peak[at(0)], scores[block, t, at(0)]), at(0))
-    top = T.bind(peak[at(0)])
-    with loop(pairs) as pair:
-        both = [T.bind(exp(T.bind(scores[block, 2 * pair + i, at(0)] - top))) for i in range(2)]
-        store(mass, mass[at(0)] + both[0] + both[1], at(0))
-        store(weights, pair_of(*both), block, pair, at(0))
-    return top, mass[at(0)]
+def context_of(task: Section, rows: Buffer, page: int, seq: Buffer, pos: Buffer, table: Buffer) -> Context:
+    """Emit where the positions of a section are in the cache."""
+    most = pages_at_most(page) * page
+    places, coming = (workspace(most + KEYS, dtype="int64") for _ in range(2))
+    sequence, last = T.bind(seq[task.row]), T.bind(T.Cast("int64", pos[task.row] // page))
+    count = T.bind(T.min(task.end * page, T.Cast("int64", pos[task.row]) + 1) - task.begin * page)
+    with loop(count) as t:
+        for kept, begin in (places, task.begin), (coming, task.end):
+            block = T.min(begin + t // page, last)
+            store(kept, T.Cast("int64", table[sequence, block]) * page + t % page, t)
+    with loop(count + KEYS, count) as t:
+        for kept in places, coming:
+            store(kept, kept[count - 1], t)
+    return Context(rows, page, count, places, coming)
+
+
+def score(context: Context, queries: Columns) -> Buffer:
+    """Emit the scores of a section's positions: f32 [block of heads, position, 16], and some of nothing after them."""
+    held, width = len(queries.blocks), int(context.rows.shape[1])
+    lines, places = KEYS // held, context.places
+    scores = workspace(held, padded(pages_at_most(context.page) * context.page) + LANES, LANES)
+    flat = view(context.rows, context.rows.shape[0] * width)
+    with loop((context.count + (lines - 1)) // lines) as tile:
+        first = T.bind(tile * lines)
+        following = T.bind(places[T.min(first + lines, context.count - 1)])
+        # rows of a page follow each other: one address serves all of a tile
+        begin = T.bind(places[first])
+
+        def key(i: int) -> Callable[[Expr], Expr]:
+            place = T.bind(begin + i if context.page % lines == 0 else places[first + i])
+
+            def word(pair: Expr) -> Expr:
+                if i == 0:
+                    prefetch(flat[following * width + pair * (2 * lines)])
+                return T.reinterpret("uint32", context.rows[place, T.ramp(2 * pair, 1, 2)])
+
+            return word
+
+        for i, totals in enumerate(pairs_tile(queries, range(lines), key)):
+            for block, total in enumerate(totals):
+                store(scores, total[at(0)], block, first + i, at(0))
+    return scores
+
+
+def weigh(context: Context, scores: Buffer, found: Found, task: Section, held: int) -> Buffer:
+    """Emit the softmax of scores: weights, as words of pairs [block, pair of positions, 16], peaks and masses."""
+    weights = workspace(held, (int(scores.shape[1]) - LANES) // 2, LANES, dtype="uint32")
+    for block in range(held):
+        with when(context.count % 2 == 1):
+            store(scores, splat(MASKED), block, context.count, at(0))
+        peak, mass = vector_of(scores[block, 0, at(0)]), vector_sum()
+        with loop(context.count, 1) as t:
+            store(peak, T.max(peak[at(0)], scores[block, t, at(0)]), at(0))
+        top = T.bind(peak[at(0)])
+        with loop((context.count + 1) // 2) as pair:
+            both = [T.bind(exp(T.bind(scores[block, 2 * pair + i, at(0)] - top))) for i in range(2)]
+            store(mass, mass[at(0)] + both[0] + both[1], at(0))
+            store(weights, pair_of(*both), block, pair, at(0))
+        kept = at((task.group * held + block) * LANES)
+        store(found.peaks, top, task.place, kept)
+        store(found.masses, mass[at(0)], task.place, kept)
+    return weights
+
+
+def means(context: Context, weights: Buffer, column: Expr, some: Expr) -> list[list[Buffer]]:
+    """Emit the weighted sums of 32 columns for some heads, MEANS of them: two local vectors each (`from_pairs`)."""
+    rows, places = context.rows, context.places
+    block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
+    sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
+    with loop((context.count + 1) // 2) as pair:
+        prefetch(rows[context.coming[2 * pair + some % 2], column], soon=False)
+        values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
+        for i, halves in enumerate(sums):
+            weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))
+            for total, value in zip(halves, values, strict=True):
+                store(total, dot(total[at(0)], value, weight), at(0))
+    return sums
 
 
 def together(rows: Buffer, places: list[Expr], column: Expr) -> list[Expr]:
     """Emit the pairs of two rows' elements in 32 columns, half of them in each vector (`from_pairs`).
 
-    The instruction that interleaves words does it in each eighth of its operands.
+    The instruction that interleaves 16-bit words does it in each quarter of its operands.
     """
     both = [T.bind(rows[place, T.ramp(column, 1, WIDE)]) for place in places]
     halves = []

@@ -108,7 +108,8 @@ class Batch:
 
     def cache(self, latents: list[Array], width: int, page: int, dtype: str) -> Array:
         """Pages that hold the cache rows of each sequence, among garbage."""
-        cache = to_bits(np.full((self.pages, page, width), 777, np.float32), dtype)
+        garbage = 777 if dtype == "q8" else np.nan
+        cache = to_bits(np.full((self.pages, page, width), garbage, np.float32), dtype)
         for row, rows in zip(self.table, latents, strict=True):
             for t, value in enumerate(to_bits(rows, dtype)):
                 cache[row[t // page], t % page] = value
