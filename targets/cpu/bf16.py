@@ -20,8 +20,6 @@ from .layout import LANES
 from .product import Columns, Elements, Input, Start
 from .vector import at, dtype, prefetch, words
 
-AHEAD = 128
-"""Vectors to prefetch ahead in each block."""
 FUNCTION = "deepzig_dpbf16"
 CODE = f"""
 target triple = "x86_64-unknown-linux-gnu"
@@ -62,8 +60,8 @@ def pairs_tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | 
     with loop(-(-columns.size // 2)) as pair:
         vectors = []
         for block in blocks:
-            if columns.streamed:
-                prefetch(weight[(*block, pair + AHEAD, 0)])
+            if columns.ahead:
+                prefetch(weight[(*block, pair + columns.ahead, 0)])
             vectors.append(T.bind(weight[(*block, pair, at(0))]))
         for line, totals in zip(lines, sums, strict=True):
             word = T.bind(T.broadcast(line(pair), LANES))

@@ -27,9 +27,6 @@ STEP = 4
 """Codes in a word of 32 bits."""
 CHAINS = 4
 """Of one, a row alone would wait for the latency of a product."""
-AHEAD = 64
-"""Words to prefetch ahead: CPUs don't see by themselves, so long are the chains between two loads, that a block is one
-stream. Without it a Zen 5 reads 21 GB/s a thread instead of 40."""
 LIFT, LOWER = 2.0**64, 2.0**56
 """What a row is multiplied by before, and its sums after: codes as f32 are 2^-120 times as large, and their products
 with a row, as it is, would leave the normal range."""
@@ -78,8 +75,8 @@ def fp8_tile(columns: Columns, lines: Sequence[Expr], x: Input, form: Form) -> l
 
     def word(g: Expr, number: Expr, factors: Sequence[Callable[[Expr], list[Expr]]], chains: Sequence[Buffer]) -> None:
         """Four elements of each column, added to the chain of its cell."""
-        for block in blocks if columns.streamed else ():
-            prefetch(weight[(*block, g, number + AHEAD, 0)])
+        for block in blocks if columns.ahead else ():
+            prefetch(weight[(*block, g, number + columns.ahead, 0)])
         values = [form.widen(T.bind(weight[(*block, g, number, at(0))])) for block in blocks]
         for i in range(len(values[0])):
             lanes = [T.bind(T.broadcast(row(number)[i], LANES)) for row in factors]

@@ -20,9 +20,6 @@ from .layout import LANES
 from .product import Columns, Input, scale_of
 from .vector import at, dtype, fma, prefetch, splat, tree_max
 
-AHEAD = 128
-"""Vectors to prefetch ahead in each block, some more for whole groups."""
-
 
 def width(size: int) -> int:
     """Codes between rows: whole lines of the cache, an odd number of them, so that rows go to different sets of it."""
@@ -109,7 +106,7 @@ def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) 
     lines = [x(row) for row in rows]
     groups = -(-columns.size // GROUP)
     words = GROUP // STEP if wdtype == "q8" else GROUP // STEP // 2
-    ahead = -(-AHEAD // words)
+    ahead = -(-columns.ahead // words)
     sums = [[vector_sum() for _ in blocks] for _ in rows]
     parts = [[local(LANES, "int32") for _ in blocks] for _ in rows]
     dots = DOTS[integers](lines, blocks, parts)
@@ -124,13 +121,13 @@ def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) 
             for step in range(FLUSH):
                 word = T.bind(outer * FLUSH + step)
                 for column, block in enumerate(blocks):
-                    if columns.streamed:
+                    if ahead:
                         prefetch(weight[(*block, g + ahead, word, 0)])
                     add = dots.add_q8 if wdtype == "q8" else dots.add_q4
                     add(column, partial(_lanes, weight, (*block, g, word)), g, word)
             dots.end(wdtype)
         for column, block in enumerate(blocks):
-            if columns.streamed:
+            if ahead:
                 prefetch(weight[(*block, g + ahead, words, 0)])
             scale = T.bind(scale_of(weight, block, g))
             for codes, line, part in zip(lines, sums, parts, strict=True):
