@@ -5,9 +5,9 @@
     mla_attend      softmax(scale * query . cache rows) applied to the latent part of the cache rows
     mla_lift        output = W_UV latent
 
-Every sum has one order, fixed by the static sizes: blocks of positions are whole pages, sections of the context are
-whole blocks, both counted from position 0, and no two tasks add to the same element. So a row's bits depend neither on
-other rows, nor on threads, nor on page numbers.
+Every sum has one order, fixed by the static sizes and the row's position: blocks of positions are whole pages, a
+context is cut into sections of whole blocks by its length alone (`sections`), and no two tasks add to the same element.
+So a row's bits depend neither on other rows, nor on threads, nor on page numbers.
 """
 
 from __future__ import annotations

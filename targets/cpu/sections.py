@@ -1,8 +1,9 @@
 """Attention whose contexts are cut into sections, so that one request has work for all cores.
 
-What is here is what a section leaves, how rows take turns with the memory for that, and how sections are joined (Dao
-et al., Flash-Decoding, 2023). Sections are whole pages, counted from position 0, and are joined in order of position.
-So a row's bits depend neither on other rows, nor on threads.
+What is here is where contexts are cut, what a section leaves, how rows take turns with the memory for that, and how
+sections are joined (Dao et al., Flash-Decoding, 2023). Sections are whole pages, shared out evenly, and are joined in
+order of position. Where they begin follows from the row's position alone. So its bits depend neither on other rows, nor
+on threads.
 """
 
 from __future__ import annotations

@@ -69,7 +69,7 @@ def level(request: pytest.FixtureRequest, tmp_path: Path) -> Level:
 
 
 def sections(positions: int, page: int) -> list[tuple[int, int]]:
-    """Where a context's sections begin and end: an even number of them, as long as each other, in whole pages."""
+    """Where a context's sections begin and end: an even number unless pages are too few, in whole pages."""
     pages = -(-positions // page)
     count = -(-pages // max(SECTION // page, 1))
     count = min(count + count % 2, pages)
