@@ -19,9 +19,9 @@ from tvm.script import tirx as T
 from deepzig.targets.emit import Buffer, Expr, either, loop, store
 
 from .cache import narrow
-from .emit import each_row, local, together, vector_of, workspace
+from .emit import local, together, vector_of, workspace
 from .layout import LANES
-from .product import Columns, Input, Output, rows_of
+from .product import Columns, Encoding, Input, Output, rows_of
 from .vector import at, prefetch, splat, words
 
 TILES, ROWS, BYTES = 8, 16, 64
@@ -76,8 +76,8 @@ def width(size: int) -> int:
     return (-(-size // STEP) | 1) * STEP
 
 
-def rounded(x: Input, rows: Expr, size: int) -> Input:
-    """Emit the rounding of all rows to bf16 into a workspace, zero beyond `size`, and read its bits from there.
+def rounded(x: Input, rows: Expr, size: int) -> Encoding:
+    """The rounding of rows to bf16 into a workspace, zero beyond `size`, from where its bits are read.
 
     There is memory for as many rows more as a tile may have beyond the last one. What they hold is never used.
     """
@@ -92,8 +92,7 @@ def rounded(x: Input, rows: Expr, size: int) -> Input:
         with loop(-(-size // STEP) * STEP, size) as i:
             store(bits, T.uint16(0), row, i)
 
-    each_row(rows, one)
-    return rows_of(bits)
+    return Encoding(rows_of(bits), one)
 
 
 def rows_by_tiles(columns: Columns, begin: Expr, end: Expr, x: Input, output: Output) -> None:

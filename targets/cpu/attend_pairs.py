@@ -25,7 +25,7 @@ from .layout import LANES, blocks, padded
 from .product import Columns, Elements
 from .sections import Found, Section, by_sections, pages_at_most
 from .softmax import MASKED
-from .vector import at, dtype, exp, prefetch, splat, transposed
+from .vector import LATER, at, dtype, exp, prefetch, splat, transposed
 
 WIDE = 2 * LANES
 """Columns of a cache row in a vector of words."""
@@ -83,7 +83,7 @@ def mla_attend_pairs(heads: int, kv_lora: int, rope: int, page: int, scale: floa
             weights = weigh(context, score(context, of_heads), found, task, held)
             with loop(context.count) as t:
                 for c in range(parts, -(-cw // WIDE)):
-                    prefetch(context.rows[context.coming[t], c * WIDE], soon=False)
+                    prefetch(context.rows[context.coming[t], c * WIDE], LATER)
             with loop(parts) as c, loop(held * LANES // MEANS) as some:
                 sums = means(context, weights, T.bind(T.min(c * WIDE, cw - WIDE)), some)
                 for i, halves in enumerate(sums):
@@ -193,7 +193,7 @@ def means(context: Context, weights: Buffer, column: Expr, some: Expr) -> list[l
     block, lane = T.bind(some * MEANS // LANES), T.bind(some * MEANS % LANES)
     sums = [[vector_sum() for _ in range(2)] for _ in range(MEANS)]
     with loop((context.count + 1) // 2) as pair:
-        prefetch(rows[context.coming[2 * pair + some % 2], column], soon=False)
+        prefetch(rows[context.coming[2 * pair + some % 2], column], LATER)
         values = together(rows, [T.bind(places[2 * pair + i]) for i in range(2)], column)
         for i, halves in enumerate(sums):
             weight = T.bind(T.broadcast(weights[block, pair, lane + i], LANES))

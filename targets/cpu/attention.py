@@ -98,7 +98,7 @@ def mla_absorb(
         Y = f.tensor("absorbed", "f32", n, heads, cw)
 
         method = method_of(wdtype, vectors)
-        x = method.encode(lambda i: lambda j: Q[i % n, i // n * depth + j], heads * n, nope)
+        x = method.encoded(lambda i: lambda j: Q[i % n, i // n * depth + j], heads * n, nope)
 
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
             def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
@@ -216,7 +216,7 @@ def mla_lift(heads: int, kv_lora: int, v: int, wdtype: str, *, vectors: Vectors)
         Y = f.tensor("out", "f32", n, heads * v)
 
         method = method_of(wdtype, vectors)
-        x = method.encode(lambda i: lambda j: X[i % n, i // n, j], heads * n, kv_lora)
+        x = method.encoded(lambda i: lambda j: X[i % n, i // n, j], heads * n, kv_lora)
 
         def factors(head: Expr) -> tuple[Groups, Input, GroupOutput]:
             def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:

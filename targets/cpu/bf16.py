@@ -15,10 +15,10 @@ from tvm.script.ir_builder import tirx as builder
 from deepzig.targets.emit import Buffer, Expr, extent, loop, store
 
 from .cache import half_bits
-from .emit import each_row, vector_of, vector_sum, workspace
+from .emit import vector_of, vector_sum, workspace
 from .layout import LANES
-from .product import Columns, Elements, Input, Start
-from .vector import at, dtype, prefetch, words
+from .product import Columns, Elements, Encoding, Input, Start
+from .vector import at, dtype, words
 
 FUNCTION = "deepzig_dpbf16"
 CODE = f"""
@@ -61,7 +61,7 @@ def pairs_tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | 
         vectors = []
         for block in blocks:
             if columns.ahead:
-                prefetch(weight[(*block, pair + columns.ahead, 0)])
+                columns.fetch(columns.coming(block, pair))
             vectors.append(T.bind(weight[(*block, pair, at(0))]))
         for line, totals in zip(lines, sums, strict=True):
             word = T.bind(T.broadcast(line(pair), LANES))
@@ -83,8 +83,8 @@ def pair_of(even: Expr, odd: Expr, lanes: int = LANES) -> Expr:
     return T.bitwise_or(low, T.shift_left(high, words(16, lanes)))
 
 
-def rounded(x: Input, rows: Expr, size: int, apart: int = 1) -> Input:
-    """Emit the rounding of all rows to bf16 into a workspace, and read pairs from there.
+def rounded(x: Input, rows: Expr, size: int, apart: int = 1) -> Encoding:
+    """The rounding of rows to bf16 into a workspace, from where pairs are read.
 
     Args:
         x: row -> index or vector of indices -> elements.
@@ -108,5 +108,4 @@ def rounded(x: Input, rows: Expr, size: int, apart: int = 1) -> Input:
             first = pair // apart * (2 * apart) + pair % apart
             store(pairs, pair_of(element(first), element(first + apart), 1), row, pair)
 
-    each_row(rows, one)
-    return lambda row: lambda pair: pairs[row, pair]
+    return Encoding(lambda row: lambda pair: pairs[row, pair], one)

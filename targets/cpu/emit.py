@@ -16,6 +16,8 @@ from .vector import at, splat
 
 SHARED_ROWS = 4
 """From how many rows on the threads share what is quickly done for a row: for fewer, waking them costs more."""
+EVENLY = 2
+"""Parts that threads share are a multiple of so many, where there is enough for as many."""
 
 
 def parallel(size: int | Expr) -> Any:
@@ -44,17 +46,23 @@ def each_vector(size: int, body: Callable[[Expr, int], None]) -> None:
 def together() -> Iterator[None]:
     """What is emitted in this context is run by all threads at once, each with its own part of every `shared` loop.
 
-    No thread waits for another before the end of the context.
+    No thread waits for another before the end of the context, or of a `phase` in it.
     """
     with builder.attr(T.int32(0), "pragma_parallel_launch_point", T.int32(1)):
         yield
 
 
+def phase() -> Any:
+    """A context in `together`: what follows it needs what all threads do in it, so each waits there for the others."""
+    return builder.attr(T.int32(0), "pragma_parallel_barrier_when_finish", T.int32(1))
+
+
 @contextmanager
-def shared(size: int) -> Iterator[Expr]:
+def shared(size: int | Expr) -> Iterator[Expr]:
     """A loop in `together`. Which thread does what depends on the size only: loops of the same size agree in it."""
     # a loop of one iteration would be dissolved, and done by every thread
-    with parallel(max(size, 2)) as i, when(i < size) if size < 2 else nullcontext():
+    single = isinstance(size, int) and size < 2
+    with parallel(2 if single else size) as i, when(i < size) if single else nullcontext():
         yield i
 
 

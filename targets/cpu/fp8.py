@@ -21,7 +21,7 @@ from .bf16 import dot
 from .emit import each_vector, local, vector_sum
 from .layout import LANES
 from .product import Columns, Input, scale_of
-from .vector import at, dtype, fma, prefetch, splat, words
+from .vector import at, dtype, fma, splat, words
 
 STEP = 4
 """Codes in a word of 32 bits."""
@@ -76,7 +76,7 @@ def fp8_tile(columns: Columns, lines: Sequence[Expr], x: Input, form: Form) -> l
     def word(g: Expr, number: Expr, factors: Sequence[Callable[[Expr], list[Expr]]], chains: Sequence[Buffer]) -> None:
         """Four elements of each column, added to the chain of its cell."""
         for block in blocks if columns.ahead else ():
-            prefetch(weight[(*block, g, number + columns.ahead, 0)])
+            columns.fetch(columns.coming(block, g * int(weight.shape[-2]) + number))
         values = [form.widen(T.bind(weight[(*block, g, number, at(0))])) for block in blocks]
         for i in range(len(values[0])):
             lanes = [T.bind(T.broadcast(row(number)[i], LANES)) for row in factors]

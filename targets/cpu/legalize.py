@@ -9,7 +9,8 @@ from tvm import ir, tirx
 from tvm.script import tirx as T
 
 PURE = "tirx.call_llvm_pure_intrin"
-LAUNCH = "pragma_parallel_launch_point"
+THREADS = ("pragma_parallel_launch_point", "pragma_parallel_barrier_when_finish")
+"""What statements are marked with that concern threads."""
 
 
 def separate_multiply_adds() -> Any:
@@ -37,7 +38,7 @@ def on_one_thread() -> Any:
         return tirx.For(loop.loop_var, loop.min, loop.extent, tirx.ForKind.SERIAL, loop.body)
 
     def body(statement: Any) -> Any:
-        return statement.body if statement.attr_key == LAUNCH else statement
+        return statement.body if statement.attr_key in THREADS else statement
 
     return _each_function("on_one_thread", (tirx.For, serial), (tirx.AttrStmt, body))
 

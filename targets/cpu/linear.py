@@ -65,7 +65,7 @@ def proj(
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
         method = method_of(wdtype, vectors)
-        x = method.encode(x, rows, k)
+        x = method.encoded(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             def write(column: Expr, value: Expr, lanes: int) -> None:
@@ -106,7 +106,7 @@ def gated_proj(k: int, i: int, wdtype: str, *, norm_eps: float | None, vectors: 
         if norm_eps is not None:
             x = normed(x, rows, k, NORM, norm_eps)
         method = method_of(wdtype, vectors)
-        x = method.encode(x, rows, k)
+        x = method.encoded(x, rows, k)
 
         def output(row: Expr, block: Expr, sums: Sequence[Buffer]) -> None:
             by_columns(gated(*sums), block, i, lambda column, value, _: store(Y, value, row, column))

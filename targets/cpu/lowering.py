@@ -123,29 +123,14 @@ def _router(e: Emitter, node: Node, cpu: Cpu) -> Any:
 
 def _moe(e: Emitter, node: Node, cpu: Cpu) -> Operand:
     x, ids, weights, gate, up, down = (_value(node, i) for i in range(6))
-    residual = _optional(node, 6)
+    residual, shared = _optional(node, 6), _int(node, "shared")
     experts, width, hidden = (int(d) for d in gate.shape)
-    shared, top_k = _int(node, "shared"), _dim(ids, 1)
-    slots = top_k + shared
-    rows = x.shape[0]
-    offsets, order, slot_weights = e.call(
-        moe.moe_sort(experts - shared, top_k, shared),
-        [e.value(ids), e.value(weights)],
-        TensorType("i32", (experts + 1,)),
-        TensorType("i32", (rows, slots)),
-        TensorType("f32", (rows, slots)),
-    )
-    dtype = gate.type.dtype
-    hidden_rows = e.call(
-        moe.moe_gate_up(hidden, width, experts, slots, dtype, vectors=cpu.vectors),
-        [e.value(x), offsets, order, e.weight(_gate_up(gate), gate, up)],
-        TensorType("f32", (rows, slots, width)),
-    )
-    kernel = moe.moe_down(
-        width, hidden, experts, slots, down.type.dtype, residual=residual is not None, vectors=cpu.vectors
+    kernel = moe.moe(
+        hidden, width, experts - shared, _dim(ids, 1), shared, gate.type.dtype, down.type.dtype,
+        residual=residual is not None, vectors=cpu.vectors,
     )  # fmt: skip
-    args = [hidden_rows, offsets, order, slot_weights, e.weight(_columns(down), down), *_vectors(e, residual)]
-    return e.call(kernel, args, node.output.type)
+    args = [*map(e.value, (x, ids, weights)), e.weight(_gate_up(gate), gate, up), e.weight(_columns(down), down)]
+    return e.call(kernel, [*args, *_vectors(e, residual)], node.output.type)
 
 
 def _latent_write(e: Emitter, node: Node, cpu: Cpu) -> Operand:

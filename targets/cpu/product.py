@@ -6,6 +6,7 @@ into. So its bits depend neither on the number of rows nor on the thread that co
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -16,9 +17,9 @@ from tvm.script import tirx as T
 
 from deepzig.targets.emit import Buffer, Expr, either, loop, store, when
 
-from .emit import parallel, shared, together, vector_of, vector_sum
+from .emit import each_row, parallel, shared, together, vector_of, vector_sum, view
 from .layout import LANES
-from .vector import at, dtype, fma, prefetch, splat, widen
+from .vector import ONCE, SOON, at, dtype, fma, prefetch, splat, widen
 
 AHEAD = 128
 """Vectors to prefetch ahead, in all blocks of a tile together: 8 KiB. At 75 GB/s a thread that has one block waits with
@@ -35,6 +36,10 @@ class Columns:
         size: elements along the inner dimension; known only at run time for f32 or pairs of bf16.
         wdtype: element type of the weight before it was packed.
         streamed: whether it comes from memory and is prefetched; False for what is in the cache already.
+        once: whether it is for a single row, so that it need not stay in a cache. What the program needs between two
+            steps does then.
+        jump: (end, further): a thread goes on elsewhere: what would lie at element `end` of the weight, or behind it,
+            lies so many elements further. None: it reads on.
     """
 
     weight: Buffer
@@ -42,6 +47,21 @@ class Columns:
     size: int | Expr
     wdtype: str
     streamed: bool = True
+    once: bool = False
+    jump: tuple[Expr, Expr] | None = None
+
+    def coming(self, block: tuple[Expr, ...], vector: Expr) -> Expr:
+        """Emit where what lies `ahead` of a vector of a block is: the number of its first element."""
+        place = T.bind(first_element(self.weight, block) + (vector + self.ahead) * LANES)
+        if self.jump is None:
+            return place
+        end, further = self.jump
+        return T.bind(place + T.Select(place < end, T.int64(0), further))
+
+    def fetch(self, place: Expr, vector: int | Expr = 0) -> None:
+        """Emit the prefetching of a vector after such a place."""
+        flat = view(self.weight, math.prod(map(int, self.weight.shape)))
+        prefetch(flat[place + vector * LANES], ONCE if self.once else SOON)
 
     @property
     def ahead(self) -> int:
@@ -73,6 +93,19 @@ a local vector."""
 
 
 @dataclass(frozen=True)
+class Encoding:
+    """What becomes of the rows of a left matrix before they are multiplied.
+
+    Attributes:
+        read: reads from where they have been written.
+        write: emits what is to be done for a row first; None: nothing.
+    """
+
+    read: Input
+    write: Callable[[Expr], None] | None = None
+
+
+@dataclass(frozen=True)
 class Method:
     """How products with the weights of one element type are computed.
 
@@ -80,7 +113,7 @@ class Method:
         tile: rows and blocks of columns that are multiplied together.
         rows: emits products of rows that an expert or a thread has.
         alone: multiplies a single row, for `stream`; None: `rows` does.
-        encode: (x, rows, size) -> emits what becomes of all rows first, and reads from there.
+        encode: (x, rows, size) -> what becomes of rows first.
         abreast: blocks of columns that are multiplied together for a single row.
         panel: blocks of columns that a thread takes together where a tile doesn't hold all rows; 0: those of a tile.
         consecutive: whether rows must lie in memory as they are multiplied.
@@ -90,7 +123,7 @@ class Method:
     tile: tuple[int, int]
     rows: Rows
     alone: Multiply | None
-    encode: Callable[[Input, Expr, int], Input] = lambda x, rows, size: x
+    encode: Callable[[Input, Expr, int], Encoding] = lambda x, rows, size: Encoding(x)
     abreast: int = 1
     panel: int = 0
     consecutive: bool = False
@@ -100,6 +133,13 @@ class Method:
     def by_tiles(cls, tile: tuple[int, int], multiply: Multiply, **rest: Any) -> Method:
         """The method that multiplies tiles of rows, or one row, in registers."""
         return cls(tile, partial(rows_by_tiles, shape=tile, multiply=multiply), multiply, **rest)
+
+    def encoded(self, x: Input, rows: Expr, size: int) -> Input:
+        """Emit the encoding of all rows, and read from there."""
+        encoding = self.encode(x, rows, size)
+        if encoding.write:
+            each_row(rows, encoding.write)
+        return encoding.read
 
     @contextmanager
     def tasks(self, size: int) -> Iterator[Expr]:
@@ -114,6 +154,14 @@ class Method:
 
 TASKS = 32
 """How many tasks should be there at least: they don't divide evenly among threads."""
+
+
+def first_element(weight: Buffer, block: tuple[Expr, ...]) -> Expr:
+    """The number of the first element of a block in a packed weight."""
+    place: Expr = T.int64(0)
+    for index, size in zip(block, weight.shape, strict=False):
+        place = place * size + index
+    return place * math.prod(map(int, weight.shape[len(block) :]))
 
 
 def rows_of(matrix: Buffer, begin: int = 0) -> Input:
@@ -141,7 +189,7 @@ def tile(columns: Columns, rows: Sequence[Expr], x: Input, start: Start | None =
 
     def load(block: tuple[Expr, ...], index: Expr) -> Expr:
         if columns.ahead:
-            prefetch(columns.weight[(*block, index + columns.ahead, 0)])
+            columns.fetch(columns.coming(block, index))
         return T.bind(columns.weight[(*block, index, at(0))])
 
     if columns.wdtype == "f32":
@@ -175,7 +223,7 @@ def stream(columns: Columns, row: Expr, x: Input, method: Method) -> list[Buffer
     """
     assert method.alone is not None
     blocks, held = columns.blocks, method.abreast
-    parts = [replace(columns, blocks=blocks[i : i + held]) for i in range(0, len(blocks), held)]
+    parts = [replace(columns, blocks=blocks[i : i + held], once=True) for i in range(0, len(blocks), held)]
     return [total for part in parts for total in method.alone(part, [row], x)[0]]
 
 

@@ -6,7 +6,7 @@ the groups are added in order, so the bits of a result depend neither on the ins
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 
 from tvm.script import tirx as T
@@ -14,11 +14,14 @@ from tvm.script import tirx as T
 from deepzig.ir.quantize import GROUP
 from deepzig.targets.emit import Buffer, Expr, loop, store
 
-from .emit import each_row, local, vector_sum, workspace
+from .emit import local, vector_sum, workspace
 from .integers import DOTS, FLUSH, NIBBLES, STEP, Codes, nibble, signed_byte
 from .layout import LANES
-from .product import Columns, Input, scale_of
-from .vector import at, dtype, fma, prefetch, splat, tree_max
+from .product import Columns, Encoding, Input, scale_of
+from .vector import at, dtype, fma, splat, tree_max
+
+TURNS = 2
+"""Sums of integers that a row alone has."""
 
 
 def width(size: int) -> int:
@@ -26,10 +29,8 @@ def width(size: int) -> int:
     return (-(-size // GROUP) | 1) * GROUP
 
 
-def coded(
-    x: Callable[[Expr], Callable[[Expr], Expr]], rows: Expr, size: int, spare: int = 0
-) -> Callable[[Expr], Codes]:
-    """Emit the rounding of all rows into workspaces, and read from there.
+def coded(x: Input, rows: Expr, size: int, spare: int = 0) -> Encoding:
+    """The rounding of rows to 8 bits into workspaces, from where `Codes` are read.
 
     Args:
         x: row -> index -> element, or index vector -> elements.
@@ -65,8 +66,6 @@ def coded(
         if size % GROUP:
             group(T.int64(size // GROUP), size % GROUP)
 
-    each_row(rows, one)
-
     def row_codes(row: Expr) -> Codes:
         return Codes(
             lambda i: codes[row, i],
@@ -75,7 +74,7 @@ def coded(
             lambda g: totals[row, g],
         )
 
-    return row_codes
+    return Encoding(row_codes, one)
 
 
 def round_group(values: Sequence[Buffer]) -> tuple[list[Expr], Expr]:
@@ -106,32 +105,39 @@ def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) 
     lines = [x(row) for row in rows]
     groups = -(-columns.size // GROUP)
     words = GROUP // STEP if wdtype == "q8" else GROUP // STEP // 2
-    ahead = -(-columns.ahead // words)
+    alone = len(rows) * len(blocks) == 1
     sums = [[vector_sum() for _ in blocks] for _ in rows]
-    parts = [[local(LANES, "int32") for _ in blocks] for _ in rows]
-    dots = DOTS[integers](lines, blocks, parts)
+    # sums of integers are exact: words may take turns with several, so that one need not wait for another
+    turns = [[[local(LANES, "int32") for _ in blocks] for _ in rows] for _ in range(TURNS if alone else 1)]
+    dots = [DOTS[integers](lines, blocks, parts) for parts in turns]
     with loop(groups) as g:
-        for codes, line in zip(lines, parts, strict=True):
-            added = dots.offset[wdtype]
-            first = T.broadcast(codes.total(g) * -added if added else T.int32(0), LANES)
-            for part in line:
-                store(part, first, at(0))
+        for number, parts in enumerate(turns):
+            added = 0 if number else dots[0].offset[wdtype]
+            for codes, line in zip(lines, parts, strict=True):
+                first = T.broadcast(codes.total(g) * -added if added else T.int32(0), LANES)
+                for part in line:
+                    store(part, first, at(0))
+        coming = [columns.coming(block, g * (words + 1)) for block in blocks if columns.ahead]
         with loop(words // FLUSH) as outer:
-            dots.begin()
+            for dot in dots:
+                dot.begin()
             for step in range(FLUSH):
                 word = T.bind(outer * FLUSH + step)
                 for column, block in enumerate(blocks):
-                    if ahead:
-                        prefetch(weight[(*block, g + ahead, word, 0)])
-                    add = dots.add_q8 if wdtype == "q8" else dots.add_q4
+                    if coming:
+                        columns.fetch(coming[column], word)
+                    dot = dots[step % len(dots)]
+                    add = dot.add_q8 if wdtype == "q8" else dot.add_q4
                     add(column, partial(_lanes, weight, (*block, g, word)), g, word)
-            dots.end(wdtype)
+            for dot in dots:
+                dot.end(wdtype)
         for column, block in enumerate(blocks):
-            if ahead:
-                prefetch(weight[(*block, g + ahead, words, 0)])
+            if coming:
+                columns.fetch(coming[column], words)
             scale = T.bind(scale_of(weight, block, g))
-            for codes, line, part in zip(lines, sums, parts, strict=True):
-                value = T.Cast(dtype("float32"), part[column][at(0)])
+            for codes, line, *parts in zip(lines, sums, *turns, strict=True):
+                exact = sum((part[column][at(0)] for part in parts[1:]), parts[0][column][at(0)])
+                value = T.Cast(dtype("float32"), exact)
                 total = line[column]
                 store(total, fma(value, scale * splat(codes.scale(g)), total[at(0)]), at(0))
     return sums

@@ -15,7 +15,7 @@ from tvm.script import tirx as T
 
 from deepzig.targets.emit import Buffer, Expr, loop, repeat, store
 
-from .emit import parallel, variable, vector_sum, workspace
+from .emit import EVENLY, parallel, variable, vector_sum, workspace
 from .layout import LANES
 from .product import accumulate, each_part
 from .softmax import MASKED
@@ -23,8 +23,6 @@ from .vector import at, exp, fma, splat
 
 SECTION = 256
 """Most positions of a section, unless a page has more."""
-EVENLY = 2
-"""A row has a multiple of so many sections, if it has as many pages: threads share them evenly."""
 JOINED = 4
 """Vectors of columns that are joined together: lines of the cache that lie side by side."""
 SECTIONS = 64

@@ -146,7 +146,11 @@ def widen_high(high: Expr, wdtype: str, lanes: int = LANES) -> Expr:
     return T.reinterpret(dtype("float32", lanes), bits) * splat(2.0**112, lanes)
 
 
-def prefetch(element: Expr, soon: bool = True) -> None:
-    """Ask for the cache line of a buffer element, to be read soon, or else into the second cache."""
-    read, keep, data = T.int32(0), T.int32(3 if soon else 2), T.int32(1)
-    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, keep, data))
+ONCE, LATER, SOON = 0, 2, 3
+"""How long a line is kept: while it is read and in no other cache than the first, from the second cache on, in all."""
+
+
+def prefetch(element: Expr, keep: int = SOON) -> None:
+    """Ask for the cache line of a buffer element; `keep` is `ONCE`, `LATER` or `SOON`."""
+    read, data = T.int32(0), T.int32(1)
+    T.evaluate(T.call_llvm_intrin("void", "llvm.prefetch", T.address_of(element), read, T.int32(keep), data))

@@ -1,6 +1,6 @@
 /* Calls one kernel for Arm's Linux: a program that reads the arrays from its input and writes them to its output, with
  * what little kernels ask for of TVM's runtime library and of C's, since building a C library takes minutes. Threads are
- * played one after the other, as two tasks.
+ * played one after the other, as so many TASKS.
  *
  * An array is told as: type code, bits, dimensions, sizes (all int64), then its bytes; only these are written.
  */
@@ -69,11 +69,13 @@ static int parallel_launch(Task *task, void *closure, int wanted) {
     struct {
         void *handle;
         int32_t tasks;
-    } environment = {0, wanted ? wanted : 2};
+    } environment = {0, wanted ? wanted : TASKS};
     for (int i = 0; i < environment.tasks; i++)
         if (task(i, &environment, closure)) return -1;
     return 0;
 }
+
+static int parallel_barrier(int number, void *environment) { return 0; } /* where there is one task */
 
 void *memset(void *to, int value, size_t size) {
     for (volatile char *at = to; size--;) *at++ = value;
@@ -87,7 +89,8 @@ void *memcpy(void *to, const void *from, size_t size) {
 }
 
 /* A kernel that uses none of them has no such pointers: then these are. */
-__attribute__((weak)) void *__TVMBackendParallelLaunch, *__TVMBackendAllocWorkspace, *__TVMBackendFreeWorkspace;
+__attribute__((weak)) void *__TVMBackendParallelLaunch, *__TVMBackendParallelBarrier;
+__attribute__((weak)) void *__TVMBackendAllocWorkspace, *__TVMBackendFreeWorkspace;
 
 void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int count) {
     for (int i = 0; i < count; i++) {
@@ -100,6 +103,7 @@ void TVMFFIErrorSetRaisedFromCStrParts(const char *kind, const char **parts, int
 
 void _start(void) {
     __TVMBackendParallelLaunch = parallel_launch;
+    __TVMBackendParallelBarrier = parallel_barrier;
     __TVMBackendAllocWorkspace = allocate;
     __TVMBackendFreeWorkspace = release;
     Tensor tensors[MOST];

@@ -15,7 +15,7 @@ from deepzig.targets.cpu.attention import mla_absorb, mla_lift
 from deepzig.targets.cpu.features import CpuTarget
 from deepzig.targets.cpu.layout import pack_columns, pack_gate_up
 from deepzig.targets.cpu.linear import gated_proj, proj
-from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
+from deepzig.targets.cpu.moe import moe
 
 from .conftest import Array, compile_for, loops
 from .latents import SIZES, Sizes, error, rotate
@@ -94,28 +94,20 @@ def test_norm_and_gate(level: Level) -> None:
 
 
 class Moe:
-    """The kernels of a mixture, and its weights."""
+    """The kernel of a mixture, and its weights."""
 
-    def __init__(self, level: Level, build: Any) -> None:
+    def __init__(self, level: Level) -> None:
         self.hidden, self.width, self.experts, self.top_k, self.shared = 101, 70, 6, 2, 1
-        every, self.slots = self.experts + self.shared, self.top_k + self.shared
+        every = self.experts + self.shared
         rng = np.random.default_rng(8)
         self.gate, self.up = (halves(rng, every, self.width, self.hidden) for _ in range(2))
         self.down = halves(rng, every, self.hidden, self.width)
-        sizes = every, self.slots, "bf16"
-        self.sort = build(moe_sort(self.experts, self.top_k, self.shared))
-        self.gate_up = level(moe_gate_up(self.hidden, self.width, *sizes, vectors=level.vectors))
-        self.last = level(moe_down(self.width, self.hidden, *sizes, residual=True, vectors=level.vectors))
+        sizes = self.hidden, self.width, self.experts, self.top_k, self.shared
+        self.run = level(moe(*sizes, "bf16", "bf16", residual=True, vectors=level.vectors))
 
     def __call__(self, x: Array, ids: Array, weights: Array, residual: Array) -> Array:
-        rows = len(x)
-        offsets = np.zeros(self.experts + self.shared + 1, np.int32)
-        order, slot_weights = (np.zeros((rows, self.slots), kind) for kind in (np.int32, np.float32))
-        self.sort(ids, weights, offsets, order, slot_weights)
-        a = np.full((rows, self.slots, self.width), np.nan, np.float32)
-        self.gate_up(x, offsets, order, pack_gate_up(self.gate, self.up), a)
-        y = np.full((rows, self.hidden), np.nan, np.float32)
-        self.last(a, offsets, order, slot_weights, pack_columns(self.down), residual, y)
+        y = np.full((len(x), self.hidden), np.nan, np.float32)
+        self.run(x, ids, weights, pack_gate_up(self.gate, self.up), pack_columns(self.down), residual, y)
         return y
 
     def meaning(self, x: Array, ids: Array, weights: Array, residual: Array) -> Any:
@@ -129,9 +121,9 @@ class Moe:
         return y
 
 
-def test_moe(level: Level, build: Any, threads: Callable[[int], None]) -> None:
+def test_moe(level: Level, threads: Callable[[int], None]) -> None:
     """Against its meaning, and the same bits for a row alone and among others, with one thread and two."""
-    layer, rng, rows = Moe(level, build), np.random.default_rng(9), 41
+    layer, rng, rows = Moe(level), np.random.default_rng(9), 41
     ids = np.stack([rng.permutation(layer.experts)[: layer.top_k] for _ in range(rows)]).astype(np.int32)
     weights = rng.uniform(0.1, 1, (rows, layer.top_k)).astype(np.float32)
     x, residual = normal(rng, rows, layer.hidden), normal(rng, rows, layer.hidden)

@@ -137,7 +137,10 @@ def disassembled(library: Path) -> str:
 MACOS = {"memset", "memset_pattern16", "bzero", "__sincosf_stret", "sinf", "cosf"}
 """What code may ask of the system's library."""
 
-BACKEND = {"__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace", "__TVMBackendParallelLaunch"}
+BACKEND = {
+    "__TVMBackendAllocWorkspace", "__TVMBackendFreeWorkspace", "__TVMBackendParallelLaunch",
+    "__TVMBackendParallelBarrier",
+}  # fmt: skip
 """Pointers in the code, which TVM's runtime library sets; weak, so that the system may merge them."""
 
 

@@ -15,7 +15,7 @@ from deepzig.ir.fp8 import E4M3, FP8, RECORD, SIDE, quantize_fp8, round_fp8, val
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
 from deepzig.targets.cpu.linear import gated_proj, proj
-from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
+from deepzig.targets.cpu.moe import moe
 
 from .conftest import Run
 from .latents import error
@@ -144,26 +144,20 @@ def test_gated_proj(way: Way, threads: Any) -> None:
     assert error(y, want) <= way.far and all(np.array_equal(r, results[0]) for r in results)
 
 
-def test_moe(way: Way, build: Any, threads: Any) -> None:
+def test_moe(way: Way, threads: Any) -> None:
     """Against its meaning, and the same bits for a row alone and among others, with one thread and two."""
     hidden, width, experts, top_k, rows = 133, 70, 6, 2, 17
     rng = np.random.default_rng(9)
     gate, up = normal(rng, experts + 1, width, hidden) / 10, normal(rng, experts + 1, width, hidden) / 10
     down = normal(rng, experts + 1, hidden, width) / 8
-    gate_up = pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8)
-    packed_down = pack_quantized(quantize_fp8(down), FP8)
-    sort = build(moe_sort(experts, top_k, 1))
-    first = way.run(moe_gate_up(hidden, width, experts + 1, top_k + 1, FP8, vectors=way.vectors))
-    second = way.run(moe_down(width, hidden, experts + 1, top_k + 1, FP8, residual=True, vectors=way.vectors))
+    packed = (
+        pack_quantized_gate_up(quantize_fp8(gate), quantize_fp8(up), FP8), pack_quantized(quantize_fp8(down), FP8)
+    )  # fmt: skip
+    run = way.run(moe(hidden, width, experts, top_k, 1, FP8, FP8, residual=True, vectors=way.vectors))
 
     def layer(x: Any, ids: Any, weights: Any, residual: Any) -> Any:
-        n, slots = len(x), top_k + 1
-        offsets, slot_rows = np.zeros(experts + 2, np.int32), np.zeros((n, slots), np.int32)
-        slot_weights, y = np.zeros((n, slots), np.float32), np.full((n, hidden), np.nan, np.float32)
-        a = np.full((n, slots, width), np.nan, np.float32)
-        sort(ids, weights, offsets, slot_rows, slot_weights)
-        first(x, offsets, slot_rows, gate_up, a)
-        second(a, offsets, slot_rows, slot_weights, packed_down, residual, y)
+        y = np.full((len(x), hidden), np.nan, np.float32)
+        run(x, ids, weights, *packed, residual, y)
         return y
 
     ids = np.stack([rng.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)

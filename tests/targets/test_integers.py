@@ -11,9 +11,9 @@ import pytest
 
 from deepzig.artifacts.machines import MACHINES
 from deepzig.targets.cpu.features import CpuTarget, Vectors
-from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
+from deepzig.targets.cpu.layout import pack_columns, pack_gate_up, pack_quantized, pack_quantized_gate_up
 from deepzig.targets.cpu.linear import proj
-from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
+from deepzig.targets.cpu.moe import moe
 
 from .arm import on_arm
 from .conftest import Array, Run, compile_for
@@ -76,24 +76,23 @@ def test_extreme_codes(target: str, dtype: str, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("target", TARGETS)
-@pytest.mark.parametrize(("dtype", "down_dtype"), [("q8", "q4"), ("q4", "q8")])
+@pytest.mark.parametrize(("dtype", "down_dtype"), [("q8", "q4"), ("q4", "q8"), ("q4", "f32"), ("f32", "q8")])
 def test_moe_has_the_same_bits(target: str, dtype: str, down_dtype: str, build: Any, tmp_path: Path) -> None:
     hidden, width, experts, top_k, rows = 101, 70, 5, 2, 17
     rng = np.random.default_rng(8)
     gate, up = normal(rng, experts, width, hidden) / 10, normal(rng, experts, width, hidden) / 10
-    down = pack_quantized(normal(rng, experts, hidden, width) / 8, down_dtype)
+    down = normal(rng, experts, hidden, width) / 8
+    packed = (
+        pack_quantized_gate_up(gate, up, dtype) if dtype in DTYPES else pack_gate_up(gate, up),
+        pack_quantized(down, down_dtype) if down_dtype in DTYPES else pack_columns(down),
+    )
     x, weights = normal(rng, rows, hidden), rng.uniform(0.1, 1, (rows, top_k)).astype(np.float32)
     ids = np.stack([rng.permutation(experts)[:top_k] for _ in range(rows)]).astype(np.int32)
-    offsets, order = np.zeros(experts + 1, np.int32), np.zeros((rows, top_k), np.int32)
-    slot_weights = np.zeros((rows, top_k), np.float32)
-    build(moe_sort(experts, top_k, 0))(ids, weights, offsets, order, slot_weights)
 
     def layer(run: Any, vectors: Vectors) -> Array:
-        a, y = np.full((rows, top_k, width), np.nan, np.float32), np.full((rows, hidden), np.nan, np.float32)
-        gate_up = run(moe_gate_up(hidden, width, experts, top_k, dtype, vectors=vectors))
-        gate_up(x, offsets, order, pack_quantized_gate_up(gate, up, dtype), a)
-        last = run(moe_down(width, hidden, experts, top_k, down_dtype, residual=False, vectors=vectors))
-        last(a, offsets, order, slot_weights, down, y)
+        y = np.full((rows, hidden), np.nan, np.float32)
+        kernel = moe(hidden, width, experts, top_k, 0, dtype, down_dtype, residual=False, vectors=vectors)
+        run(kernel)(x, ids, weights, *packed, y)
         return y
 
     vectors = TARGETS[target].vectors

@@ -12,7 +12,7 @@ from deepzig.ir.quantize import GROUP, QuantizedMatrix, quantize, quantize_rows
 from deepzig.targets.cpu.features import Vectors
 from deepzig.targets.cpu.layout import pack_quantized, pack_quantized_gate_up
 from deepzig.targets.cpu.linear import gated_proj, proj
-from deepzig.targets.cpu.moe import moe_down, moe_gate_up, moe_sort
+from deepzig.targets.cpu.moe import moe
 
 AVX2, PORTABLE, NEON = Vectors(16, 8, "avx2"), Vectors(16, 8), Vectors(32, 4)
 TOLERANCE = 2e-6
@@ -114,28 +114,22 @@ def test_gated_proj(build: Any, dtype: str) -> None:
 
 
 class Moe:
-    """The kernels of one mixture, and its weights."""
+    """The kernel of one mixture, and its weights."""
 
     def __init__(self, build: Any, dtype: str, down_dtype: str, vectors: Vectors) -> None:
         self.hidden, self.width, self.experts, self.top_k, self.shared = 101, 70, 6, 2, 1
-        every, slots = self.experts + self.shared, self.top_k + self.shared
+        every = self.experts + self.shared
         rng = np.random.default_rng(8)
         gate, up = normal(rng, every, self.width, self.hidden) / 10, normal(rng, every, self.width, self.hidden) / 10
         down = normal(rng, every, self.hidden, self.width) / 8
         self.weights = (*(QuantizedMatrix.of(w, dtype) for w in (gate, up)), QuantizedMatrix.of(down, down_dtype))
         self.packed = pack_quantized_gate_up(gate, up, dtype), pack_quantized(down, down_dtype)
-        self.sort = build(moe_sort(self.experts, self.top_k, self.shared))
-        self.gate_up = build(moe_gate_up(self.hidden, self.width, every, slots, dtype, vectors=vectors))
-        self.down = build(moe_down(self.width, self.hidden, every, slots, down_dtype, residual=True, vectors=vectors))
+        sizes = self.hidden, self.width, self.experts, self.top_k, self.shared
+        self.run = build(moe(*sizes, dtype, down_dtype, residual=True, vectors=vectors))
 
     def __call__(self, x: Any, ids: Any, weights: Any, residual: Any) -> Any:
-        rows, slots = len(x), self.top_k + self.shared
-        offsets = np.zeros(self.experts + self.shared + 1, np.int32)
-        slot_rows, slot_weights = np.zeros((rows, slots), np.int32), np.zeros((rows, slots), np.float32)
-        self.sort(ids, weights, offsets, slot_rows, slot_weights)
-        a, y = np.full((rows, slots, self.width), np.nan, np.float32), np.full((rows, self.hidden), np.nan, np.float32)
-        self.gate_up(x, offsets, slot_rows, self.packed[0], a)
-        self.down(a, offsets, slot_rows, slot_weights, self.packed[1], residual, y)
+        y = np.full((len(x), self.hidden), np.nan, np.float32)
+        self.run(x, ids, weights, *self.packed, residual, y)
         return y
 
 

@@ -11,7 +11,7 @@ from deepzig.artifacts.machines import MACHINES
 from deepzig.targets.cpu.attention import mla_absorb, mla_attend, mla_lift
 from deepzig.targets.cpu.features import CpuTarget, Vectors
 from deepzig.targets.cpu.linear import proj
-from deepzig.targets.cpu.moe import moe_down, moe_gate_up
+from deepzig.targets.cpu.moe import moe
 
 from .conftest import compile_for, loops
 
@@ -20,12 +20,8 @@ def _proj(wdtype: str, vectors: Vectors) -> Any:
     return proj(1024, 512, wdtype, x_width=1024, begin=0, norm_eps=None, bias=False, residual=False, vectors=vectors)
 
 
-def _gate_up(wdtype: str, vectors: Vectors) -> Any:
-    return moe_gate_up(1024, 512, 9, 3, wdtype, vectors=vectors)
-
-
-def _down(wdtype: str, vectors: Vectors) -> Any:
-    return moe_down(512, 1024, 9, 3, wdtype, residual=True, vectors=vectors)
+def _moe(wdtype: str, vectors: Vectors) -> Any:
+    return moe(1024, 512, 8, 2, 1, wdtype, wdtype, residual=True, vectors=vectors)
 
 
 def _absorb(wdtype: str, vectors: Vectors) -> Any:
@@ -40,18 +36,18 @@ def _attend(cdtype: str, vectors: Vectors) -> Any:
     return mla_attend(16, 512, 64, 16, cdtype, 0.1, vectors=vectors)
 
 
-@pytest.mark.parametrize("make", [_proj, _gate_up, _down, _attend])
+@pytest.mark.parametrize("make", [_proj, _moe, _attend])
 @pytest.mark.parametrize(("level", "dtype"), [("x86-64-v4", "bf16"), ("x86-64-v4", "f32")])
 def test_multiply_adds(make: Any, level: str, dtype: str) -> None:
     check(make, level, dtype, r"\svfmadd\w+ps\s[^\n]*%(\wmm)")
 
 
-@pytest.mark.parametrize("make", [_proj, _gate_up, _down, _absorb, _lift])
+@pytest.mark.parametrize("make", [_proj, _moe, _absorb, _lift])
 def test_products_of_pairs(make: Any) -> None:
     check(make, "avx512-bf16", "bf16", r"\svdpbf16ps\s[^\n]*%(\wmm)")
 
 
-@pytest.mark.parametrize("make", [_proj, _gate_up, _down])
+@pytest.mark.parametrize("make", [_proj, _moe])
 @pytest.mark.parametrize("dtype", ["q8", "q4"])
 def test_products_of_bytes(make: Any, dtype: str) -> None:
     check(make, "avx512-vnni", dtype, r"\svpdpbusd\s[^\n]*%(\wmm)")
