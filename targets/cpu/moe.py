@@ -40,8 +40,8 @@ from .product import (
 )
 from .vector import fma, splat
 
-RUN = 512
-"""Vectors of an expert, 32 KiB at most, that a thread reads for a single row before it goes on to the next expert."""
+RUN = 1024
+"""Vectors of an expert, 64 KiB at most, that a thread reads for a single row before it goes on to the next expert."""
 
 
 @cache

@@ -50,9 +50,13 @@ class Columns:
     once: bool = False
     jump: tuple[Expr, Expr] | None = None
 
-    def coming(self, block: tuple[Expr, ...], vector: Expr) -> Expr:
-        """Emit where what lies `ahead` of a vector of a block is: the number of its first element."""
-        place = T.bind(first_element(self.weight, block) + (vector + self.ahead) * LANES)
+    def coming(self, block: tuple[Expr, ...], vector: Expr, group: int = 1) -> Expr:
+        """Emit where what lies `ahead` of a vector of a block is: the number of its first element.
+
+        With `group` it is for so many vectors at once, and lies as many whole groups ahead as that takes.
+        """
+        ahead = -(-self.ahead // group) * group
+        place = T.bind(first_element(self.weight, block) + (vector + ahead) * LANES)
         if self.jump is None:
             return place
         end, further = self.jump

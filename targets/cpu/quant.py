@@ -117,7 +117,7 @@ def coded_tile(columns: Columns, rows: Sequence[Expr], x: Input, integers: str) 
                 first = T.broadcast(codes.total(g) * -added if added else T.int32(0), LANES)
                 for part in line:
                     store(part, first, at(0))
-        coming = [columns.coming(block, g * (words + 1)) for block in blocks if columns.ahead]
+        coming = [columns.coming(block, g * (words + 1), words + 1) for block in blocks if columns.ahead]
         with loop(words // FLUSH) as outer:
             for dot in dots:
                 dot.begin()

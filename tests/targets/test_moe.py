@@ -6,10 +6,15 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tvm.script import tirx as T
 
+from deepzig.targets.cpu import product, quant
+from deepzig.targets.cpu.emit import together
 from deepzig.targets.cpu.features import Vectors
-from deepzig.targets.cpu.layout import pack_columns, pack_gate_up
-from deepzig.targets.cpu.moe import moe
+from deepzig.targets.cpu.layout import LANES, pack_columns, pack_gate_up, pack_quantized_gate_up
+from deepzig.targets.cpu.moe import Stack, gate_up, moe, sort
+from deepzig.targets.cpu.product import AHEAD, first_element, rows_of
+from deepzig.targets.emit import kernel, store
 
 AVX2, AVX512 = Vectors(16, 8), Vectors(32, 16)
 TOLERANCE = 2e-6
@@ -91,3 +96,43 @@ def test_a_row_has_the_same_bits_in_any_company(build: Any, random_weight: Any, 
             for size in range(1, rows + 1):
                 part = slice(rows - size, rows)
                 assert np.array_equal(layer(x[part], ids[part], weights[part], residual[part]), whole[part])
+
+
+def test_a_row_alone_asks_for_what_is_read_next(build: Any, threads: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From expert to expert, and from one run of columns to the next: what is asked for is read 8 groups later."""
+    hidden, width, experts, top_k, dtype, most = 200, 70, 7, 3, "q8", 9999
+
+    def note(log: Any, place: Any) -> None:
+        store(log, T.Cast("int32", place), log[0] + 1)
+        store(log, log[0] + 1, 0)
+
+    with kernel("traced") as f:
+        x = f.tensor("x", "f32", 1, hidden)
+        ids, weights = f.tensor("ids", "i32", 1, top_k), f.tensor("weights", "f32", 1, top_k)
+        gates = Stack.of(f, "w", (experts + 1, width, 2), hidden, dtype, Vectors(16, 8, "avx2"))
+        a = f.tensor("a", "f32", top_k + 1, width)
+        asked, read = (f.tensor(name, "i32", most) for name in ("asked", "read"))
+
+        def lanes(weight: Any, index: Any, some: Any) -> Any:
+            note(read, first_element(weight, index))
+            return weight[(*index, some)]
+
+        monkeypatch.setattr(product, "prefetch", lambda element, keep: note(asked, element.indices[0]))
+        monkeypatch.setattr(quant, "_lanes", lanes)
+        slots = sort(ids, weights, T.int64(1), experts, 1)
+        with together():
+            gate_up(slots, gates, slots.encoded(rows_of(x), hidden, gates.method), a)
+    threads(1)
+    rng = np.random.default_rng(4)
+    matrices = (rng.standard_normal((experts + 1, width, hidden), np.float32) for _ in range(2))
+    packed, told = pack_quantized_gate_up(*matrices, dtype), np.zeros((2, most), np.int32)
+    chosen, values = np.array([[5, 0, 3]], np.int32), np.zeros((top_k + 1, width), np.float32)
+    build(f.function)(rng.standard_normal((1, hidden), np.float32), chosen, np.ones((1, 3), np.float32), packed, values,
+                      *told)  # fmt: skip
+    vectors = packed.shape[-2]
+    groups = list(dict.fromkeys((told[1, 1 : told[1, 0] + 1] // (vectors * LANES)).tolist()))
+    whole = np.arange(packed.size).reshape(packed.shape)[[0, 3, 5, 7], ..., 0, 0] // (vectors * LANES)
+    assert sorted(groups) == sorted(whole.ravel().tolist())  # each once
+    order = [(group * vectors + i) * LANES for group in groups for i in range(vectors)]
+    ahead = -(-AHEAD // vectors) * vectors
+    assert told[0, 1 : len(order) + 1 - ahead].tolist() == order[ahead:]
