@@ -165,7 +165,7 @@ def test_rows_that_are_rounded_to_bf16(checkpoint: Path, tmp_path: Path, monkeyp
 
     def encode(x: Any, rows: Any, size: int) -> Any:
         bits = amx.rounded(x, rows, size)
-        return lambda row: lambda k: widened(bits(row)(k), "bf16", 1)
+        return replace(bits, read=lambda row: lambda k: widened(bits.read(row)(k), "bf16", 1))
 
     here = this_machine().features
     vectors = replace(CpuTarget(here).vectors, matrices="of this test")
