@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -62,5 +63,6 @@ def serve(start: Callable[[], Callable[[Case], float]]) -> None:
         for line in sys.stdin:
             answer({"seconds": run(Case(**json.loads(line)))})
     except Exception as error:
+        traceback.print_exc()  # first: who reads the answer ends this process
         answer({"error": f"{type(error).__name__}: {error}"})
-        raise
+        sys.exit(1)
