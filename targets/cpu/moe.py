@@ -168,6 +168,17 @@ class Slots:
             return method.encoded(by_slot(x), self.count, size)
         return by_slot(method.encoded(x, self.rows, size))
 
+    def by_rows(self, method: Method, single: Callable[[], None], several: Callable[[], None]) -> None:
+        """Emit `single` for a single row and `several` for more; without a way to multiply one alone, `several`."""
+        if not method.alone:
+            several()
+            return
+        with either(self.rows == 1) as (one, more):
+            with one:
+                single()
+            with more:
+                several()
+
     def each_expert(self, one: Callable[[Expr, Expr], None] | None, many: Callable[[Expr, Expr, Expr], None]) -> None:
         """Emit one(expert, slot) for experts with one slot, many(expert, first slot, end) for those with more.
 
@@ -230,7 +241,7 @@ def all_threads(*methods: Method) -> AbstractContextManager[None]:
     return next((method.threads for method in methods if method.threads is not together), together)()
 
 
-def alone(
+def single_row(
     slots: Slots, stack: Stack, x: Input, columns: Callable[[Expr, Sequence[Expr]], Columns], output: GroupOutput,
     width: int, begin: Callable[[Expr, Expr], None] = lambda first, end: None,
 ) -> None:  # fmt: skip
@@ -296,14 +307,11 @@ def gate_up(slots: Slots, gates: Stack, x: Input, a: Buffer) -> None:
             taken, write = adjacent(T.bind(part * count), count, groups, partial(columns, e), output, 2)
             method.rows(taken, begin, end, x, write)
 
-    if not method.alone:
-        slots.each_expert(None, many)
-        return
-    with either(slots.rows == 1) as (single, several):
-        with single:
-            alone(slots, gates, x, columns, output, 2)
-        with several:
-            slots.each_expert(one, many)
+    slots.by_rows(
+        method,
+        lambda: single_row(slots, gates, x, columns, output, 2),
+        lambda: slots.each_expert(one if method.alone else None, many),
+    )
 
 
 def down(slots: Slots, downs: Stack, a: Input, residual: Buffer | None, y: Buffer) -> None:
@@ -352,11 +360,4 @@ def down(slots: Slots, downs: Stack, a: Input, residual: Buffer | None, y: Buffe
             begin(part * count, (part + 1) * count)
         slots.each_expert(one if method.alone else None, many)
 
-    if not method.alone:
-        walk()
-        return
-    with either(slots.rows == 1) as (single, several):
-        with single:
-            alone(slots, downs, a, columns, output, 1, begin)
-        with several:
-            walk()
+    slots.by_rows(method, lambda: single_row(slots, downs, a, columns, output, 1, begin), walk)
